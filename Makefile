@@ -1,0 +1,89 @@
+# Everything starts here: `make help`.
+# Which package index pip asks is pip's own configuration; nothing below overrides it, except
+# TORCH_INDEX, which takes torch alone from another one (see README).
+
+PYTHON      ?= python3
+VENV        ?= .venv
+TORCH_INDEX ?=
+WORKERS     ?= 2
+
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+TORCH := $(shell grep '^torch==' constraints.txt)
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --dist loadscope
+NOTEBOOKS = $(wildcard notebooks/[0-9]*.ipynb)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint unit nbval smoke results figures lab format strip outputs \
+        constraints clean has-notebooks
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F':.*  ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo "  Variables: PYTHON=python3.11  VENV=.venv  WORKERS=2  TORCH_INDEX=https://download.pytorch.org/whl/cpu"
+
+setup: $(STAMP)  ## the environment in .venv, at the versions of constraints.txt
+
+# torch goes first and alone, so that the build asked for is the one everything else finds;
+# its own dependencies follow in the second step.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "The pinned versions need Python 3.11 or newer. '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)."; \
+	  echo "Name another one: make setup PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --no-deps -c constraints.txt $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[all]'
+	@touch $@
+
+run: setup has-notebooks  ## every notebook, `mini` profile: executed copies and HTML in build/
+	$(BIN)/python scripts/run_notebooks.py --profile mini --out build
+
+test: lint unit nbval smoke  ## lint, unit tests, the notebooks' kept outputs, a smoke run
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python scripts/strip_notebooks.py --check $(NOTEBOOKS)
+
+unit: setup
+	$(BIN)/pytest -n $(WORKERS) --doctest-modules tests xtclib
+
+nbval: setup has-notebooks
+	$(BIN)/pytest -n $(WORKERS) $(NBVAL) $(NOTEBOOKS)
+
+smoke: setup has-notebooks
+	$(BIN)/python scripts/run_notebooks.py --profile smoke --out build/smoke
+
+has-notebooks:
+	@test -n "$(NOTEBOOKS)" || { echo "There is no notebooks/NN_*.ipynb here: nothing to run."; exit 1; }
+
+results: setup  ## the committed records, again; picks up where it was cut off
+	$(BIN)/xtc results
+
+figures: setup  ## the gallery in figures/
+	$(BIN)/python scripts/figures.py
+
+lab: setup  ## JupyterLab on notebooks/
+	$(BIN)/jupyter lab notebooks
+
+format: setup  ## ruff's fixes and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+outputs: setup has-notebooks  ## run the notebooks in place (`smoke` profile) and keep what nbval checks
+	XTC_PROFILE=smoke OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TQDM_DISABLE=1 \
+	  $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=300 $(NOTEBOOKS)
+	$(BIN)/python scripts/strip_notebooks.py $(NOTEBOOKS)
+
+strip: setup has-notebooks  ## drop the heavy outputs of the notebooks before a commit
+	$(BIN)/python scripts/strip_notebooks.py $(NOTEBOOKS)
+
+constraints:  ## pin what is in .venv now (after an upgrade that passed `make test`)
+	@{ sed '/^[^#]/,$$d' constraints.txt; \
+	   $(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools --exclude wheel --exclude xtclib \
+	   | sed -E 's/^(torch==[^+]*)\+.*/\1/' | grep -vE '^(nvidia-|triton|cuda-)| @ |^#'; \
+	 } > constraints.tmp && mv constraints.tmp constraints.txt
+	@echo "constraints.txt: $$(grep -c == constraints.txt) packages"
+
+clean:  ## remove build/ and caches; .venv and runs/ stay
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,113 @@
+"""Rebuild data/mini from scratch: the eight tasks, the corpus and the pre-trained backbone.
+
+A deep post-norm BERT learns slowly from scratch, so it grows: 3 layers first, which are then
+stacked to 6 and to 12 (Gong et al. 2019, progressive stacking).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import string
+import time
+from itertools import islice
+from pathlib import Path
+
+import torch
+from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+
+from xtclib import mini, mlm
+
+STAGES = ((3, 3000, 1e-3), (6, 600, 7e-4), (12, 2000, 6e-4))  # layers, steps, learning rate
+BATCH = 64
+DOCUMENTS = 60_000  # of the stream whose beginning is corpus.txt
+PIECES = "s es d ed ing er ly un re in".split()
+
+
+def build_tokenizer() -> BertTokenizer:
+    """Whole words of the grammar, then characters and pieces, so that any English is covered."""
+    characters = string.ascii_lowercase + string.digits
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.punctuation]
+    tokens += [*mini.vocabulary(), *characters, *(f"##{piece}" for piece in characters)]
+    tokens += [f"##{piece}" for piece in PIECES]
+    return BertTokenizer(
+        vocab={token: i for i, token in enumerate(dict.fromkeys(tokens))}, model_max_length=64
+    )
+
+
+def grow(model: BertForMaskedLM, layers: int) -> BertForMaskedLM:
+    """The same model with its stack of layers repeated until there are `layers` of them."""
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = layers
+    taller, state = BertForMaskedLM(config), model.state_dict()
+    had = model.config.num_hidden_layers
+    for name in taller.state_dict():
+        if name.startswith("bert.encoder.layer."):
+            parts = name.split(".")
+            source = ".".join([*parts[:3], str(int(parts[3]) % had), *parts[4:]])
+            state[name] = model.state_dict()[source]
+    taller.load_state_dict(state)
+    return taller
+
+
+def save(model: BertForMaskedLM, tokenizer: BertTokenizer, folder: Path) -> None:
+    """fp16 weights that load as fp32, and the tokenizer."""
+    half = copy.deepcopy(model).half()
+    half.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["dtype"] = "float32"
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def main() -> None:
+    """Generate, pre-train, save, and say how long it took."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("data/mini"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies all step counts")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    start = time.perf_counter()
+
+    mini.generate(args.out, args.seed)
+    texts = list(islice(mini.documents(args.seed), DOCUMENTS))
+    tokenizer = build_tokenizer()
+    model = BertForMaskedLM(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            num_hidden_layers=STAGES[0][0],
+            num_attention_heads=4,
+            intermediate_size=512,
+            max_position_embeddings=64,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    )
+    stages = []
+    for number, (layers, steps, lr) in enumerate(STAGES):
+        model = grow(model, layers)
+        steps = max(1, int(steps * args.scale))
+        losses = mlm.pretrain(model, tokenizer, texts, steps, BATCH, lr, seed=args.seed + number)
+        last = losses[-100:]
+        stages.append(
+            {
+                "layers": layers,
+                "steps": steps,
+                "loss": round(sum(last) / len(last), 3),
+                "minutes": round((time.perf_counter() - start) / 60, 1),
+            }
+        )
+        print(stages[-1], flush=True)
+        model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.1
+        save(model, tokenizer, args.out / "backbone")
+        model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.0
+    print(json.dumps(stages))
+
+
+if __name__ == "__main__":
+    main()

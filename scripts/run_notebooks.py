@@ -1,0 +1,290 @@
+"""Run the notebooks, in order, and build their pages.
+
+    python scripts/run_notebooks.py --profile mini --out build
+    python scripts/run_notebooks.py 02 05_xtc_pipeline --profile smoke --parameter SEED=3
+
+For each notebook, OUT holds the executed copy and an HTML page that opens offline; index.html
+lists them with their times. A notebook that fails leaves `NAME.failed.ipynb` and no page, the
+others still run, and the exit status is 1.
+"""
+
+import argparse
+import ast
+import html
+import os
+import platform
+import re
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import nbformat
+import papermill
+import yaml
+from offline_html import page, without_widgets, write_plotly
+
+FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
+OFFLINE_PROFILES = ("smoke", "mini")
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass
+class Run:
+    """One notebook and how it went."""
+
+    path: Path
+    title: str
+    status: str = "not run"
+    seconds: float = 0.0
+    error: str = ""
+
+
+def find(names: list[str], folder: Path) -> list[Path]:
+    """The notebooks called `names` (a path, a stem or its beginning), or all of them, in order."""
+    known = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    if not names:
+        if not known:
+            raise ValueError(f"no NN_*.ipynb in {folder}: nothing to run")
+        return known
+    found = []
+    for name in names:
+        if name.endswith(".ipynb") and Path(name).is_file():
+            found.append(Path(name).resolve())
+            continue
+        matches = [path for path in known if path.stem.startswith(Path(name).stem)]
+        if not matches:
+            stems = [path.stem for path in known]
+            near = get_close_matches(name, stems, n=1, cutoff=0.3) or stems
+            raise ValueError(f"no notebook {name!r} in {folder}; did you mean {', '.join(near)}?")
+        found += matches
+    return found
+
+
+def parameters(notebook, name: str) -> dict:
+    """Names and defaults in the cell tagged `parameters`; it may assign literals only."""
+    tagged = [
+        cell
+        for cell in notebook.cells
+        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", [])
+    ]
+    if len(tagged) != 1:
+        raise ValueError(f"{name}: {len(tagged)} cells are tagged 'parameters', expected one")
+    values = {}
+    for node in ast.parse(tagged[0].source).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        try:
+            if not isinstance(target, ast.Name):
+                raise ValueError
+            values[target.id] = ast.literal_eval(node.value)
+        except (ValueError, AttributeError):
+            line = ast.unparse(node)
+            raise ValueError(
+                f"{name}: the parameters cell may only assign literals, found: {line}"
+            ) from None
+    return values
+
+
+def check(notebook, name: str, given: dict) -> None:
+    """Raise if a given parameter is none of the notebook's; papermill would only warn."""
+    known = parameters(notebook, name)
+    for key in given:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known) or 'none'}"
+            raise ValueError(f"{name}: no parameter {key!r}; {hint}")
+
+
+def title(notebook, default: str) -> str:
+    """The first top heading."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            match = re.search(r"^#\s+(.+)$", cell.source, re.M)
+            if match:
+                return re.sub(r"[*`$]", "", match[1]).strip()
+    return default
+
+
+def execute(run: Run, out: Path, given: dict, timeout: int, cwd: Path) -> None:
+    """Run one notebook; what it leaves in `out` says by its name how it went."""
+    name = run.path.stem
+    done, failed, built = (out / f"{name}{end}" for end in (".ipynb", ".failed.ipynb", ".html"))
+    for stale in (done, failed, built):
+        stale.unlink(missing_ok=True)
+    partial = out / ".running" / f"{name}.ipynb"
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial.unlink(missing_ok=True)
+    started = time.perf_counter()
+    try:
+        papermill.execute_notebook(
+            run.path,
+            partial,
+            parameters=given,
+            kernel_name="python3",
+            cwd=cwd,
+            progress_bar=False,
+            execution_timeout=timeout,
+            start_timeout=180,
+        )
+        notebook = without_widgets(nbformat.read(partial, as_version=4))
+        notebook.metadata.pop("papermill", None)  # holds paths of this machine
+        nbformat.write(notebook, partial)
+        (out / ".running" / built.name).write_text(page(notebook, run.title, cwd), encoding="utf-8")
+        partial.replace(done)
+        (out / ".running" / built.name).replace(built)
+        run.status = "ok"
+    except Exception as error:  # whatever a notebook raises, the next one still runs
+        run.status, run.error = "failed", describe(error)
+        if partial.exists():
+            partial.replace(failed)
+    finally:
+        run.seconds = time.perf_counter() - started
+        shutil.rmtree(partial.parent, ignore_errors=True)
+
+
+def describe(error: Exception, lines: int = 20) -> str:
+    """What failed and where, without colours: the tail of the failing cell's traceback."""
+    if isinstance(error, papermill.PapermillExecutionError):
+        trace = ANSI.sub("", "\n".join(error.traceback)).splitlines()
+        return "\n".join([f"cell {error.cell_index}:", *trace[-lines:]])
+    return "\n".join([type(error).__name__ + ":", *ANSI.sub("", str(error)).splitlines()[-lines:]])
+
+
+def write_index(runs: list[Run], out: Path, profile: str) -> None:
+    """index.html: one row per notebook, with only finished ones as links."""
+    rows = []
+    for run in runs:
+        text = html.escape(run.title)
+        if run.status == "ok":
+            text = f'<a href="{html.escape(run.path.stem)}.html">{text}</a>'
+        if run.error:
+            text += f"<pre>{html.escape(run.error)}</pre>"
+        seconds = f"{run.seconds:.1f}" if run.status != "not run" else ""
+        kind = run.status.replace(" ", "-")
+        rows.append(
+            f'<tr class="{kind}"><td>{html.escape(run.path.stem[:2])}</td><td>{text}</td>'
+            f'<td class="number">{seconds}</td><td>{run.status}</td></tr>'
+        )
+    done = sum(run.status == "ok" for run in runs)
+    total = sum(run.seconds for run in runs)
+    body = INDEX.format(
+        profile=html.escape(profile),
+        summary=f"{done} of {len(runs)} notebooks ran, {total:.0f} s in all",
+        versions=html.escape(", ".join(versions())),
+        rows="\n".join(rows),
+    )
+    partial = out / "index.html.tmp"
+    partial.write_text(body, encoding="utf-8")
+    partial.replace(out / "index.html")
+
+
+def versions() -> list[str]:
+    """Python and the packages that decide the numbers."""
+    found = [f"Python {platform.python_version()}"]
+    for name in ("torch", "transformers", "xtclib"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(f"{name} (not installed)")
+    return found
+
+
+INDEX = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Notebooks ({profile})</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto;
+  padding: 0 1rem; }}
+table {{ border-collapse: collapse; width: 100%; }}
+th, td {{ text-align: left; vertical-align: top; padding: 0.4rem 0.6rem;
+  border-bottom: 1px solid #8884; }}
+.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
+.failed td:last-child {{ color: #c62828; font-weight: 600; }}
+.not-run td {{ opacity: 0.6; }}
+pre {{ overflow-x: auto; font-size: 0.8rem; }}
+footer {{ margin-top: 1rem; opacity: 0.7; font-size: 0.85rem; }}
+</style>
+</head>
+<body>
+<h1>Notebooks</h1>
+<p>Profile <code>{profile}</code>: {summary}.</p>
+<table>
+<thead><tr><th></th><th>Notebook</th><th class="number">Seconds</th><th>Status</th></tr></thead>
+<tbody>
+{rows}
+</tbody>
+</table>
+<footer>{versions}</footer>
+</body>
+</html>
+"""
+
+
+def key_value(text: str) -> tuple:
+    key, separator, value = text.partition("=")
+    if not separator or not key.isidentifier():
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
+    return key, yaml.safe_load(value)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="notebooks (path, name or number); all if none")
+    parser.add_argument("--profile", default="mini", help="value for PROFILE (default: mini)")
+    parser.add_argument("--out", type=Path, default=Path("build"), help="folder for what is built")
+    parser.add_argument(
+        "--parameter", type=key_value, action="append", default=[], metavar="KEY=VALUE"
+    )
+    parser.add_argument(
+        "--execution-timeout", type=int, default=600, metavar="S", help="per cell (default: 600)"
+    )
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the notebooks are")
+    args = parser.parse_args(argv)
+
+    given = {"PROFILE": args.profile, **dict(args.parameter)}
+    runs = []
+    try:  # everything is checked before anything runs
+        for path in find(args.names, args.folder):
+            notebook = nbformat.read(path, as_version=4)
+            check(notebook, path.name, given)
+            runs.append(Run(path, title(notebook, path.stem)))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+    os.environ["XTC_PROFILE"] = args.profile
+    os.environ["PLOTLY_RENDERER"] = "plotly_mimetype"
+    os.environ.update(TQDM_DISABLE="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if args.profile in OFFLINE_PROFILES:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_plotly(args.out)
+    write_index(runs, args.out, args.profile)
+    for run in runs:
+        print(f"{run.path.stem:<32}", end="", flush=True)
+        execute(run, args.out, given, args.execution_timeout, args.folder.resolve())
+        print(f"{run.seconds:8.1f} s  {run.status}", flush=True)
+        write_index(runs, args.out, args.profile)
+
+    failed = [run for run in runs if run.status != "ok"]
+    for run in failed:
+        print(f"\n{run.path.name} failed in {run.error}", file=sys.stderr)
+    if failed:
+        names = ", ".join(run.path.stem for run in failed)
+        print(f"\n{len(failed)} of {len(runs)} notebooks failed: {names}", file=sys.stderr)
+        return 1
+    print(f"{len(runs)} notebooks: {args.out / 'index.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

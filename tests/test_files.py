@@ -1,0 +1,115 @@
+import hashlib
+import json
+import os
+import stat
+
+import numpy as np
+import pytest
+
+from xtclib import files
+
+
+def test_writers_make_parents_replace_and_leave_nothing_beside(tmp_path):
+    path = tmp_path / "a" / "b" / "note.txt"
+    assert files.write_text(path, "é\r\n") == path
+    assert path.read_bytes() == b"\xc3\xa9\r\n"
+    files.write_bytes(path, b"\x00")
+    assert path.read_bytes() == b"\x00"
+    assert os.listdir(path.parent) == ["note.txt"]
+
+
+def test_json_keeps_order_letters_and_arrays(tmp_path):
+    path = files.write_json(tmp_path / "r.json", {"z": np.float32(0.5), "a": np.arange(2), "é": 1})
+    assert path.read_text(encoding="utf-8").startswith('{\n  "z": 0.5,\n  "a": [')
+    assert json.loads(path.read_text(encoding="utf-8")) == {"z": 0.5, "a": [0, 1], "é": 1}
+
+
+@pytest.mark.parametrize("value, error", [(float("nan"), ValueError), ({1, 2}, TypeError)])
+def test_json_errors_keep_the_old_file(tmp_path, value, error):
+    path = files.write_json(tmp_path / "r.json", 1)
+    with pytest.raises(error, match="'r.json' cannot be written as JSON"):
+        files.write_json(path, value)
+    assert path.read_text() == "1\n" and os.listdir(tmp_path) == ["r.json"]
+
+
+def test_writers_refuse_other_types(tmp_path):
+    with pytest.raises(TypeError, match="received bytes .*expected str"):
+        files.write_text(tmp_path / "a", b"")
+    with pytest.raises(TypeError, match="received str .*expected bytes"):
+        files.write_bytes(tmp_path / "a", "")
+    assert not os.listdir(tmp_path)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = files.write_text(tmp_path / "a.txt", "old")
+
+    def full(_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        files.write_text(path, "new")
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_staged_folder_appears_whole(tmp_path, existing):
+    target = tmp_path / "deep" / "out"
+    if existing:
+        target.mkdir(parents=True)
+    with files.staged_folder(target) as folder:
+        assert folder.name.startswith(".out.partial-") and folder.parent == target.parent
+        files.write_text(folder / "sub" / "a.txt", "a")
+        assert existing == target.exists()
+    assert (target / "sub" / "a.txt").read_text() == "a"
+    assert os.listdir(target.parent) == ["out"]
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_staged_folder_disappears_on_error(tmp_path):
+    with pytest.raises(KeyboardInterrupt), files.staged_folder(tmp_path / "out") as folder:
+        files.write_text(folder / "a.txt", "a")
+        raise KeyboardInterrupt
+    assert not os.listdir(tmp_path)
+
+
+def test_staged_folder_refuses_what_is_there(tmp_path):
+    files.write_text(tmp_path / "out" / "a.txt", "mine")
+    for target in (tmp_path / "out", tmp_path / "out" / "a.txt"):
+        with (
+            pytest.raises(FileExistsError, match="already .*remove it, or name another"),
+            files.staged_folder(target),
+        ):
+            pass
+    assert (tmp_path / "out" / "a.txt").read_text() == "mine"
+
+
+def test_staged_folder_keeps_what_arrived_meanwhile(tmp_path):
+    with pytest.raises(OSError), files.staged_folder(tmp_path / "out"):
+        files.write_text(tmp_path / "out" / "theirs.txt", "b")
+    assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["theirs.txt"]
+
+
+def test_sha256_and_folder_bytes(tmp_path):
+    data = bytes(range(256)) * 8192  # 2 MiB: more than one block
+    path = files.write_bytes(tmp_path / "sub" / "a", data)
+    files.write_bytes(tmp_path / "b", b"123")
+    assert files.sha256(path) == hashlib.sha256(data).hexdigest()
+    assert files.folder_bytes(tmp_path) == len(data) + 3
+    with pytest.raises(FileNotFoundError, match="expected a folder"):
+        files.folder_bytes(tmp_path / "none")
+    with pytest.raises(NotADirectoryError, match="which is a file"):
+        files.folder_bytes(path)
+
+
+def test_nearest_and_unknown():
+    assert files.nearest("SST3", ["SST2", "cola"]) == "did you mean 'SST2'? Known: SST2, cola"
+    assert files.nearest("q", []) == "Known: none"
+    error = files.unknown("task", "sst3", ["cola", "sst2"])
+    assert isinstance(error, ValueError)
+    assert str(error) == "unknown task 'sst3': did you mean 'sst2'? Known tasks: cola, sst2"
+    assert str(files.unknown("loss", 3, ["mse"])) == "unknown loss 3: Known losses: mse"
+    assert "Known granularities: row" in str(files.unknown("granularity", "x", ["row"]))
+    assert "Known arrays: a" in str(files.unknown("array", "x", iter(["a"])))

@@ -1,0 +1,70 @@
+"""An attention for ``transformers`` that shows its scores and can quantize its two products.
+
+``use(model)`` selects it. With ``output_attentions=True`` the model then returns, in
+``outputs.attentions``, the *scores* (batch, heads, length, length): before the softmax, after
+``1/√d``, without the mask, differentiable. Results are those of eager attention.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import eager_mask
+
+from xtclib.quantizers import Scheme, fake_quantize
+
+NAME = "xtc"
+
+
+def score_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """``softmax(q·kᵀ·scaling + mask)·v`` and the scores; q, k, v (batch, heads, length, head dim).
+
+    If the module carries ``attention_scheme``, query, key, value and probabilities are
+    fake-quantized by it, as TernaryBERT does (arXiv:2009.12812, section 3.2 and its release).
+    """
+    scheme: Scheme | None = getattr(module, "attention_scheme", None)
+    if scheme is not None:
+        query, key, value = (fake_quantize(x, scheme) for x in (query, key, value))
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    masked = scores if attention_mask is None else scores + attention_mask
+    probabilities = F.dropout(F.softmax(masked, dim=-1), dropout, module.training)
+    if scheme is not None:
+        probabilities = fake_quantize(probabilities, scheme)
+    context = torch.matmul(probabilities.to(value.dtype), value)
+    return context.transpose(1, 2).contiguous(), scores
+
+
+# Without a mask function of its own an attention is handed no mask at all, and attends to padding.
+AttentionInterface.register(NAME, score_attention)
+AttentionMaskInterface.register(NAME, eager_mask)
+
+
+def use(model: PreTrainedModel) -> PreTrainedModel:
+    """Selects this attention in place and returns the model."""
+    model.set_attn_implementation(NAME)
+    return model
+
+
+def quantize_attention_(model: PreTrainedModel, scheme: Scheme) -> None:
+    """Marks every self-attention of a model to quantize the operands of its two products."""
+    use(model)
+    marked = [m for m in model.modules() if hasattr(m, "query") and hasattr(m, "scaling")]
+    if not marked:
+        raise ValueError(
+            f"{type(model).__name__} has no BERT-like self-attention whose products could be "
+            "quantized; leave out `attention`"
+        )
+    for module in marked:
+        module.attention_scheme = scheme

@@ -1,0 +1,158 @@
+"""Distillation losses and layer maps, as pure functions of tensors.
+
+Each loss compares a student with a teacher and is 0 where they agree (soft cross-entropy: the
+teacher's entropy). Padding is masked by default; ``mask=None`` gives the XTC release's form, which
+averages over padded positions too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"{what}: the student gives {tuple(student.shape)} and the teacher "
+            f"{tuple(teacher.shape)}; they must agree (a narrower student needs a projection)"
+        )
+
+
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, received {temperature}")
+
+
+def soft_cross_entropy(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, per_class: bool = False
+) -> Tensor:
+    """Cross-entropy of the student's logits under the teacher's softened probabilities.
+
+    ``−(1/B) Σ_b Σ_c softmax(t/T)_bc · log softmax(s/T)_bc``; logits of shape (batch, classes).
+    ``per_class=True`` divides by the number of classes too, as XTC's and TernaryBERT's releases do.
+    Source: Hinton et al. 2015, arXiv:1503.02531, section 2; XTC, arXiv:2206.01859, section 2.
+
+    >>> import torch
+    >>> round(float(soft_cross_entropy(torch.zeros(1, 2), torch.zeros(1, 2))), 4)   # ln 2
+    0.6931
+    """
+    _same_shape(student, teacher, "logits")
+    _check_temperature(temperature)
+    loss = -(F.softmax(teacher / temperature, -1) * F.log_softmax(student / temperature, -1))
+    return loss.mean() if per_class else loss.sum(-1).mean()
+
+
+def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """``T²/B · Σ_b KL(softmax(t/T)_b ‖ softmax(s/T)_b)``; logits of shape (batch, classes).
+
+    ``T²`` keeps the gradient's size independent of the temperature (Hinton et al. 2015, section
+    2.1: for large T the gradient tends to that of ``‖s − t‖² / 2`` on centred logits, by class).
+
+    >>> import torch
+    >>> float(kl_divergence(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 2.0]]), 3.0))
+    0.0
+    """
+    _same_shape(student, teacher, "logits")
+    _check_temperature(temperature)
+    loss = F.kl_div(
+        F.log_softmax(student / temperature, -1),
+        F.log_softmax(teacher / temperature, -1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return loss * temperature**2
+
+
+def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared error of hidden states of shape (batch, length, width) over real tokens.
+
+    ``mask`` of shape (batch, length), 1 at real tokens; ``None`` averages over padding as well.
+    Source: TinyBERT, arXiv:1909.10351, eq. 8, without a projection; XTC uses the same.
+
+    >>> import torch
+    >>> s, t = torch.zeros(1, 2, 4), torch.ones(1, 2, 4); t[:, 1] = 9
+    >>> float(hidden_mse(s, t, torch.tensor([[1, 0]]))), float(hidden_mse(s, t))
+    (1.0, 41.0)
+    """
+    _same_shape(student, teacher, "hidden states")
+    if mask is None:
+        return F.mse_loss(student, teacher)
+    real = mask.bool().unsqueeze(-1)
+    return _sum_of_squares(student, teacher, real) / (mask.sum() * student.shape[-1])
+
+
+def attention_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared error of attention scores of shape (batch, heads, length, length).
+
+    Scores are before the softmax, after ``1/√d``. With ``mask`` (batch, length) only pairs of real
+    query and real key count. ``None``: every pair, as the releases, whose masked scores are close
+    to equal in student and teacher. Source: TinyBERT, arXiv:1909.10351, eq. 7.
+
+    >>> import torch
+    >>> s, t = torch.zeros(1, 1, 2, 2), torch.tensor([[[[2.0, 7.0], [7.0, 7.0]]]])
+    >>> float(attention_mse(s, t, torch.tensor([[1, 0]])))
+    4.0
+    """
+    _same_shape(student, teacher, "attention scores")
+    if mask is None:
+        return F.mse_loss(student, teacher)
+    real = mask.bool()
+    pairs = (real.unsqueeze(2) & real.unsqueeze(1)).unsqueeze(1)  # (batch, 1, query, key)
+    return _sum_of_squares(student, teacher, pairs) / (pairs.sum() * student.shape[1])
+
+
+def _sum_of_squares(student: Tensor, teacher: Tensor, real: Tensor) -> Tensor:
+    """``Σ (student − teacher)²`` where ``real``.
+
+    Setting the target to the student elsewhere keeps it at four passes over the tensor, forward
+    and backward together; multiplying by the mask would take eight.
+    """
+    target = torch.where(real, teacher, student.detach())
+    return F.mse_loss(student, target, reduction="sum").float()
+
+
+def layer_map(student_layers: int, teacher_layers: int, kind: str = "uniform") -> list[int]:
+    """Which teacher hidden state each student hidden state learns from; entry 0 is the embeddings.
+
+    - ``uniform``: ``round(i·T/S)``: embeddings to embeddings, last to last.
+    - ``last``: the student's layers learn from the teacher's last ones.
+    - ``release``: XTC's release: ``i·⌊T/S⌋``, shifted by one if that does not divide, so that for
+      5 of 12 the student's *embeddings* follow teacher layer 1 and layer 12 is never used.
+
+    >>> layer_map(6, 12), layer_map(5, 12), layer_map(5, 12, "release")
+    ([0, 2, 4, 6, 8, 10, 12], [0, 2, 5, 7, 10, 12], [1, 3, 5, 7, 9, 11])
+
+    Raises ``ValueError`` if the student is deeper than the teacher or the kind is unknown.
+    """
+    if not 1 <= student_layers <= teacher_layers:
+        raise ValueError(
+            f"a student of {student_layers} layers cannot follow a teacher of {teacher_layers}: "
+            "it needs at least one layer and at most the teacher's number"
+        )
+    steps = range(student_layers + 1)
+    if kind == "uniform":
+        # ⌊x + ½⌋ rather than Python's round, which would send halves to the even neighbour.
+        return [(2 * i * teacher_layers + student_layers) // (2 * student_layers) for i in steps]
+    if kind == "last":
+        return [0, *range(teacher_layers - student_layers + 1, teacher_layers + 1)]
+    if kind == "release":
+        stride = teacher_layers // student_layers
+        shift = 0 if teacher_layers % student_layers == 0 else 1
+        return [i * stride + shift for i in steps]
+    raise ValueError(f"unknown layer map {kind!r}: choose 'uniform', 'last' or 'release'")
+
+
+def mapped(states: Sequence[Tensor], layers: Sequence[int]) -> list[Tensor]:
+    """The teacher's states that a map names; ``ValueError`` if an index is out of range.
+
+    >>> mapped(["e", "1", "2"], [0, 2])
+    ['e', '2']
+    """
+    bad = [i for i in layers if not 0 <= i < len(states)]
+    if bad:
+        raise ValueError(f"layer map names {bad}, but there are states 0 to {len(states) - 1} only")
+    return [states[i] for i in layers]

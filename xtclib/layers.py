@@ -1,0 +1,292 @@
+"""Quantized linear and embedding layers: one form to train, one to store.
+
+``QuantLinear`` and ``QuantEmbedding`` keep full-precision weights and quantize them at every step;
+``PackedLinear`` and ``PackedEmbedding`` hold the bytes that are stored. Both compute
+
+    y = linear(x_codes, w_codes) · (x_scale · w_scale) + bias
+
+so the sum runs over small integers and is exact in fp32 below 2²⁴: a trained model and its packed
+file give the same bits, and so would an integer kernel. (``linear(x̂, ŵ)`` would not: its products
+round, and 8-bit activations downstream amplify a last digit into a whole step.)
+"""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xtclib.packing import decode, encode, packed_length
+from xtclib.quantizers import Quantized, Scheme, fake_quantize, quantize
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The autocast type where autocast is on, else the tensor's own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+_last_input: tuple = (lambda: None, None, None)
+
+
+def _quantize_input(x: Tensor, scheme: Scheme | None, dtype: torch.dtype) -> tuple:
+    """Codes in ``dtype`` and fp32 scale (or ``None``) of the input of a linear layer.
+
+    Query, key and value read the same tensor one after the other, so the last answer is kept.
+    """
+    global _last_input
+    if scheme is None:
+        return x.to(dtype), None
+    tensor, key, found = _last_input
+    wanted = (x._version if not x.is_inference() else None, scheme, dtype)
+    if tensor() is not x or key != wanted:
+        q = quantize(x, scheme, dtype)
+        found = (q.codes, q.scale)
+        _last_input = (weakref.ref(x), wanted, found)
+    return found
+
+
+def _rescale(y: Tensor, x_scale: Tensor | None, w_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """``y · (x_scale · w_scale) + bias`` in the dtype of ``y``, in one pass over ``y``."""
+    scale = w_scale.reshape(-1) if x_scale is None else x_scale * w_scale.reshape(-1)
+    scale = scale.to(y.dtype)
+    return y * scale if bias is None else torch.addcmul(bias.to(y.dtype), y, scale)
+
+
+class _QuantLinearFunction(torch.autograd.Function):
+    """The integer-times-scale product, with straight-through gradients for input and weight.
+
+    ``x_codes · x_scale`` stands for ``x``; ``x`` itself is there to receive the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, x, x_codes, x_scale, weight, bias, weights: Scheme):
+        # Integers up to 255 are exact in bf16, so codes in the compute type lose nothing.
+        w_codes, w_scale, _ = quantize(weight, weights, x_codes.dtype)
+        ctx.inside = None if weights.clip is None else weight.abs() <= weights.clip
+        ctx.save_for_backward(x_codes, x_scale, w_codes, w_scale)
+        ctx.has_bias, ctx.x_dtype = bias is not None, x.dtype
+        return _rescale(F.linear(x_codes, w_codes), x_scale, w_scale, bias)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x_codes, x_scale, w_codes, w_scale = ctx.saved_tensors
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        d_x = d_w = d_b = None
+        if ctx.needs_input_grad[0]:  # ∂L/∂x = g · ŵ
+            if w_scale.numel() == 1:
+                d_x = (gradient @ w_codes).mul_(w_scale.reshape(()))
+            else:
+                d_x = (gradient * w_scale.reshape(-1).to(gradient.dtype)) @ w_codes
+            d_x = d_x.to(ctx.x_dtype)
+        if ctx.needs_input_grad[3]:  # ∂L/∂w = gᵀ · x̂
+            scaled = gradient if x_scale is None else gradient * x_scale.to(gradient.dtype)
+            d_w = scaled.reshape_as(flat).T @ x_codes.reshape(-1, x_codes.shape[-1])
+            d_w = d_w.to(w_scale.dtype)
+            if ctx.inside is not None:
+                d_w *= ctx.inside
+        if ctx.has_bias and ctx.needs_input_grad[4]:
+            d_b = flat.sum(0, dtype=torch.float32)
+        return d_x, None, None, d_w, d_b, None
+
+
+class QuantLinear(nn.Linear):
+    """A linear layer that quantizes its weight, and its input if told to, at every forward pass.
+
+    (…, in_features) → (…, out_features). Parameters have the names and shapes of ``nn.Linear``, so
+    checkpoints interchange.
+
+    >>> layer = QuantLinear.from_linear(nn.Linear(4, 2), Scheme.parse("binary"))
+    >>> sorted(layer.state_dict())
+    ['bias', 'weight']
+    """
+
+    weights: Scheme
+    activations: Scheme | None
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, weights: Scheme, activations: Scheme | None = None
+    ) -> QuantLinear:
+        """Wraps a linear layer, sharing its parameters. ``ValueError`` for groups that don't fit"""
+        out_features = linear.out_features
+        if weights.groups and out_features % weights.groups:
+            raise ValueError(
+                f"{weights.groups} groups do not divide the {out_features} outputs of a linear "
+                f"layer; choose a divisor of {out_features}, or granularity 'row'"
+            )
+        if weights.granularity == "token":
+            raise ValueError(
+                "weights have no tokens: choose granularity 'tensor', 'row' or 'group'"
+            )
+        if activations is not None and activations.granularity not in ("tensor", "token"):
+            raise ValueError(
+                f"activations were given granularity {activations.granularity!r}: choose 'token' "
+                "or 'tensor'"
+            )
+        layer = cls(linear.in_features, out_features, linear.bias is not None, device="meta")
+        layer.weight, layer.bias = linear.weight, linear.bias
+        layer.weights, layer.activations = weights, activations
+        return layer.train(linear.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x_codes, x_scale = _quantize_input(x, self.activations, compute_dtype(x))
+        return _QuantLinearFunction.apply(x, x_codes, x_scale, self.weight, self.bias, self.weights)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, weights={self.weights}, activations={self.activations}"
+
+
+class QuantEmbedding(nn.Embedding):
+    """An embedding that quantizes its table; by rows, only the rows that are looked up.
+
+    (…) of ids → (…, embedding_dim).
+    """
+
+    weights: Scheme
+
+    @classmethod
+    def from_embedding(cls, embedding: nn.Embedding, weights: Scheme) -> QuantEmbedding:
+        """Wraps an embedding, sharing its table."""
+        if weights.granularity == "token":
+            raise ValueError("an embedding has no tokens: choose granularity 'row' or 'tensor'")
+        layer = cls(
+            embedding.num_embeddings, embedding.embedding_dim, embedding.padding_idx, device="meta"
+        )
+        layer.weight, layer.weights = embedding.weight, weights
+        return layer.train(embedding.training)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if self.weights.granularity == "row":  # a row's scale needs no other row
+            return fake_quantize(F.embedding(ids, self.weight, self.padding_idx), self.weights)
+        return F.embedding(ids, fake_quantize(self.weight, self.weights), self.padding_idx)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, weights={self.weights}"
+
+
+class _Packed(nn.Module):
+    """Packed bytes, an fp16 scale per tensor, row or group, and a zero point where there is one.
+
+    ``weight`` is uint8 of shape (rows, ⌈columns·bits/8⌉): the name of the original tensor with
+    another shape and type, so that a reader who does not know the format fails instead of guessing.
+    """
+
+    def __init__(self, rows: int, columns: int, weights: Scheme, device=None) -> None:
+        super().__init__()
+        self.rows, self.columns, self.weights = rows, columns, weights
+        n = {"tensor": 1, "row": rows, "group": weights.groups}[weights.granularity]
+        length = packed_length(columns, weights.bits)
+        empty = torch.empty
+        self.register_buffer("weight", empty(rows, length, dtype=torch.uint8, device=device))
+        self.register_buffer("weight_scale", empty(n, dtype=torch.float16, device=device))
+        if weights.family == "uint":
+            self.register_buffer("weight_zero", empty(n, dtype=torch.uint8, device=device))
+
+    def store_(self, weight: Tensor) -> None:
+        """Quantizes a weight of shape (rows, columns) into this layer's buffers."""
+        if not bool(weight.isfinite().all()):
+            raise ValueError(
+                f"a weight of shape {tuple(weight.shape)} holds NaN or infinite values and cannot "
+                "be packed; look for a diverged training run"
+            )
+        q = quantize(weight.detach().float(), self.weights)
+        codes, step = q.codes, self.rows // len(self.weight_scale)
+        # Every row of a group has the group's scale: keep the first.
+        self.weight_scale = q.scale.reshape(-1)[:: step if q.scale.numel() > 1 else 1].half()
+        if not bool(self.weight_scale.isfinite().all()):
+            raise ValueError(f"a scale of {float(q.scale.max()):.3g} does not fit in fp16")
+        if q.zero_point is not None:
+            codes = codes + q.zero_point
+            zero = q.zero_point.reshape(-1)[:: step if q.zero_point.numel() > 1 else 1]
+            self.weight_zero = zero.to(torch.uint8)
+        self.weight = encode(codes, self.weights.bits, self.offset)
+
+    @property
+    def offset(self) -> int:
+        return 0 if self.weights.family == "uint" else self.weights.levels[1]
+
+    def _rows_of(self, per_group: Tensor, ids: Tensor | None) -> Tensor:
+        """A scale or zero point of shape (n,) as (rows, 1), (1, 1), or (…, 1) at ``ids``."""
+        if len(per_group) == 1:
+            return per_group.reshape(1, 1)
+        per_row = per_group.repeat_interleave(self.rows // len(per_group))
+        return (per_row if ids is None else per_row[ids]).unsqueeze(-1)
+
+    def quantized(self, ids: Tensor | None = None, dtype=torch.float32) -> Quantized:
+        """The codes and fp32 scales of all rows, or of the rows ``ids``."""
+        packed = self.weight if ids is None else self.weight[ids]
+        codes = decode(packed, self.weights.bits, self.offset, self.columns, dtype)
+        if self.weights.family == "uint":
+            codes = codes - self._rows_of(self.weight_zero, ids).to(dtype)
+        return Quantized(codes, self._rows_of(self.weight_scale, ids).float())
+
+    def extra_repr(self) -> str:
+        return f"{self.rows} × {self.columns}, weights={self.weights}"
+
+
+class PackedLinear(_Packed):
+    """A linear layer on packed weights, for inference; (…, in_features) → (…, out_features)."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        weights: Scheme,
+        activations=None,
+        device=None,
+    ) -> None:
+        super().__init__(out_features, in_features, weights, device)
+        self.in_features, self.out_features, self.activations = (
+            in_features,
+            out_features,
+            activations,
+        )
+        self.bias = nn.Parameter(torch.empty(out_features, device=device)) if bias else None
+        self._unpacked: Quantized | None = None
+
+    @classmethod
+    def from_quant(cls, layer: QuantLinear) -> PackedLinear:
+        """Packs what a ``QuantLinear`` has learned."""
+        packed = cls(
+            layer.in_features,
+            layer.out_features,
+            layer.bias is not None,
+            layer.weights,
+            layer.activations,
+            device=layer.weight.device,
+        )
+        packed.store_(layer.weight)
+        if layer.bias is not None:
+            packed.bias = nn.Parameter(layer.bias.detach().half().float())
+        return packed
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = compute_dtype(x)
+        if self._unpacked is None or self._unpacked.codes.dtype != dtype:
+            self._unpacked = self.quantized(dtype=dtype)  # once; the weights no longer change
+        codes, scale = self._unpacked[:2]
+        x_codes, x_scale = _quantize_input(x, self.activations, dtype)
+        return _rescale(F.linear(x_codes, codes), x_scale, scale, self.bias)
+
+    def _apply(self, fn, recurse=True):
+        self._unpacked = None  # moved or cast: unpack again where the bytes are now
+        return super()._apply(fn, recurse)
+
+
+class PackedEmbedding(_Packed):
+    """An embedding on packed rows: gathers bytes, expands only the rows that are looked up."""
+
+    @classmethod
+    def from_quant(cls, layer: QuantEmbedding) -> PackedEmbedding:
+        """Packs what a ``QuantEmbedding`` has learned."""
+        packed = cls(layer.num_embeddings, layer.embedding_dim, layer.weights, layer.weight.device)
+        packed.store_(layer.weight)
+        return packed
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.quantized(ids).dequantize()

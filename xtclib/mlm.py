@@ -1,0 +1,125 @@
+"""Masked language modelling: the `mlm` task, on any text files.
+
+Fifteen of a hundred tokens are to be guessed; of these 80 % are shown as [MASK], 10 % as another
+token and 10 % as they are (Devlin et al. 2019).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+IGNORED = -100  # the label of a token that is not guessed
+
+
+def read_texts(source: str | Path) -> list[str]:
+    """The documents, one per line, of a text file or of every *.txt under a folder."""
+    source = Path(source)
+    files = sorted(source.rglob("*.txt")) if source.is_dir() else [source]
+    if not files or not all(file.is_file() for file in files):
+        raise ValueError(f"no text found at {source}: name a .txt file, or a folder that has some")
+    lines = (line.strip() for file in files for line in file.read_text("utf-8").splitlines())
+    return [line for line in lines if line]
+
+
+def encode_texts(tokenizer, texts: list[str], max_length: int = 64) -> list[dict]:
+    """Token ids of each document: its first sentence is segment A, the rest segment B."""
+    encoded = []
+    for text in texts:
+        first, *rest = re.split(r"(?<=[.?!])\s+", text, maxsplit=1)
+        encoded.append(tokenizer(first, *rest, truncation=True, max_length=max_length))
+    return encoded
+
+
+def mask_tokens(
+    ids: Tensor, tokenizer, generator: torch.Generator | None = None, share: float = 0.15
+) -> tuple[Tensor, Tensor]:
+    """ids [batch, length] → (what the model sees, what it has to guess), of the same shape.
+
+    Special tokens are never guessed. Everywhere else a label is `IGNORED`.
+    """
+    special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
+    chance = torch.rand(ids.shape, generator=generator)
+    fate = torch.rand(ids.shape, generator=generator)
+    other = torch.randint(len(tokenizer), ids.shape, generator=generator)
+    guessed = (chance < share) & ~special
+    seen = torch.where(guessed & (fate < 0.8), tokenizer.mask_token_id, ids)
+    seen = torch.where(guessed & (fate >= 0.9), other, seen)
+    return seen, torch.where(guessed, ids, IGNORED)
+
+
+def masked_batches(
+    encoded: list[dict], tokenizer, batch: int = 96, seed: int = 0, share: float = 0.15
+) -> Iterator[dict[str, Tensor]]:
+    """Endless masked batches, padded to their longest member.
+
+    Documents are shuffled anew in each pass and masked anew each time. Batches are cut from
+    sorted stretches of 32 batches, so that little is padding.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(len(encoded), generator=generator).tolist()
+        for start in range(0, len(order), 32 * batch):
+            stretch = sorted(
+                order[start : start + 32 * batch], key=lambda i: len(encoded[i]["input_ids"])
+            )
+            cuts = range(0, len(stretch), batch)
+            for pick in torch.randperm(len(cuts), generator=generator).tolist():
+                rows = [encoded[i] for i in stretch[cuts[pick] : cuts[pick] + batch]]
+                inputs = dict(tokenizer.pad(rows, return_tensors="pt"))
+                inputs["input_ids"], inputs["labels"] = mask_tokens(
+                    inputs["input_ids"], tokenizer, generator, share
+                )
+                yield inputs
+
+
+def pretrain(
+    model,
+    tokenizer,
+    texts: list[str],
+    steps: int,
+    batch: int = 96,
+    lr: float = 1e-3,
+    warmup: float = 0.1,
+    weight_decay: float = 0.01,
+    seed: int = 0,
+    bf16: bool = True,
+    max_length: int = 64,
+    share: float = 0.15,
+    progress: bool = True,
+) -> list[float]:
+    """Train a masked language model in place and return the loss of each step.
+
+    AdamW, gradients clipped at 1, a linear warm-up over the share `warmup` of the steps, then
+    linear decay to zero.
+    """
+    if steps < 1 or not texts:
+        raise ValueError(f"nothing to train on: {steps} steps, {len(texts)} texts")
+    torch.manual_seed(seed)
+    device = next(model.parameters()).device
+    encoded = encode_texts(tokenizer, texts, max_length)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    rising = max(1, int(warmup * steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda t: min((t + 1) / rising, (steps - t) / max(1, steps - rising))
+    )
+    losses, batches = [], masked_batches(encoded, tokenizer, batch, seed, share)
+    model.train()
+    bar = tqdm(range(steps), desc="pre-training", disable=not progress, mininterval=5)
+    for _, inputs in zip(bar, batches, strict=False):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = model(**{name: value.to(device) for name, value in inputs.items()}).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        if len(losses) % 20 == 0:
+            bar.set_postfix(loss=f"{sum(losses[-20:]) / 20:.3f}")
+    return losses

@@ -1,0 +1,118 @@
+"""Finding the parts of a BERT-like model, and building students from teachers.
+
+Nothing here knows more of a model than that its encoder is a list of layers: BERT, RoBERTa,
+ELECTRA, MiniLM and their kin.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from xtclib.glue import Task
+
+
+def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The encoder's list of layers; ``TypeError`` if the model has none at ``encoder.layer``."""
+    encoder = getattr(model.base_model, "encoder", None)
+    layers = getattr(encoder, "layer", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise TypeError(
+            f"{type(model).__name__} has no list of layers at `encoder.layer`; "
+            "expected a BERT-like model (BERT, RoBERTa, ELECTRA, MiniLM)"
+        )
+    return layers
+
+
+def word_embeddings(model: PreTrainedModel) -> nn.Module:
+    """The word embedding table."""
+    return model.get_input_embeddings()
+
+
+def encoder_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """Every linear layer of the encoder by its full name: what XTC quantizes.
+
+    Query, key, value, both output projections and the intermediate layer; not the pooler, not the
+    classifier.
+    """
+    layers = encoder_layers(model)
+    prefix = next(name for name, module in model.named_modules() if module is layers)
+    return {
+        f"{prefix}.{name}": module
+        for name, module in layers.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+
+
+def replace_module_(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Puts ``new`` where ``name`` points to, in place."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)
+
+
+def check_finite(model: nn.Module, what: str) -> None:
+    """Raises ``ValueError`` naming the first parameter that holds NaN or infinity."""
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise ValueError(
+                f"{what}: the parameter {name!r} holds NaN or infinite values; use another "
+                "checkpoint, or train it again with a lower learning rate"
+            )
+
+
+def validate_keep(keep: Sequence[int], depth: int) -> list[int]:
+    """A list of layers to keep, checked against a model's depth.
+
+    >>> validate_keep([1, 3], 4)
+    [1, 3]
+    """
+    keep = list(keep)
+    if not keep:
+        raise ValueError("the list of layers to keep is empty: keep at least one layer")
+    outside = [i for i in keep if not isinstance(i, int) or not 0 <= i < depth]
+    if outside:
+        raise ValueError(
+            f"cannot keep layers {outside}: the teacher has {depth} layers, numbered 0 to "
+            f"{depth - 1}"
+        )
+    if sorted(set(keep)) != keep:
+        raise ValueError(f"layers to keep must be rising and without repeats, received {keep}")
+    return keep
+
+
+def keep_layers(model: PreTrainedModel, keep: Iterable[int]) -> PreTrainedModel:
+    """A copy of ``model`` with only the encoder layers ``keep`` (0-based), the rest copied."""
+    layers = encoder_layers(model)
+    keep = validate_keep(list(keep), len(layers))
+    student = copy.deepcopy(model)
+    kept = nn.ModuleList([encoder_layers(student)[i] for i in keep])
+    for index, layer in enumerate(kept):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
+    student.base_model.encoder.layer = kept
+    student.config.num_hidden_layers = len(keep)
+    return student
+
+
+def load_classifier(path: str, task: Task, seed: int = 0) -> PreTrainedModel:
+    """A sequence classifier for a task from a folder or Hub id; a missing head gets ``seed``.
+
+    The label names go into the config, so that a model says what its outputs mean.
+    """
+    labels = task.labels or ("score",)
+    torch.manual_seed(seed)
+    return AutoModelForSequenceClassification.from_pretrained(
+        path,
+        num_labels=task.num_labels,
+        id2label=dict(enumerate(labels)),
+        label2id={name: i for i, name in enumerate(labels)},
+        problem_type="regression" if task.is_regression else "single_label_classification",
+        dtype=torch.float32,
+        trust_remote_code=False,
+        use_safetensors=True,
+    )

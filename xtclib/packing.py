@@ -1,0 +1,106 @@
+"""Bit codecs: small integers to bytes and back, exactly.
+
+The last dimension is packed, low bits first, and padded with zero bits to a whole byte:
+
+======  =============  ==================  =====================
+bits    values a byte  stored number       integers
+======  =============  ==================  =====================
+1       8              (code + 1) / 2      −1, +1
+2       4              code + 1            −1, 0, +1
+4       2              code + 7            −7 … 7
+8       1              code + 127          −127 … 127
+======  =============  ==================  =====================
+
+Asymmetric codes are stored as they are, with their zero point beside them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+WIDTHS = (1, 2, 4, 8)
+
+
+def storage_bits(bits: int) -> int:
+    """The width that ``bits`` are stored in: the next of 1, 2, 4 and 8.
+
+    >>> storage_bits(3)
+    4
+    """
+    if not 1 <= bits <= 8:
+        raise ValueError(f"cannot pack {bits} bits: expected 1 to 8")
+    return next(width for width in WIDTHS if width >= bits)
+
+
+def packed_length(length: int, bits: int) -> int:
+    """Bytes that ``length`` integers of ``bits`` take.
+
+    >>> packed_length(9, 1), packed_length(9, 2)
+    (2, 3)
+    """
+    return -(-length * storage_bits(bits) // 8)
+
+
+def pack(numbers: Tensor, bits: int) -> Tensor:
+    """Packs whole numbers ``0 … 2ᵇ−1`` of shape (…, n) into uint8 of shape (…, ⌈n·b/8⌉).
+
+    Raises ``ValueError`` if a number does not fit or is not whole.
+
+    >>> pack(torch.tensor([1, 0, 1, 1, 0, 0, 0, 0, 1]), 1)
+    tensor([13,  1], dtype=torch.uint8)
+    """
+    width = storage_bits(bits)
+    if numbers.numel() and not (
+        bool((numbers >= 0).all())
+        and bool((numbers < 2**bits).all())
+        and bool((numbers == numbers.round()).all())
+    ):
+        raise ValueError(
+            f"cannot pack numbers between {float(numbers.min())} and {float(numbers.max())} into "
+            f"{bits} bits: expected whole numbers from 0 to {2**bits - 1}"
+        )
+    numbers = numbers.to(torch.uint8)
+    per_byte = 8 // width
+    padding = -numbers.shape[-1] % per_byte
+    numbers = torch.nn.functional.pad(numbers, (0, padding))
+    numbers = numbers.unflatten(-1, (-1, per_byte))  # (…, bytes, values in a byte)
+    shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=numbers.device)
+    return (numbers << shifts).sum(-1, dtype=torch.uint8)
+
+
+def unpack(packed: Tensor, bits: int, length: int) -> Tensor:
+    """The inverse of :func:`pack`: uint8 numbers of shape (…, length).
+
+    >>> unpack(torch.tensor([13, 1], dtype=torch.uint8), 1, 9)
+    tensor([1, 0, 1, 1, 0, 0, 0, 0, 1], dtype=torch.uint8)
+    """
+    width = storage_bits(bits)
+    if packed.dtype != torch.uint8 or packed.shape[-1] != packed_length(length, bits):
+        raise ValueError(
+            f"cannot unpack {length} numbers of {bits} bits from {packed.dtype} of shape "
+            f"{tuple(packed.shape)}: expected torch.uint8 with {packed_length(length, bits)} bytes "
+            "in the last dimension"
+        )
+    shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=packed.device)
+    numbers = (packed.unsqueeze(-1) >> shifts) & (2**width - 1)
+    return numbers.flatten(-2)[..., :length]
+
+
+def encode(codes: Tensor, bits: int, offset: int) -> Tensor:
+    """Packs codes ``−offset … offset`` (offset 0: unsigned); binary ±1 become bits 1 and 0.
+
+    >>> encode(torch.tensor([-1.0, 1.0]), 1, 1)
+    tensor([2], dtype=torch.uint8)
+    """
+    return pack((codes + 1) / 2 if bits == 1 else codes + offset, bits)
+
+
+def decode(packed: Tensor, bits: int, offset: int, length: int, dtype=torch.float32) -> Tensor:
+    """The inverse of :func:`encode`.
+
+    >>> decode(torch.tensor([2], dtype=torch.uint8), 1, 1, 2)
+    tensor([-1.,  1.])
+    """
+    numbers = unpack(packed, bits, length).to(dtype)
+    return numbers * 2 - 1 if bits == 1 else numbers - offset

@@ -1,0 +1,254 @@
+"""Recipes: a named list of stages, written in YAML, with the paper they come from.
+
+A stage is techniques, an objective and a budget; a budget is how long and how fast to train.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from importlib import resources
+from pathlib import Path
+
+import yaml
+
+from xtclib.files import unknown
+from xtclib.techniques import Technique, technique
+
+LAYER_MAPS = ("uniform", "last", "release")
+LOGITS_LOSSES = ("soft_cross_entropy", "kl_divergence")
+
+
+def _check_keys(cls, values: dict, what: str) -> dict:
+    if not isinstance(values, dict):
+        raise ValueError(f"{what} should be `name: value` pairs, received {values!r}")
+    known = [f.name for f in fields(cls)]
+    for key in values:
+        if key not in known:
+            raise unknown(f"key of {what}", key, known)
+    return values
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The terms of a stage's loss, each with its weight; 0 leaves a term out.
+
+    ``loss = labels·L_labels + logits·L_logits + hidden_states·Σ MSE + attention_scores·Σ MSE``.
+    XTC sets the last three to 1. ``masked=False``, ``per_class=True`` and ``layer_map='release'``
+    are the official code's variants. A regression task takes the MSE to the teacher's output.
+    """
+
+    logits: float = 0.0
+    hidden_states: float = 0.0
+    attention_scores: float = 0.0
+    labels: float = 0.0
+    logits_loss: str = "soft_cross_entropy"
+    temperature: float = 1.0
+    layer_map: str = "uniform"
+    masked: bool = True
+    per_class: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("logits", "hidden_states", "attention_scores", "labels"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+                raise ValueError(f"weight of {name} must be a number of at least 0, got {value!r}")
+        if not (self.needs_teacher or self.labels):
+            raise ValueError("the objective is empty: give at least one term a positive weight")
+        if self.logits_loss not in LOGITS_LOSSES:
+            raise unknown("logits loss", self.logits_loss, LOGITS_LOSSES)
+        if self.layer_map not in LAYER_MAPS:
+            raise unknown("layer map", self.layer_map, LAYER_MAPS)
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, received {self.temperature}")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term compares with a teacher."""
+        return bool(self.logits or self.hidden_states or self.attention_scores)
+
+
+KEEP = ("last", "held-out", "evaluation")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long, in which batches and how fast a stage trains.
+
+    ``epochs`` or ``steps``, one of them. ``keep`` says which checkpoint counts: ``last``; the best
+    on ``held-out`` rows cut from the training set; or the best on the ``evaluation`` split itself,
+    as the official releases do, which the record then says.
+    """
+
+    epochs: float | None = None
+    steps: int | None = None
+    batch_size: int = 32
+    learning_rate: float = 5e-5
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    max_length: int = 128
+    keep: str = "last"
+    evaluations: int = 5
+    dropout: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(
+                f"a budget needs epochs or steps, one of them; received epochs={self.epochs}, "
+                f"steps={self.steps}"
+            )
+        length = self.epochs if self.steps is None else self.steps
+        if not length > 0:
+            raise ValueError(f"a budget must be longer than nothing, received {length}")
+        if self.keep not in KEEP:
+            raise unknown("checkpoint rule", self.keep, KEEP)
+        for name in ("batch_size", "learning_rate", "max_length"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, received {getattr(self, name)}")
+
+    def total_steps(self, rows: int) -> int:
+        """Optimizer steps for a training set of ``rows``.
+
+        >>> Budget(epochs=3).total_steps(100), Budget(steps=7).total_steps(100)
+        (12, 7)
+        """
+        if self.steps is not None:
+            return self.steps
+        return max(round(self.epochs * -(-rows // self.batch_size)), 1)
+
+
+def budget(name: str | Budget, known: dict[str, Budget]) -> Budget:
+    """A profile's budget ``A``, ``B`` or ``C``, or ``A`` with another length: ``500steps``, ``2epochs``.
+
+    >>> budget("500steps", {"A": Budget(epochs=3)}).steps
+    500
+    """
+    if isinstance(name, Budget):
+        return name
+    if name in known:
+        return known[name]
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(steps?|epochs?)", name)
+    if match is None:
+        raise unknown("budget", name, (*known, "500steps", "2epochs"))
+    if match[2].startswith("step"):
+        return replace(known["A"], epochs=None, steps=int(float(match[1])))
+    return replace(known["A"], steps=None, epochs=float(match[1]))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Techniques and what trains them; without an objective nothing is trained."""
+
+    name: str
+    techniques: tuple[Technique, ...] = ()
+    objective: Objective | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named list of stages, what it is, and where it comes from."""
+
+    name: str
+    summary: str
+    source: str
+    stages: tuple[Stage, ...]
+    left_out: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError(f"recipe {self.name!r} has no stages")
+
+    @property
+    def trains(self) -> bool:
+        """Whether any stage trains."""
+        return any(stage.objective for stage in self.stages)
+
+    @property
+    def techniques(self) -> list[Technique]:
+        """Every technique, in order of application."""
+        return [t for stage in self.stages for t in stage.techniques]
+
+    def to_dict(self) -> dict:
+        """The recipe as YAML holds it."""
+        return {
+            "summary": self.summary,
+            "source": self.source,
+            **({"left_out": self.left_out} if self.left_out else {}),
+            "stages": [
+                {
+                    s.name: {
+                        "techniques": [t.to_dict() for t in s.techniques],
+                        **({"objective": asdict(s.objective)} if s.objective else {}),
+                    }
+                }
+                for s in self.stages
+            ],
+        }
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits over everything that changes results: the stages.
+
+        >>> load("xtc-1bit").hash == load("xtc-2bit").hash
+        False
+        """
+        text = json.dumps(self.to_dict()["stages"], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def from_dict(name: str, values: dict) -> Recipe:
+    """Builds a recipe from what its YAML holds; ``ValueError`` names any unknown key."""
+    for key in values:
+        if key not in ("summary", "source", "left_out", "stages"):
+            raise unknown(f"key of recipe {name}", key, ("summary", "source", "left_out", "stages"))
+    stages = []
+    for entry in values.get("stages") or ():
+        if not isinstance(entry, dict) or len(entry) != 1:
+            raise ValueError(f"recipe {name!r}: a stage is one `name: {{…}}`, received {entry!r}")
+        ((title, body),) = entry.items()
+        body = _check_keys(Stage, body or {}, f"stage {title}")
+        objective = body.get("objective")
+        if objective is not None:
+            objective = Objective(**_check_keys(Objective, objective, "objective"))
+        techniques = tuple(technique(t) for t in body.get("techniques") or ())
+        stages.append(Stage(title, techniques, objective))
+    return Recipe(
+        name,
+        values.get("summary", ""),
+        values.get("source", ""),
+        tuple(stages),
+        values.get("left_out", ""),
+    )
+
+
+def names() -> list[str]:
+    """The built-in recipes, sorted."""
+    folder = resources.files("xtclib") / "recipes"
+    return sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load(recipe: str | Recipe | Path) -> Recipe:
+    """A built-in recipe by name, or a recipe from a ``.yaml`` file.
+
+    Raises ``ValueError`` with the nearest name, or ``FileNotFoundError`` for a missing file.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if str(recipe).endswith((".yaml", ".yml")):
+        path = Path(recipe)
+        if not path.is_file():
+            raise FileNotFoundError(f"no recipe file at {path}; built in are: {', '.join(names())}")
+        return from_dict(path.stem, yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    if recipe not in names():
+        raise unknown("recipe", str(recipe), names())
+    text = (resources.files("xtclib") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
+    return from_dict(recipe, yaml.safe_load(text))
+
+
+def custom(name: str, stages: Sequence[Stage], summary: str = "", source: str = "") -> Recipe:
+    """A recipe from Python objects, one to one with the YAML."""
+    return Recipe(name, summary, source, tuple(stages))

@@ -1,0 +1,261 @@
+"""Techniques: small frozen configs that turn a model into a smaller one.
+
+A technique gives ``apply(model) → model`` and, where it needs them, ``finalize(model)``, which
+rounds every tensor to the width it is stored in, and ``rebuild(model)``, which makes the same
+structure on an empty model so that a saved artefact can load. They compose in a list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import ClassVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from xtclib.attention import quantize_attention_
+from xtclib.files import unknown
+from xtclib.layers import PackedEmbedding, PackedLinear, QuantEmbedding, QuantLinear
+from xtclib.models import (
+    check_finite,
+    encoder_layers,
+    encoder_linears,
+    keep_layers,
+    replace_module_,
+    validate_keep,
+    word_embeddings,
+)
+from xtclib.quantizers import Scheme
+
+
+class Technique:
+    """The interface; every method but ``apply`` has a default that does nothing."""
+
+    name: ClassVar[str]
+
+    def apply(self, model: PreTrainedModel, data=None) -> PreTrainedModel:
+        """The model with the technique on, ready to train. The input model is left as it is."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is applied")
+
+    def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The trained model as it is stored."""
+        return model
+
+    def rebuild(self, model: PreTrainedModel) -> None:
+        """Gives an empty model the finalized structure, in place, before weights are loaded."""
+
+    def to_dict(self) -> dict:
+        """``{name: fields}``: what recipes and artefacts hold."""
+        return {self.name: {k: _plain(v) for k, v in asdict_shallow(self).items()}}
+
+
+def asdict_shallow(config) -> dict:
+    """Fields of a dataclass by name, without descending."""
+    return {f.name: getattr(config, f.name) for f in fields(config)}
+
+
+def _plain(value):
+    if isinstance(value, Scheme):
+        return {
+            "scheme": _scheme_name(value),
+            **{
+                k: v
+                for k, v in asdict(value).items()
+                if k in ("granularity", "groups", "clip") and v is not None
+            },
+        }
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _scheme_name(scheme: Scheme) -> str:
+    return str(scheme).partition("-")[0]
+
+
+KEEP_NAMES = ("every-other", "top", "bottom")
+
+
+@dataclass(frozen=True)
+class LayerReduction(Technique):
+    """Keeps some of the teacher's layers (XTC, arXiv:2206.01859, section 4).
+
+    ``keep``: a list of 0-based teacher layers, or ``every-other`` (spread evenly), ``top`` (the
+    last ones), ``bottom`` (the first). ``layers``: how many, as a count or as a fraction of the
+    teacher's; half by default. Embeddings, pooler and classifier are copied.
+
+    >>> LayerReduction().indices(12), LayerReduction(layers=5).indices(12)
+    ([1, 3, 5, 7, 9, 11], [2, 4, 6, 8, 10])
+    >>> LayerReduction("top", 3).indices(12), LayerReduction("bottom", 0.25).indices(12)
+    ([9, 10, 11], [0, 1, 2])
+    """
+
+    name: ClassVar[str] = "layer_reduction"
+    keep: str | tuple[int, ...] = "every-other"
+    layers: int | float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, str):
+            if self.keep not in KEEP_NAMES:
+                raise unknown("way to keep layers", self.keep, KEEP_NAMES)
+        else:
+            object.__setattr__(self, "keep", tuple(self.keep))
+            if not self.keep:
+                raise ValueError("the list of layers to keep is empty: keep at least one layer")
+            if self.layers is not None:
+                raise ValueError(
+                    f"an explicit list of layers was given together with layers={self.layers}; "
+                    "leave one of them out"
+                )
+
+    def indices(self, depth: int) -> list[int]:
+        """The 0-based teacher layers that a student of a ``depth``-layer teacher keeps."""
+        if not isinstance(self.keep, str):
+            return validate_keep(self.keep, depth)
+        count = self.count(depth)
+        if self.keep == "top":
+            return list(range(depth - count, depth))
+        if self.keep == "bottom":
+            return list(range(count))
+        stride, spare = divmod(depth, count)
+        if spare and stride > 1:  # the release's choice for 5 of 12: 2, 4, 6, 8, 10
+            return [stride * (i + 1) for i in range(count)]
+        return [(i + 1) * depth // count - 1 for i in range(count)]
+
+    def count(self, depth: int) -> int:
+        """How many layers remain; ``ValueError`` unless between 1 and ``depth``."""
+        wanted = self.layers if self.layers is not None else max(depth // 2, 1)
+        if isinstance(wanted, float) and 0 < wanted < 1:
+            count = max(round(wanted * depth), 1)
+        else:
+            count = int(wanted)
+            if count != wanted:
+                raise ValueError(f"cannot keep {wanted} layers: give a count or a fraction below 1")
+        if not 1 <= count <= depth:
+            raise ValueError(
+                f"cannot keep {wanted} of {depth} layers: choose between 1 and {depth}"
+            )
+        return count
+
+    def apply(self, model: PreTrainedModel, data=None) -> PreTrainedModel:
+        return keep_layers(model, self.indices(len(encoder_layers(model))))
+
+
+@dataclass(frozen=True)
+class Quantize(Technique):
+    """Quantizes encoder weights, word embeddings and activations, and trains through it.
+
+    ``weights``, ``embeddings``, ``activations`` and ``attention`` each take a scheme such as
+    ``binary``, ``ternary-row``, ``int4-group128``, ``int8-token``, or ``None``. ``attention``
+    quantizes the operands of the two attention products as well (TernaryBERT, Q8BERT do).
+    What is left (position and type embeddings, LayerNorm, biases, pooler, classifier) is stored in
+    fp16. Source: XTC, arXiv:2206.01859, section 3 and its release.
+    """
+
+    name: ClassVar[str] = "quantize"
+    weights: Scheme | None = Scheme("binary")
+    embeddings: Scheme | None = Scheme("binary", granularity="row")
+    activations: Scheme | None = Scheme("int", 8, "token")
+    attention: Scheme | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None:
+                object.__setattr__(self, field.name, Scheme.parse(value))
+        if self.weights is None and self.activations is not None:
+            raise ValueError(
+                f"activations={self.activations} without weights: an integer product needs both; "
+                "give weights a scheme, such as 'int8'"
+            )
+
+    def apply(self, model: PreTrainedModel, data=None) -> PreTrainedModel:
+        if any(isinstance(m, (PackedLinear, PackedEmbedding)) for m in model.modules()):
+            raise ValueError(
+                "the model is already packed; apply `xtclib.artefact.unpack` first to train it on"
+            )
+        check_finite(model, "cannot quantize this model")
+        if self.weights is not None:
+            for name, linear in encoder_linears(model).items():
+                new = QuantLinear.from_linear(linear, self.weights, self.activations)
+                replace_module_(model, name, new)
+        if self.embeddings is not None:
+            table = QuantEmbedding.from_embedding(word_embeddings(model), self.embeddings)
+            model.set_input_embeddings(table)
+        if self.attention is not None:
+            quantize_attention_(model, self.attention)
+        return model
+
+    def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
+        for name, module in list(model.named_modules()):
+            if isinstance(module, QuantLinear):
+                replace_module_(model, name, PackedLinear.from_quant(module))
+            elif isinstance(module, QuantEmbedding):
+                replace_module_(model, name, PackedEmbedding.from_quant(module))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(parameter.half())
+        return model
+
+    def rebuild(self, model: PreTrainedModel) -> None:
+        device = next(model.parameters()).device
+        if self.weights is not None:
+            for name, linear in encoder_linears(model).items():
+                replace_module_(
+                    model,
+                    name,
+                    PackedLinear(
+                        linear.in_features,
+                        linear.out_features,
+                        linear.bias is not None,
+                        self.weights,
+                        self.activations,
+                        device,
+                    ),
+                )
+        if self.embeddings is not None:
+            table = word_embeddings(model)
+            rows, columns = table.weight.shape
+            model.set_input_embeddings(PackedEmbedding(rows, columns, self.embeddings, device))
+        if self.attention is not None:
+            quantize_attention_(model, self.attention)
+
+
+TECHNIQUES: dict[str, type[Technique]] = {c.name: c for c in (LayerReduction, Quantize)}
+
+
+def technique(config: Technique | dict | str) -> Technique:
+    """Builds a technique from what a recipe or artefact holds: ``{name: {field: value}}``.
+
+    >>> technique({"layer_reduction": {"keep": [1, 3]}})
+    LayerReduction(keep=(1, 3), layers=None)
+    """
+    if isinstance(config, Technique):
+        return config
+    if isinstance(config, str):
+        config = {config: {}}
+    if not isinstance(config, dict) or len(config) != 1:
+        raise ValueError(f"a technique is one `name: {{fields}}`, received {config!r}")
+    ((name, values),) = config.items()
+    if name not in TECHNIQUES:
+        raise unknown("technique", name, TECHNIQUES)
+    cls, values = TECHNIQUES[name], values or {}
+    known = [f.name for f in fields(cls)]
+    for key in values:
+        if key not in known:
+            raise unknown(f"key of {name}", key, known)
+    return cls(**values)
+
+
+def apply_all(model: PreTrainedModel, techniques: Sequence[Technique], data=None) -> nn.Module:
+    """Applies a list of techniques in order."""
+    for item in techniques:
+        model = item.apply(model, data)
+    return model
+
+
+def finalize_all(model: PreTrainedModel, techniques: Sequence[Technique]) -> nn.Module:
+    """Finalizes a list of techniques in order."""
+    for item in techniques:
+        model = item.finalize(model)
+    return model

@@ -1,0 +1,446 @@
+"""Training one stage: a ``transformers.Trainer`` whose loss compares a student with its teacher.
+
+Resume, mixed precision, many processes, progress bars and logging come with ``Trainer``. Batches
+are grouped by length and padded to their own longest row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
+from tqdm.auto import tqdm
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from xtclib import attention
+from xtclib.distillation import (
+    attention_mse,
+    hidden_mse,
+    kl_divergence,
+    layer_map,
+    mapped,
+    soft_cross_entropy,
+)
+from xtclib.files import write_json
+from xtclib.glue import Split, Task, TaskData, score
+from xtclib.models import encoder_layers
+from xtclib.recipes import Budget, Objective
+
+
+def bf16_is_fast(device: str | torch.device = "cpu") -> bool:
+    """Whether the processor multiplies bf16 matrices natively (AVX512-BF16, AMX, recent GPUs)."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
+def default_device() -> str:
+    """``cuda`` where there is one, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Rows(Dataset):
+    """A tokenized split: unpadded ids, labels, and lengths for grouping.
+
+    >>> Rows([[1, 2], [3]], None, [0, 1])[1]["input_ids"]
+    [3]
+    """
+
+    def __init__(self, ids: list[list[int]], types: list[list[int]] | None, labels: list) -> None:
+        self.ids, self.types, self.labels = ids, types, labels
+        self.lengths = np.array([len(row) for row in ids])
+
+    @classmethod
+    def tokenize(
+        cls, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> Rows:
+        """Tokenizes a split, truncating to ``max_length`` tokens."""
+        out = tokenizer(
+            list(split.first), None if split.second is None else list(split.second),
+            truncation=True, max_length=max_length, return_attention_mask=False,
+            return_token_type_ids=split.second is not None,
+        )
+        return cls(out["input_ids"], out.get("token_type_ids"), list(split.labels))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict:
+        row = {"input_ids": self.ids[index], "labels": self.labels[index]}
+        return row if self.types is None else {**row, "token_type_ids": self.types[index]}
+
+
+def collate(rows: list[dict], pad_id: int, regression: bool) -> dict[str, Tensor]:
+    """Pads rows to their longest: ids, mask and types of shape (batch, length); labels (batch)."""
+    lengths = np.array([len(row["input_ids"]) for row in rows])
+    width = int(lengths.max())
+    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+    types = np.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : lengths[i]] = row["input_ids"]
+        if "token_type_ids" in row:
+            types[i, : lengths[i]] = row["token_type_ids"]
+    labels = [row["labels"] for row in rows]
+    return {
+        "input_ids": torch.from_numpy(ids),
+        "attention_mask": torch.from_numpy((np.arange(width) < lengths[:, None]).astype(np.int64)),
+        "token_type_ids": torch.from_numpy(types),
+        "labels": torch.tensor(labels, dtype=torch.float32 if regression else torch.int64),
+    }
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Shuffles, sorts by length within 50 batches' worth of rows, and shuffles those batches.
+
+    The order depends on the seed and the epoch alone, so a resumed run sees the rows that an
+    uninterrupted one would have.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        random = np.random.default_rng((self.seed, self.epoch))
+        order = random.permutation(len(self.lengths))
+        chunks = np.split(order, range(50 * self.batch_size, len(order), 50 * self.batch_size))
+        order = np.concatenate([c[np.argsort(self.lengths[c], kind="stable")] for c in chunks])
+        batches = np.split(order, range(self.batch_size, len(order), self.batch_size))
+        last = [batches.pop()] if len(batches[-1]) < self.batch_size else []  # stays last
+        random.shuffle(batches)
+        yield from np.concatenate(batches + last).tolist()
+
+
+def distillation_loss(
+    objective: Objective, student, teacher, labels: Tensor, mask: Tensor, layers: list[int]
+) -> dict[str, Tensor]:
+    """Every term of an objective, weighted, by name; their sum is the loss.
+
+    ``student`` and ``teacher`` are model outputs with hidden states and scores where those terms
+    are on; ``layers`` maps student states to teacher states. Source: XTC, arXiv:2206.01859,
+    section 2, after TinyBERT and TernaryBERT; see :class:`xtclib.recipes.Objective`.
+    """
+    regression = student.logits.shape[-1] == 1
+    seen = mask if objective.masked else None
+    terms: dict[str, Tensor] = {}
+    if objective.labels:
+        hard = (
+            F.mse_loss(student.logits.squeeze(-1), labels.float())
+            if regression
+            else F.cross_entropy(student.logits, labels)
+        )
+        terms["labels"] = objective.labels * hard
+    if objective.logits:
+        terms["logits"] = objective.logits * _logits_loss(objective, student, teacher, regression)
+    if objective.hidden_states:
+        targets = mapped(teacher.hidden_states, layers)
+        pairs = zip(student.hidden_states, targets, strict=True)
+        terms["hidden_states"] = objective.hidden_states * sum(
+            hidden_mse(s, t.to(s.dtype), seen) for s, t in pairs
+        )
+    if objective.attention_scores:
+        # Layer i turns state i-1 into state i: the scores that belong to state i have index i-1.
+        targets = mapped(teacher.attentions, [max(i, 1) - 1 for i in layers[1:]])
+        pairs = zip(student.attentions, targets, strict=True)
+        terms["attention_scores"] = objective.attention_scores * sum(
+            attention_mse(s, t.to(s.dtype), seen) for s, t in pairs
+        )
+    return terms
+
+
+def _logits_loss(objective: Objective, student, teacher, regression: bool) -> Tensor:
+    target = teacher.logits.float()
+    if regression:
+        return F.mse_loss(student.logits, target)
+    if objective.logits_loss == "kl_divergence":
+        return kl_divergence(student.logits, target, objective.temperature)
+    return soft_cross_entropy(
+        student.logits, target, objective.temperature, objective.per_class
+    )
+
+
+class DistillationTrainer(Trainer):
+    """Trains a student by an objective, with a frozen teacher where the objective needs one.
+
+    The teacher is put in eval mode, runs without gradients, and keeps its linear weights in the
+    training precision so that they are not cast again at every step.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, objective: Objective, teacher: PreTrainedModel | None = None,
+        sampler: Sampler | None = None, bf16: bool = False, **kwargs,
+    ) -> None:
+        super().__init__(model=model, **kwargs)
+        # Autocast is entered here rather than through `args.bf16`, whose wrapper would copy every
+        # hidden state and score to fp32 and back.
+        self.bf16 = bf16
+        # The loss is a mean over the batch: let Trainer divide it under gradient accumulation.
+        self.loss_is_scaled_for_ga = False
+        self.objective, self._sampler = objective, sampler
+        self.terms: dict[str, float] = {}
+        self.teacher, self._layers = None, []
+        if objective.needs_teacher:
+            if teacher is None:
+                raise ValueError("this objective compares with a teacher, but none was given")
+            self.teacher = prepare_teacher(teacher, self.args.device, bf16)
+            depth = len(encoder_layers(model)), len(encoder_layers(teacher))
+            if objective.hidden_states or objective.attention_scores:
+                self._layers = layer_map(*depth, objective.layer_map)
+        if objective.attention_scores:
+            attention.use(model)
+
+    def _get_train_sampler(self, train_dataset=None):
+        return self._sampler or super()._get_train_sampler(train_dataset)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        wanted = {
+            "output_hidden_states": bool(self.objective.hidden_states),
+            "output_attentions": bool(self.objective.attention_scores),
+        }
+        teacher = None
+        if self.teacher is not None:
+            with torch.inference_mode(), self._autocast():
+                teacher = self.teacher(**inputs, **wanted)
+        with self._autocast():
+            student = model(**inputs, **wanted)
+        student.logits = student.logits.float()
+        terms = distillation_loss(
+            self.objective, student, teacher, labels, inputs["attention_mask"], self._layers
+        )
+        for name, value in terms.items():
+            self.terms[name] = self.terms.get(name, 0.0) + value.detach()
+        loss = sum(terms.values())
+        return (loss, student) if return_outputs else loss
+
+    def _autocast(self):
+        if not self.bf16:
+            return contextlib.nullcontext()
+        return torch.autocast(self.args.device.type, dtype=torch.bfloat16)
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """Adds each term's mean since the last log."""
+        if "loss" in logs and self.terms:
+            steps = max(self.state.global_step - getattr(self, "_logged_at", 0), 1)
+            logs |= {f"loss_{name}": float(value) / steps for name, value in self.terms.items()}
+            self.terms, self._logged_at = {}, self.state.global_step
+        super().log(logs, *args, **kwargs)
+
+
+def prepare_teacher(teacher: PreTrainedModel, device, bf16: bool) -> PreTrainedModel:
+    """A frozen copy of a teacher in eval mode, its linear weights in the training precision."""
+    teacher = attention.use(copy.deepcopy(teacher)).to(device).eval().requires_grad_(False)
+    if bf16:
+        for module in teacher.modules():
+            if isinstance(module, nn.Linear):
+                module.to(torch.bfloat16)
+    return teacher
+
+
+class _StopOnDivergence(TrainerCallback):
+    """Ends a run whose loss is no longer a number, with an error that says so."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        loss = (logs or {}).get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss became {loss} at step {state.global_step}: lower the learning rate "
+                f"(now {args.learning_rate})"
+            )
+
+
+class _KeepBest(TrainerCallback):
+    """Scores the finalized student now and then, and keeps the best weights beside the run."""
+
+    def __init__(self, every: int, folder: Path, evaluate: Callable[[nn.Module], float]) -> None:
+        self.every, self.folder, self.evaluate = every, folder, evaluate
+        self.weights, self.note = folder / "best.safetensors", folder / "best.json"
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step % self.every and state.global_step < state.max_steps:
+            return
+        best = json.loads(self.note.read_text())["score"] if self.note.exists() else -math.inf
+        found = self.evaluate(model)
+        if found > best:
+            tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+            save_file(tensors, self.weights)
+            write_json(self.note, {"score": found, "step": state.global_step})
+
+
+@torch.inference_mode()
+def predict(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split,
+    max_length: int = 128, batch_size: int = 64,
+) -> np.ndarray:
+    """Logits of shape (rows, classes) in fp32, in the split's order; batches sorted by length."""
+    was_training = model.training
+    model.eval()
+    rows = Rows.tokenize(split, tokenizer, max_length)
+    order = np.argsort(rows.lengths, kind="stable")
+    device, logits = next(model.parameters()).device, []
+    for start in range(0, len(order), batch_size):
+        batch = collate(
+            [rows[i] for i in order[start : start + batch_size]], tokenizer.pad_token_id, False
+        )
+        batch.pop("labels")
+        batch = {k: v.to(device) for k, v in batch.items()}
+        logits.append(model(**batch).logits.float().cpu().numpy())
+    model.train(was_training)
+    out = np.concatenate(logits)
+    result = np.empty_like(out)
+    result[order] = out
+    return result
+
+
+def evaluate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: TaskData,
+    max_length: int = 128, splits: dict[str, Split] | None = None,
+) -> dict[str, dict[str, float]]:
+    """The task's metrics, in percent, for every evaluation split."""
+    return {
+        name: score(data.task, decide(data.task, predict(model, tokenizer, split, max_length)),
+                    split.labels)
+        for name, split in (splits or data.evaluation).items()
+    }
+
+
+def decide(task: Task, logits: np.ndarray) -> np.ndarray:
+    """Class ids, or values for a regression task, from logits (rows, classes)."""
+    return logits[:, 0] if task.is_regression else logits.argmax(-1)
+
+
+def train_stage(
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: TaskData,
+    objective: Objective,
+    budget: Budget,
+    folder: str | Path,
+    teacher: PreTrainedModel | None = None,
+    seed: int = 0,
+    precision: str = "auto",
+    progress: bool = True,
+    finalize: Callable[[PreTrainedModel], PreTrainedModel] = lambda model: model,
+    device: str | None = None,
+    checkpoints: int = 5,
+) -> tuple[PreTrainedModel, dict]:
+    """Trains ``student`` and returns it with notes on the training; resumes in ``folder``.
+
+    ``precision``: ``auto`` (bf16 autocast where the processor has it), ``bf16`` or ``fp32``.
+    A folder that holds a checkpoint of the same run is continued from there, to the same result.
+    Raises ``FloatingPointError`` if the loss diverges, ``ValueError`` for an unknown precision.
+    """
+    if precision not in ("auto", "bf16", "fp32"):
+        raise ValueError(f"unknown precision {precision!r}: choose 'auto', 'bf16' or 'fp32'")
+    folder = Path(folder)
+    device = device or default_device()
+    bf16 = precision == "bf16" or (precision == "auto" and bf16_is_fast(device))
+    train, held_out = _cut_held_out(data.train, budget, seed)
+    rows = Rows.tokenize(train, tokenizer, budget.max_length)
+    total = budget.total_steps(len(rows))
+    if budget.dropout is not None:
+        set_dropout_(student, budget.dropout)
+    set_seed(seed)
+    args = TrainingArguments(
+        output_dir=str(folder), max_steps=total, per_device_train_batch_size=budget.batch_size,
+        learning_rate=budget.learning_rate, weight_decay=budget.weight_decay,
+        max_grad_norm=budget.clip, warmup_steps=round(budget.warmup * total),
+        lr_scheduler_type="linear", use_cpu=device == "cpu", seed=seed, data_seed=seed,
+        save_strategy="steps" if checkpoints else "no",
+        save_steps=max(-(-total // max(checkpoints, 1)), 1), save_total_limit=1,
+        logging_steps=max(total // 20, 1), report_to="none", disable_tqdm=not progress,
+        remove_unused_columns=False, dataloader_num_workers=0,
+        dataloader_pin_memory=device != "cpu",
+    )
+    callbacks: list[TrainerCallback] = [_StopOnDivergence()]
+    best = None
+    if budget.keep != "last":
+        splits = {"held-out": held_out} if budget.keep == "held-out" else data.evaluation
+
+        def scored(model: nn.Module) -> float:
+            model = finalize(copy.deepcopy(model))
+            found = evaluate(model, tokenizer, data, budget.max_length, splits)
+            return float(np.mean([s["score"] for s in found.values()]))
+
+        best = _KeepBest(max(total // budget.evaluations, 1), folder, scored)
+        callbacks.append(best)
+    regression = data.task.is_regression
+    trainer = DistillationTrainer(
+        student, objective, teacher,
+        LengthGroupedSampler(rows.lengths, budget.batch_size, seed), bf16, args=args,
+        train_dataset=rows, callbacks=callbacks,
+        data_collator=lambda batch: collate(batch, tokenizer.pad_token_id, regression),
+    )
+    trainer.remove_callback(PrinterCallback)
+    if progress:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(_Progress)
+    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if best is not None and best.weights.exists():
+        student.load_state_dict(load_file(best.weights))
+    notes = {
+        "steps": total, "rows": len(rows), "precision": "bf16" if bf16 else "fp32",
+        "device": device, "keep": budget.keep, "resumed": checkpoint is not None,
+        "losses": [
+            {k: round(v, 6) for k, v in entry.items() if k == "step" or k.startswith("loss")}
+            for entry in trainer.state.log_history if "loss" in entry
+        ],
+    }
+    if best is not None:
+        notes["best"] = json.loads(best.note.read_text())
+    return student.eval(), notes
+
+
+class _Progress(ProgressCallback):
+    """Trainer's progress bar with the loss beside it instead of printed lines."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is not None and "loss" in (logs or {}):
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.3g}")
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.training_bar = tqdm(total=state.max_steps, desc="training", leave=False)
+        self.current_step = 0
+
+
+def set_dropout_(model: nn.Module, probability: float) -> None:
+    """Sets every dropout of a model in place."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+
+
+def _cut_held_out(train: Split, budget: Budget, seed: int) -> tuple[Split, Split | None]:
+    """For ``keep='held-out'``: a twentieth of the training rows, at most 1000, kept apart."""
+    if budget.keep != "held-out":
+        return train, None
+    count = min(max(len(train) // 20, 1), 1000)
+    order = np.random.default_rng(seed).permutation(len(train)).tolist()
+    return train.select(order[count:]), train.select(order[:count])
