@@ -70,9 +70,7 @@ format: setup  ## ruff's fixes and formatting
 	$(BIN)/ruff format .
 
 outputs: setup has-notebooks  ## run the notebooks in place (`smoke` profile) and keep what nbval checks
-	XTC_PROFILE=smoke OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TQDM_DISABLE=1 \
-	  $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=300 $(NOTEBOOKS)
-	$(BIN)/python scripts/strip_notebooks.py $(NOTEBOOKS)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/run_notebooks.py --profile smoke --in-place
 
 strip: setup has-notebooks  ## drop the heavy outputs of the notebooks before a commit
 	$(BIN)/python scripts/strip_notebooks.py $(NOTEBOOKS)

@@ -49,6 +49,7 @@ def bag(first: str, second: str | None) -> dict[str, int]:
 
 def bag_of_words(data: glue.TaskData) -> dict[str, dict[str, float]]:
     """Scores per split, with the regularization that is best on dev: in the baseline's favour."""
+
     def bags(split: glue.Split) -> list[dict[str, int]]:
         return list(map(bag, split.first, split.second or [None] * len(split)))
 
@@ -95,9 +96,7 @@ def teacher(
     torch.manual_seed(seed)
     start = time.perf_counter()
     task, tokenizer = data.task, AutoTokenizer.from_pretrained(backbone)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        backbone, num_labels=task.num_labels
-    )
+    model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=task.num_labels)
     rows, truth = encode(tokenizer, data.train), torch.tensor(data.train.labels)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     rising = max(1, steps // 10)
@@ -144,8 +143,9 @@ def main() -> None:
         data, new = glue.load(name, args.root), {}
         bags = bag_of_words(data)
         if not args.no_teacher:
-            taught, seconds = teacher(data, args.root / "backbone", args.steps, args.lr,
-                                      args.seed, args.watch)
+            taught, seconds = teacher(
+                data, args.root / "backbone", args.steps, args.lr, args.seed, args.watch
+            )
         for split, rows in data.evaluation.items():
             floor = glue.majority(data.task, rows, data.train)
             new[name if split == "dev" else f"{name}-{split}"] = row = {
@@ -155,8 +155,14 @@ def main() -> None:
             }
             if not args.no_teacher:
                 row["teacher"] = taught[split]
-                row |= {"steps": args.steps, "batch": BATCH, "lr": args.lr, "seed": args.seed,
-                        "seconds": round(seconds), "threads": args.threads}
+                row |= {
+                    "steps": args.steps,
+                    "batch": BATCH,
+                    "lr": args.lr,
+                    "seed": args.seed,
+                    "seconds": round(seconds),
+                    "threads": args.threads,
+                }
         for key, row in new.items():
             print(key, json.dumps(row), flush=True)
         table = json.loads(path.read_text()) if path.exists() else {}

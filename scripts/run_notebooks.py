@@ -25,11 +25,20 @@ from pathlib import Path
 import nbformat
 import papermill
 import yaml
+from nbclient import NotebookClient
+from nbclient.output_widget import OutputWidget
 from offline_html import page, without_widgets, write_plotly
+from strip_notebooks import serialize, strip_
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 OFFLINE_PROFILES = ("smoke", "mini")
+QUIET = ["--IPKernelApp.log_level=50"]  # the kernel's own remarks about its transport
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+# nbclient plays an Output widget's front end and tells the kernel what it holds. It does so on the
+# socket on which it waits for the cell's reply, which can lose the wake-up: the cell then hangs
+# until its timeout (jupyter/nbclient#312). Nobody needs that message here.
+OutputWidget.sync_state = lambda self: None
 
 
 @dataclass
@@ -128,6 +137,7 @@ def execute(run: Run, out: Path, given: dict, timeout: int, cwd: Path) -> None:
             progress_bar=False,
             execution_timeout=timeout,
             start_timeout=180,
+            extra_arguments=QUIET,
         )
         notebook = without_widgets(nbformat.read(partial, as_version=4))
         notebook.metadata.pop("papermill", None)  # holds paths of this machine
@@ -143,6 +153,24 @@ def execute(run: Run, out: Path, given: dict, timeout: int, cwd: Path) -> None:
     finally:
         run.seconds = time.perf_counter() - started
         shutil.rmtree(partial.parent, ignore_errors=True)
+
+
+def refresh(path: Path, timeout: int) -> None:
+    """Run a notebook in place, no parameter injected, and keep of it what is committed."""
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook,
+        kernel_name="python3",
+        timeout=timeout,
+        extra_arguments=QUIET,
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    client.execute()
+    for problem in strip_(notebook):
+        raise ValueError(f"{path.name}: {problem}")
+    partial = path.with_suffix(".tmp")
+    partial.write_text(serialize(notebook), encoding="utf-8")
+    partial.replace(path)
 
 
 def describe(error: Exception, lines: int = 20) -> str:
@@ -245,6 +273,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--execution-timeout", type=int, default=600, metavar="S", help="per cell (default: 600)"
     )
+    parser.add_argument(
+        "--in-place",
+        action="store_true",
+        help="build nothing: run, strip and rewrite the notebooks themselves",
+    )
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the notebooks are")
     args = parser.parse_args(argv)
 
@@ -265,6 +298,12 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if args.profile in OFFLINE_PROFILES:
         os.environ["HF_HUB_OFFLINE"] = "1"
+
+    if args.in_place:
+        for run in runs:
+            print(run.path.name, flush=True)
+            refresh(run.path, args.execution_timeout)
+        return 0
 
     args.out.mkdir(parents=True, exist_ok=True)
     write_plotly(args.out)

@@ -10,8 +10,16 @@ from xtclib import mini
 
 DATA = Path(__file__).parents[1] / "data" / "mini"
 COLUMNS = {"cola": 4, "sst2": 2, "mrpc": 5, "qqp": 6, "stsb": 10, "mnli": 12, "qnli": 4, "rte": 4}
-TEXTS = {"cola": [3], "sst2": [0], "mrpc": [3, 4], "qqp": [3, 4], "stsb": [7, 8], "mnli": [8, 9],
-         "qnli": [1, 2], "rte": [1, 2]}
+TEXTS = {
+    "cola": [3],
+    "sst2": [0],
+    "mrpc": [3, 4],
+    "qqp": [3, 4],
+    "stsb": [7, 8],
+    "mnli": [8, 9],
+    "qnli": [1, 2],
+    "rte": [1, 2],
+}
 SPLITS = [(name, split) for name, task in mini.TASKS.items() for split in ("train", *task.dev)]
 
 
@@ -41,7 +49,8 @@ def test_another_seed_gives_other_rows():
 
 @pytest.mark.parametrize(("name", "split"), SPLITS)
 def test_columns_and_header(name, split):
-    header = (DATA / mini.TASKS[name].folder / f"{split}.tsv").open().readline()
+    path = DATA / mini.TASKS[name].folder / f"{split}.tsv"
+    header = path.read_text("utf-8").splitlines()[0]
     assert {len(row) for row in rows(name, split)} == {COLUMNS[name]}
     assert name == "cola" or len(header.split("\t")) == COLUMNS[name]
     assert len(rows(name, split)) == (mini.TASKS[name].train if split == "train" else 800)
@@ -149,8 +158,9 @@ def test_sst2_labels_follow_from_the_main_clause(split):
         if clause.startswith(("although", "despite")):
             clause = clause.split(", ")[1]
         clause = re.split(r",? (?:although|despite) |, and ", clause)[0].split(", but ")[-1]
-        good, bad = (any(word in clause.split() for word in words)
-                     for words in (mini.GOOD, mini.BAD))
+        good, bad = (
+            any(word in clause.split() for word in words) for words in (mini.GOOD, mini.BAD)
+        )
         assert good != bad, text
         assert (good != bool(re.search(turns, clause))) == (label == "1"), text
 
@@ -170,9 +180,15 @@ def test_similarity():
 
 @pytest.mark.parametrize(
     ("premise", "hypothesis", "relation"),
-    [("all", "some", "entailment"), ("all", "no", "contradiction"), ("some", "all", "neutral"),
-     ("no", "not all", "entailment"), ("not all", "some", "neutral"),
-     ("not all", "all", "contradiction"), ("some", "no", "contradiction")],
+    [
+        ("all", "some", "entailment"),
+        ("all", "no", "contradiction"),
+        ("some", "all", "neutral"),
+        ("no", "not all", "entailment"),
+        ("not all", "some", "neutral"),
+        ("not all", "all", "contradiction"),
+        ("some", "no", "contradiction"),
+    ],
 )
 def test_quantifiers(premise, hypothesis, relation):
     assert mini.quantifier_relation(premise, hypothesis) == relation
@@ -180,10 +196,16 @@ def test_quantifiers(premise, hypothesis, relation):
 
 @pytest.mark.parametrize(
     ("premise", "hypothesis", "detail", "relation"),
-    [(True, True, "less", "entailment"), (True, True, "more", "neutral"),
-     (False, False, "more", "entailment"), (False, False, "less", "neutral"),
-     (True, False, "less", "contradiction"), (False, True, "more", "contradiction"),
-     (True, False, "other", "neutral"), (False, True, "less", "neutral")],
+    [
+        (True, True, "less", "entailment"),
+        (True, True, "more", "neutral"),
+        (False, False, "more", "entailment"),
+        (False, False, "less", "neutral"),
+        (True, False, "less", "contradiction"),
+        (False, True, "more", "contradiction"),
+        (True, False, "other", "neutral"),
+        (False, True, "less", "neutral"),
+    ],
 )
 def test_event_relation(premise, hypothesis, detail, relation):
     assert mini.event_relation(premise, hypothesis, detail) == relation

@@ -111,12 +111,6 @@ class QuantLinear(nn.Linear):
         cls, linear: nn.Linear, weights: Scheme, activations: Scheme | None = None
     ) -> QuantLinear:
         """Wraps a linear layer, sharing its parameters. ``ValueError`` for groups that don't fit"""
-        out_features = linear.out_features
-        if weights.groups and out_features % weights.groups:
-            raise ValueError(
-                f"{weights.groups} groups do not divide the {out_features} outputs of a linear "
-                f"layer; choose a divisor of {out_features}, or granularity 'row'"
-            )
         if weights.granularity == "token":
             raise ValueError(
                 "weights have no tokens: choose granularity 'tensor', 'row' or 'group'"
@@ -126,7 +120,9 @@ class QuantLinear(nn.Linear):
                 f"activations were given granularity {activations.granularity!r}: choose 'token' "
                 "or 'tensor'"
             )
-        layer = cls(linear.in_features, out_features, linear.bias is not None, device="meta")
+        weights.groups_of(linear.out_features)
+        shape = linear.in_features, linear.out_features
+        layer = cls(*shape, linear.bias is not None, device="meta")
         layer.weight, layer.bias = linear.weight, linear.bias
         layer.weights, layer.activations = weights, activations
         return layer.train(linear.training)
@@ -178,7 +174,7 @@ class _Packed(nn.Module):
     def __init__(self, rows: int, columns: int, weights: Scheme, device=None) -> None:
         super().__init__()
         self.rows, self.columns, self.weights = rows, columns, weights
-        n = {"tensor": 1, "row": rows, "group": weights.groups}[weights.granularity]
+        n = weights.groups_of(rows)
         length = packed_length(columns, weights.bits)
         empty = torch.empty
         self.register_buffer("weight", empty(rows, length, dtype=torch.uint8, device=device))

@@ -54,15 +54,17 @@ PLACES = [
 ]
 TIMES = [f"on {day}day" for day in "Mon Tues Wednes Thurs Fri Satur Sun".split()]
 TIMES += ["in the morning", "in the evening", "last week", "last year"]
-LOOKS = "young old tall short rich poor quiet loud brave clever famous hungry tired shy proud lazy".split()
+LOOKS = (
+    "young old tall short rich poor quiet loud brave clever famous hungry tired shy proud lazy"
+).split()
 COMPARE = [
     pair.split("/")
     for pair in "older/younger taller/shorter richer/poorer faster/slower stronger/weaker "
     "happier/sadder".split()
 ]
 ASPECTS = (
-    "film plot acting music script cast ending dialogue story camera humor opening hero villain song "
-    "costume"
+    "film plot acting music script cast ending dialogue story camera humor opening hero "
+    "villain song costume"
 ).split()
 GOOD = (
     "great good brilliant charming clever funny moving fresh warm gripping lovely superb "
@@ -597,7 +599,7 @@ TASKS = {
         BOTH,
         "Quality,#1 ID,#2 ID,#1 String,#2 String",
         lambda i, text, y: (int(y), 2 * i, 2 * i + 1, *text),
-        {True: "They say the same.", False: "They say otherwise."},
+        {True: "Both agree.", False: "Both differ."},
     ),
     "qqp": Task(
         "QQP",
@@ -605,7 +607,7 @@ TASKS = {
         BOTH,
         "id qid1 qid2 question1 question2 is_duplicate",
         lambda i, text, y: (i, 2 * i, 2 * i + 1, *text, int(y)),
-        {True: "They ask the same.", False: "They ask otherwise."},
+        {True: "Both agree.", False: "Both differ."},
     ),
     "stsb": Task(
         "STS-B",
@@ -670,10 +672,12 @@ def dev_texts(seed: int = 0) -> set:
     }
 
 
-def documents(seed: int = 0, avoid: set | None = None) -> Iterator[str]:
+def documents(seed: int = 0, avoid: set | None = None, agreeing: float = 0.5) -> Iterator[str]:
     """An endless corpus: an example of some task, followed by a sentence that says its label.
 
-    Grammatical sentences stand alone, in pairs. What is in `avoid` (the dev rows) never occurs.
+    Grammatical sentences stand alone, in pairs. `agreeing` is the share of pairs that are drawn
+    to mean the same, to answer or to follow; the others have any label. What is in `avoid` (the
+    dev rows) never occurs.
     """
     rng, avoid = Random(f"{seed} corpus"), dev_texts(seed) if avoid is None else avoid
     names = list(TASKS)
@@ -681,6 +685,8 @@ def documents(seed: int = 0, avoid: set | None = None) -> Iterator[str]:
         name = rng.choice(names)
         task = TASKS[name]
         label = rng.choice(task.labels)
+        if name != "sst2" and rng.random() < agreeing:
+            label = max(task.labels) if name == "stsb" else task.labels[0]
         if name == "cola":
             text = (*task.draw(rng, True), *task.draw(rng, True))
             told = [frozenset([one]) for one in text]

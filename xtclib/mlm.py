@@ -1,4 +1,4 @@
-"""Masked language modelling: the `mlm` task, on any text files.
+"""Masked language modelling: the `mlm` task, on any text (`glue.unlabelled` reads files).
 
 Fifteen of a hundred tokens are to be guessed; of these 80 % are shown as [MASK], 10 % as another
 token and 10 % as they are (Devlin et al. 2019).
@@ -8,23 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 IGNORED = -100  # the label of a token that is not guessed
-
-
-def read_texts(source: str | Path) -> list[str]:
-    """The documents, one per line, of a text file or of every *.txt under a folder."""
-    source = Path(source)
-    files = sorted(source.rglob("*.txt")) if source.is_dir() else [source]
-    if not files or not all(file.is_file() for file in files):
-        raise ValueError(f"no text found at {source}: name a .txt file, or a folder that has some")
-    lines = (line.strip() for file in files for line in file.read_text("utf-8").splitlines())
-    return [line for line in lines if line]
 
 
 def encode_texts(tokenizer, texts: list[str], max_length: int = 64) -> list[dict]:

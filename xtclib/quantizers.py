@@ -104,6 +104,24 @@ class Scheme:
         bits = "" if self.family in ("binary", "ternary") else str(self.bits)
         return f"{self.family}{bits}-{self.granularity}{self.groups or ''}"
 
+    def groups_of(self, rows: int) -> int:
+        """How many scales ``rows`` rows get: 1, ``rows``, or the number of groups if it divides.
+
+        A tensor with fewer rows than groups gets a scale for each row.
+
+        >>> Scheme.parse("int4-group128").groups_of(384), Scheme.parse("binary").groups_of(384)
+        (128, 1)
+        """
+        if self.granularity != "group":
+            return 1 if self.granularity == "tensor" else rows
+        groups = min(self.groups, rows)
+        if rows % groups:
+            raise ValueError(
+                f"{groups} groups do not divide the {rows} rows of a tensor; choose a divisor of "
+                f"{rows}, or granularity 'row'"
+            )
+        return groups
+
     @property
     def levels(self) -> tuple[int, int]:
         """Smallest and largest stored integer.
@@ -138,12 +156,7 @@ def _grouped(x: Tensor, scheme: Scheme) -> Tensor:
     if scheme.granularity == "tensor" or x.ndim < 2:
         return x.reshape(1, -1)
     if scheme.granularity == "group":
-        if x.shape[0] % scheme.groups:
-            raise ValueError(
-                f"{scheme.groups} groups of rows do not divide a tensor of shape {tuple(x.shape)}; "
-                f"choose a divisor of {x.shape[0]}, or 'row'"
-            )
-        return x.reshape(scheme.groups, -1)
+        return x.reshape(scheme.groups_of(x.shape[0]), -1)
     return x.reshape(-1, x.shape[-1])
 
 
@@ -152,7 +165,7 @@ def _spread(scale: Tensor, x: Tensor, scheme: Scheme) -> Tensor:
     if scheme.granularity == "tensor" or x.ndim < 2:
         return scale.reshape((1,) * x.ndim)
     if scheme.granularity == "group":
-        scale = scale.repeat_interleave(x.shape[0] // scheme.groups, dim=0)
+        scale = scale.repeat_interleave(x.shape[0] // scheme.groups_of(x.shape[0]), dim=0)
     return scale.reshape(*x.shape[:-1], 1)
 
 

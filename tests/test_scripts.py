@@ -1,0 +1,147 @@
+"""The scripts around the notebooks: what they refuse, and what they leave behind."""
+
+import nbformat
+import offline_html
+import pytest
+import run_notebooks
+import strip_notebooks
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+
+def parameters_cell(source="PROFILE = None\nSEED = 0"):
+    return new_code_cell(source, metadata={"tags": ["parameters"]})
+
+
+def write(folder, name, *cells):
+    notebook = new_notebook(cells=[new_markdown_cell(f"# Title of {name}"), *cells])
+    notebook.metadata.kernelspec = strip_notebooks.METADATA["kernelspec"]
+    folder.mkdir(exist_ok=True)
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+    return folder / f"{name}.ipynb"
+
+
+def run(tmp_path, *arguments):
+    folder = ["--folder", str(tmp_path / "notebooks")]
+    return run_notebooks.main([*folder, "--out", str(tmp_path / "out"), *arguments])
+
+
+@pytest.mark.parametrize(
+    ("cell", "arguments", "message"),
+    [
+        (parameters_cell(), ["--parameter", "SED=1"], "no parameter 'SED'; did you mean SEED?"),
+        (parameters_cell("SEED = 0"), [], "no parameter 'PROFILE'"),
+        (new_code_cell("PROFILE = None"), [], "0 cells are tagged 'parameters'"),
+        (parameters_cell("PROFILE = None\nN = 2 * 3"), [], "only assign literals, found: N = 2"),
+        (parameters_cell(), ["02"], "no notebook '02'"),
+    ],
+)
+def test_mistakes_stop_before_anything_runs(tmp_path, capsys, cell, arguments, message):
+    write(tmp_path / "notebooks", "01_one", cell)
+    assert run(tmp_path, *arguments) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_folder_is_an_error(tmp_path, capsys):
+    (tmp_path / "notebooks").mkdir()
+    assert run(tmp_path) == 1
+    assert "nothing to run" in capsys.readouterr().err
+
+
+def test_a_failing_notebook_leaves_no_page_and_the_next_one_runs(tmp_path, capsys):
+    folder, out = tmp_path / "notebooks", tmp_path / "out"
+    out.mkdir()
+    (out / "01_bad.html").write_text("from an earlier run")
+    write(folder, "01_bad", parameters_cell(), new_code_cell("'before'\nraise KeyError('gone')"))
+    figure = {"application/vnd.plotly.v1+json": {"data": [{"y": [1, 2]}], "layout": {}}}
+    show = f"from IPython.display import display\ndisplay({figure!r}, raw=True)\nSEED, PROFILE"
+    write(folder, "02_good", parameters_cell(), new_code_cell(show))
+
+    assert run(tmp_path, "--parameter", "SEED=3", "--profile", "smoke") == 1
+    error = capsys.readouterr().err
+    assert "1 of 2 notebooks failed: 01_bad" in error and "KeyError: 'gone'" in error
+    assert {path.name for path in out.iterdir()} == {
+        "01_bad.failed.ipynb",
+        "02_good.ipynb",
+        "02_good.html",
+        "assets",
+        "index.html",
+    }
+    page = (out / "02_good.html").read_text()
+    offline_html.check_offline(page)
+    assert page.count("Plotly.newPlot") == 1 and page.count(offline_html.PLOTLY_FILE) == 1
+    assert (
+        "(3, 'smoke')"
+        in nbformat.read(out / "02_good.ipynb", 4).cells[-1].outputs[-1].data["text/plain"]
+    )
+    index = (out / "index.html").read_text()
+    assert 'href="02_good.html"' in index and 'href="01_bad.html"' not in index
+    assert "1 of 2 notebooks ran" in index
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        '<script src="https://cdn.example/x.js"></script>',
+        '<link rel="stylesheet" href="//cdn.example/x.css">',
+        '<img src="http://example.org/a.png">',
+        '<script type="module">import x from "https://cdn.example/x.mjs"</script>',
+        "<style>@import url(https://cdn.example/x.css);</style>",
+    ],
+)
+def test_a_page_that_needs_the_network_is_refused(tag):
+    with pytest.raises(ValueError, match="must open offline"):
+        offline_html.check_offline(f"<html>{tag}</html>")
+    offline_html.check_offline('<a href="https://arxiv.org/abs/2206.01859">a paper</a>')
+
+
+def test_formulas_become_mathml(tmp_path):
+    notebook = new_notebook(cells=[new_markdown_cell(r"Half: $\frac{1}{2}$, not $\frac{1$")])
+    page = offline_html.page(notebook, "t", tmp_path)
+    assert "<mfrac>" in page and r"$\frac{1$" in page
+
+
+def test_a_widget_is_shown_as_what_it_holds(tmp_path):
+    view = {"model_id": "box", "version_major": 2, "version_minor": 0}
+    output = new_output("display_data", {offline_html.WIDGET: view})
+    inner = new_output("stream", text="inside\n")
+    state = {
+        "box": {"model_name": "VBoxModel", "state": {"children": ["IPY_MODEL_s", "IPY_MODEL_o"]}},
+        "s": {"model_name": "IntSliderModel", "state": {"description": "bits", "value": 4}},
+        "o": {"model_name": "OutputModel", "state": {"outputs": [inner]}},
+    }
+    notebook = new_notebook(cells=[new_code_cell("slider", outputs=[output])])
+    notebook.metadata.widgets = {offline_html.WIDGET_STATE: {"state": state}}
+    page = offline_html.page(notebook, "t", tmp_path)
+    assert "bits 4" in page and "inside" in page
+
+
+def test_strip_keeps_the_marked_text_and_nothing_else(tmp_path, capsys):
+    both = {"text/plain": "12", "text/html": "<b>12</b>"}
+    path = write(
+        tmp_path,
+        "01_one",
+        new_code_cell("# NBVAL_CHECK_OUTPUT\n12", execution_count=1, metadata={"collapsed": True}),
+        new_code_cell("13", execution_count=2, outputs=[new_output("stream", text="13\n")]),
+    )
+    notebook = nbformat.read(path, 4)
+    notebook.cells[1].outputs = [new_output("execute_result", both, execution_count=1)]
+    notebook.metadata["widgets"] = {"heavy": 1}
+    ids = [cell.id for cell in notebook.cells]
+    nbformat.write(notebook, path)
+
+    assert strip_notebooks.main(["--check", str(path)]) == 1
+    assert "make strip" in capsys.readouterr().err
+    assert strip_notebooks.main([str(path)]) == 0
+    assert strip_notebooks.main(["--check", str(path)]) == 0
+    stripped = nbformat.read(path, 4)
+    assert stripped.cells[1].outputs[0].data == {"text/plain": "12"}
+    assert stripped.cells[2].outputs == [] and stripped.cells[2].execution_count == 2
+    assert [cell.id for cell in stripped.cells] == ids
+    assert stripped.metadata == strip_notebooks.METADATA and not stripped.cells[1].metadata
+
+
+def test_a_marked_cell_that_never_ran_is_reported(tmp_path, capsys):
+    path = write(tmp_path, "01_one", new_code_cell("# NBVAL_CHECK_OUTPUT\n12"))
+    assert strip_notebooks.main([str(path)]) == 1
+    assert "never run" in capsys.readouterr().err

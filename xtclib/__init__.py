@@ -1,0 +1,38 @@
+"""BERT compression: quantization, layer reduction and distillation, with files that are small.
+
+``import xtclib`` registers the artefact format with ``transformers``; names load when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "compress": "study", "profiles": "study", "Record": "study", "records": "study",
+    "fake_quantize": "quantizers", "quantize": "quantizers", "Scheme": "quantizers",
+    "LayerReduction": "techniques", "Quantize": "techniques",
+    "Budget": "recipes", "Objective": "recipes", "Recipe": "recipes", "Stage": "recipes",
+}
+_MODULES = {
+    "artefact", "attention", "breakdown", "distillation", "files", "glue", "layers", "mini", "mlm",
+    "models", "packing", "plots", "quantizers", "recipes", "study", "teachers", "techniques",
+    "training", "widgets",
+}
+__all__ = sorted(_MODULES | set(_WHERE))
+
+
+def __getattr__(name: str):
+    if name in _WHERE:
+        return getattr(importlib.import_module(f"xtclib.{_WHERE[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"xtclib.{name}")
+    raise AttributeError(f"xtclib has no {name!r}; it has: {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+from xtclib import artefact as _artefact  # noqa: E402,F401 - registers the format

