@@ -20,14 +20,14 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from xtclib import glue
+from xtclib import glue, metrics
 
 BATCH = 32
 
 
 def score(task: glue.Task, found, split: glue.Split) -> dict[str, float]:
     """The task's metrics, to one decimal."""
-    scores = glue.score(task, found, split.labels)
+    scores = metrics.score(task, found, split.labels)
     return {name: round(float(scores[name]), 1) for name in task.metrics}
 
 
@@ -147,7 +147,7 @@ def main() -> None:
                 data, args.root / "backbone", args.steps, args.lr, args.seed, args.watch
             )
         for split, rows in data.evaluation.items():
-            floor = glue.majority(data.task, rows, data.train)
+            floor = metrics.majority(data.task, rows, data.train)
             new[name if split == "dev" else f"{name}-{split}"] = row = {
                 "metric": data.task.primary,
                 "majority": {key: round(floor[key], 1) for key in data.task.metrics},

@@ -21,7 +21,7 @@ from xtclib import mini, mlm
 
 # Layers, steps, learning rate, and the share of pairs that agree: binding words to roles is
 # learned from sentences that mean the same, telling them from others that do not comes after.
-STAGES = ((3, 1500, 1.5e-3, 1.0), (3, 1500, 1e-3, 0.5), (6, 500, 7e-4, 0.4), (12, 1200, 6e-4, 0.3))
+STAGES = ((3, 600, 2e-3, 1.0), (6, 700, 1.5e-3, 0.4), (12, 350, 1e-3, 0.3))
 BATCH = 64
 SHARE = 0.25  # of the tokens is guessed
 DOCUMENTS = 60_000  # of the endless stream that corpus.txt begins
@@ -37,6 +37,24 @@ def build_tokenizer() -> BertTokenizer:
     return BertTokenizer(
         vocab={token: i for i, token in enumerate(dict.fromkeys(tokens))}, model_max_length=64
     )
+
+
+@torch.no_grad()
+def start_copying(model: BertForMaskedLM) -> None:
+    """Begin near a model that copies: attention looks for equal words and passes them on.
+
+    Adding the identity to the attention projections (compare Trockman and Kolter 2023) lets the
+    alignment of two sentences emerge within hundreds of steps instead of many thousands.
+    """
+    eye = torch.eye(model.config.hidden_size)
+    model.bert.embeddings.word_embeddings.weight.normal_(0, 0.1)
+    for layer in model.bert.encoder.layer:
+        attention = layer.attention
+        attention.self.query.weight.add_(eye / 2)
+        attention.self.key.weight.add_(eye / 2)
+        attention.self.value.weight.add_(eye)
+        attention.output.dense.weight.add_(eye)
+    model.cls.predictions.transform.dense.weight.add_(eye)
 
 
 def grow(model: BertForMaskedLM, layers: int) -> BertForMaskedLM:
@@ -56,6 +74,7 @@ def grow(model: BertForMaskedLM, layers: int) -> BertForMaskedLM:
 
 def save(model: BertForMaskedLM, tokenizer: BertTokenizer, folder: Path) -> None:
     """fp16 weights that load as fp32, and the tokenizer."""
+    model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.1
     half = copy.deepcopy(model).half()
     half.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -87,10 +106,12 @@ def main() -> None:
             num_attention_heads=4,
             intermediate_size=512,
             max_position_embeddings=64,
+            initializer_range=0.05,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )
     )
+    start_copying(model)
     stages = []
     for number, (layers, steps, lr, agreeing) in enumerate(STAGES):
         model = grow(model, layers)
@@ -109,9 +130,7 @@ def main() -> None:
             }
         )
         print(stages[-1], flush=True)
-        model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.1
-        save(model, tokenizer, args.out / "backbone")
-        model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.0
+        save(grow(model, STAGES[-1][0]), tokenizer, args.out / "backbone")
     print(json.dumps(stages))
 
 

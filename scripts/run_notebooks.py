@@ -38,7 +38,7 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # nbclient plays an Output widget's front end and tells the kernel what it holds. It does so on the
 # socket on which it waits for the cell's reply, which can lose the wake-up: the cell then hangs
 # until its timeout (jupyter/nbclient#312). Nobody needs that message here.
-OutputWidget.sync_state = lambda self: None
+OutputWidget.sync_state = lambda self: None  # type: ignore[method-assign]
 
 
 @dataclass

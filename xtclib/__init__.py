@@ -16,9 +16,9 @@ _WHERE = {
     "Budget": "recipes", "Objective": "recipes", "Recipe": "recipes", "Stage": "recipes",
 }
 _MODULES = {
-    "artefact", "attention", "breakdown", "distillation", "files", "glue", "layers", "mini", "mlm",
-    "models", "packing", "plots", "quantizers", "recipes", "study", "teachers", "techniques",
-    "training", "widgets",
+    "artefact", "attention", "breakdown", "distillation", "files", "glue", "layers", "metrics",
+    "mini", "mlm", "models", "packing", "plots", "quantizers", "recipes", "study", "teachers",
+    "techniques", "training", "widgets",
 }
 __all__ = sorted(_MODULES | set(_WHERE))
 

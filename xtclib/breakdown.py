@@ -32,7 +32,7 @@ def flops(config: PretrainedConfig, batch: int = 1, length: int = 128) -> int:
         model = AutoModelForSequenceClassification.from_config(config).eval()
         ids = torch.zeros(batch, length, dtype=torch.long)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        model(input_ids=ids)
     return int(counter.get_total_flops())
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 IGNORED = -100  # the label of a token that is not guessed
@@ -82,7 +83,7 @@ def pretrain(
     share: float = 0.15,
     progress: bool = True,
 ) -> list[float]:
-    """Train a masked language model in place and return the loss of each step.
+    """Train a `BertForMaskedLM` in place and return the loss of each step.
 
     AdamW, gradients clipped at 1, a linear warm-up over the share `warmup` of the steps, then
     linear decay to zero.
@@ -101,8 +102,12 @@ def pretrain(
     model.train()
     bar = tqdm(range(steps), desc="pre-training", disable=not progress, mininterval=5)
     for _, inputs in zip(bar, batches, strict=False):
+        inputs = {name: value.to(device) for name, value in inputs.items()}
+        labels = inputs.pop("labels")
+        guessed = labels != IGNORED  # the head reads these alone, which is faster
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = model(**{name: value.to(device) for name, value in inputs.items()}).loss
+            hidden = model.bert(**inputs).last_hidden_state
+            loss = cross_entropy(model.cls(hidden[guessed]).float(), labels[guessed])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

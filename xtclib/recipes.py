@@ -80,7 +80,8 @@ class Budget:
 
     ``epochs`` or ``steps``, one of them. ``keep`` says which checkpoint counts: ``last``; the best
     on ``held-out`` rows cut from the training set; or the best on the ``evaluation`` split itself,
-    as the official releases do, which the record then says.
+    as the official releases do, which the record then says. ``at_most`` caps the steps of a budget
+    in epochs; ``dropout`` replaces the model's own.
     """
 
     epochs: float | None = None
@@ -94,6 +95,7 @@ class Budget:
     keep: str = "last"
     evaluations: int = 5
     dropout: float | None = None
+    at_most: int | None = None
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
@@ -118,7 +120,8 @@ class Budget:
         """
         if self.steps is not None:
             return self.steps
-        return max(round(self.epochs * -(-rows // self.batch_size)), 1)
+        steps = max(round(self.epochs * -(-rows // self.batch_size)), 1)
+        return min(steps, self.at_most or steps)
 
 
 def budget(name: str | Budget, known: dict[str, Budget]) -> Budget:

@@ -22,7 +22,8 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 import xtclib
 from xtclib import artefact, breakdown, recipes, teachers
 from xtclib.files import folder_bytes, staged_folder, unknown, write_json
-from xtclib.glue import TASKS, TaskData, find_task, load, majority
+from xtclib.glue import TASKS, TaskData, find_task, load
+from xtclib.metrics import majority
 from xtclib.recipes import Budget, Recipe
 from xtclib.teachers import Teacher, cache_dir, key, load_tokenizer
 from xtclib.techniques import apply_all
@@ -72,7 +73,7 @@ PROFILES = {
         ),
         Profile(
             "minilm", "the real 6-layer MiniLM on GLUE", "minilm", "glue",
-            replace(_GLUE, epochs=3, learning_rate=1e-4),
+            replace(_GLUE, epochs=5, at_most=3000, learning_rate=1e-4),
             _lengths("epochs", 3, 9, 18, _MINILM), latency=(8, 128),
         ),
         Profile(

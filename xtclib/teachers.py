@@ -16,7 +16,8 @@ from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from xtclib.files import sha256, staged_folder, write_json
-from xtclib.glue import Task, TaskData, find_task, majority, score
+from xtclib.glue import Task, TaskData, find_task
+from xtclib.metrics import majority, score
 from xtclib.models import check_finite, load_classifier
 from xtclib.recipes import Budget, Objective
 from xtclib.training import decide, predict, train_stage

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
@@ -41,7 +42,8 @@ from xtclib.distillation import (
     soft_cross_entropy,
 )
 from xtclib.files import write_json
-from xtclib.glue import Split, Task, TaskData, score
+from xtclib.glue import Split, Task, TaskData
+from xtclib.metrics import score
 from xtclib.models import encoder_layers
 from xtclib.recipes import Budget, Objective
 
@@ -195,6 +197,9 @@ class DistillationTrainer(Trainer):
         self, model: PreTrainedModel, objective: Objective, teacher: PreTrainedModel | None = None,
         sampler: Sampler | None = None, bf16: bool = False, **kwargs,
     ) -> None:
+        # One process has one accelerate state, and refuses a second precision: a bf16 Trainer that
+        # ran earlier in the same notebook must not stop this one.
+        AcceleratorState._reset_state()
         super().__init__(model=model, **kwargs)
         # Autocast is entered here rather than through `args.bf16`, whose wrapper would copy every
         # hidden state and score to fp32 and back.

@@ -1,0 +1,97 @@
+"""What a compression step costs against a plain fine-tuning step, interleaved in one process.
+
+    python benchmarks/step_cost.py [--backbone FOLDER] [--batch 32] [--length 48] [--repeats 15]
+
+Both sides run the same model, batch, precision and optimizer, gradient clipping included: on the
+one side ``transformers.Trainer``'s own training step on labels, on the other a stage of a recipe
+with its quantizers, its losses and the teacher's forward pass. Prints medians and their ratio with
+the quartiles of the per-round ratios. Not a timed test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import tempfile
+import time
+
+import numpy as np
+import torch
+from transformers import Trainer, TrainingArguments
+
+from xtclib import recipes, teachers
+from xtclib.glue import find_task
+from xtclib.models import load_classifier
+from xtclib.training import DistillationTrainer, bf16_is_fast
+
+
+def stepper(trainer: Trainer, batch: dict):
+    """One whole training step of a trainer, as a callable: loss, backward, clip, update."""
+    trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1  # Trainer.train would set it
+    model = trainer.accelerator.prepare(trainer.model)
+    trainer.optimizer = trainer.accelerator.prepare(trainer.optimizer)
+
+    def step() -> None:
+        trainer.training_step(model, dict(batch))
+        trainer.accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        trainer.optimizer.step()
+        model.zero_grad()
+
+    return step
+
+
+def main() -> None:
+    """Measures and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", default=None, help="default: MiniLM")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--length", type=int, default=48)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--recipes", nargs="*", default=["xtc-1bit", "xtc-2bit", "xtc-half"])
+    options = parser.parse_args()
+
+    bf16 = bf16_is_fast()
+    model = load_classifier(options.backbone or teachers.minilm(), find_task("sst2"))
+    shape = (options.batch, options.length)
+    generator = torch.Generator().manual_seed(0)
+    batch = {
+        "input_ids": torch.randint(1000, model.config.vocab_size, shape, generator=generator),
+        "attention_mask": torch.ones(shape, dtype=torch.long),
+        "token_type_ids": torch.zeros(shape, dtype=torch.long),
+        "labels": torch.randint(0, 2, shape[:1], generator=generator),
+    }
+    common = {"use_cpu": True, "report_to": "none", "disable_tqdm": True}
+    with tempfile.TemporaryDirectory() as folder:
+        plain = TrainingArguments(output_dir=folder, bf16=bf16, **common)
+        ours = TrainingArguments(output_dir=folder, **common)
+        steps = {"fine-tuning": stepper(Trainer(copy.deepcopy(model), plain), batch)}
+        for name in options.recipes:
+            stage = recipes.load(name).stages[-1]
+            student = copy.deepcopy(model)
+            for technique in stage.techniques:
+                student = technique.apply(student)
+            trainer = DistillationTrainer(student, stage.objective, model, bf16=bf16, args=ours)
+            steps[name] = stepper(trainer, batch)
+        times = {name: [] for name in steps}
+        for turn in range(3 + options.repeats):
+            for name, step in steps.items():
+                start = time.perf_counter()
+                step()
+                if turn >= 3:
+                    times[name].append(time.perf_counter() - start)
+    print(
+        f"batch {options.batch} × {options.length} tokens, {'bf16' if bf16 else 'fp32'}, "
+        f"{torch.get_num_threads()} threads, {options.repeats} rounds"
+    )
+    print(f"{'step':<16}{'ms':>9}{'ratio':>9}{'quartiles':>16}")
+    base = np.array(times["fine-tuning"])
+    for name, values in times.items():
+        ratios = np.array(values) / base
+        low, high = np.percentile(ratios, (25, 75))
+        middle = np.median(values) / np.median(base)
+        print(f"{name:<16}{1e3 * np.median(values):>9.0f}{middle:>9.2f}{low:>9.2f}–{high:.2f}")
+
+
+if __name__ == "__main__":
+    main()
