@@ -19,16 +19,19 @@ NOTEBOOKS = $(wildcard notebooks/[0-9]*.ipynb)
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F':.*  ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
-	@echo "  Variables: PYTHON=python3.11  VENV=.venv  WORKERS=2  TORCH_INDEX=https://download.pytorch.org/whl/cpu"
+	@printf '\nvariables (make setup PYTHON=python3.12):\n'
+	@printf '  %-17s %s\n' PYTHON 'makes .venv; 3.10 or newer (now: $(PYTHON))' \
+	  VENV 'where the environment lives (now: $(VENV))' WORKERS 'test processes (now: $(WORKERS))' \
+	  TORCH_INDEX "torch's package index; https://download.pytorch.org/whl/cpu has the small CPU build"
 
 setup: $(STAMP)  ## the environment in .venv, at the versions of constraints.txt
 
 # torch goes first and alone, so that the build asked for is the one everything else finds;
 # its own dependencies follow in the second step.
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "The pinned versions need Python 3.11 or newer. '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)."; \
-	  echo "Name another one: make setup PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "This needs Python 3.10 or newer. '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)."; \
+	  echo "Name another one: make setup PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --no-deps -c constraints.txt $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[all]'
@@ -37,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt
 run: setup has-notebooks  ## every notebook, `mini` profile: executed copies and HTML in build/
 	$(BIN)/python scripts/run_notebooks.py --profile mini --out build
 
-test: lint unit nbval smoke  ## lint, unit tests, the notebooks' kept outputs, a smoke run
+test: lint unit nbval smoke  ## lint, unit tests, the notebooks' kept outputs, a smoke run; or one: lint unit nbval smoke
 
 lint: setup
 	$(BIN)/ruff check .
@@ -75,12 +78,32 @@ outputs: setup has-notebooks  ## run the notebooks in place (`smoke` profile) an
 strip: setup has-notebooks  ## drop the heavy outputs of the notebooks before a commit
 	$(BIN)/python scripts/strip_notebooks.py $(NOTEBOOKS)
 
+# What .venv has replaces the pins that hold for its Python; pins for other Pythons stay. A new
+# version goes to every Python at once: `make setup` with each says where one needs a marker.
+define PIN
+import sys
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name as canonical
+lines = open('constraints.txt').read().splitlines()
+head = [line for line in lines if line.startswith('#')]
+pins = [Requirement(line) for line in lines if line and line not in head]
+have = {canonical(new.name): new for new in map(Requirement, sys.stdin.read().split())}
+held = {canonical(pin.name): pin for pin in pins if not pin.marker or pin.marker.evaluate()}
+for name in held.keys() & have.keys():
+    held[name].specifier = have[name].specifier
+pins += [have[name] for name in have.keys() - held.keys()]
+pins.sort(key=lambda pin: (pin.name.lower(), '>=' in str(pin.marker)))
+open('constraints.tmp', 'w').writelines(f'{line}\n' for line in [*head, *pins])
+print(f'constraints.txt: {len(pins)} pins. Kept, though not in this environment:')
+print(' ', ' '.join(sorted(held.keys() - have.keys())) or 'none')
+endef
+export PIN
+
 constraints:  ## pin what is in .venv now (after an upgrade that passed `make test`)
-	@{ sed '/^[^#]/,$$d' constraints.txt; \
-	   $(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools --exclude wheel --exclude xtclib \
-	   | sed -E 's/^(torch==[^+]*)\+.*/\1/' | grep -vE '^(nvidia-|triton|cuda-)| @ |^#'; \
-	 } > constraints.tmp && mv constraints.tmp constraints.txt
-	@echo "constraints.txt: $$(grep -c == constraints.txt) packages"
+	@$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools --exclude wheel --exclude xtclib \
+	  | sed -E 's/^(torch==[^+]*)\+.*/\1/' | grep -vE '^(nvidia-|triton|cuda-)| @ |^#' \
+	  | $(BIN)/python -c "$$PIN"
+	@mv constraints.tmp constraints.txt
 
 clean:  ## remove build/ and caches; .venv and runs/ stay
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -17,6 +17,7 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 
 
 def requirements():
@@ -24,26 +25,46 @@ def requirements():
     return [Requirement(line) for line in everything if not line.startswith("xtclib")]
 
 
-def pins():
+def pins(python=None):
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+    everything = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    if python is None:
+        return everything
+    where = {"python_version": python, "python_full_version": f"{python}.0"}
+    return [pin for pin in everything if not pin.marker or pin.marker.evaluate(where)]
 
 
 def test_constraints_are_exact_and_name_no_build():
     for pin in pins():
         assert re.fullmatch(r"==[^*+,]+", str(pin.specifier)), pin
-    names = [canonicalize_name(pin.name) for pin in pins()]
-    assert len(names) == len(set(names))
+    names = {canonicalize_name(pin.name) for pin in pins()}
     assert not [name for name in names if name.startswith(("nvidia", "triton", "cuda", "xtclib"))]
+
+
+def test_every_package_is_pinned_once_on_every_python():
+    for pin in pins():
+        assert re.fullmatch(r'(python_version (<|>=) "3\.\d+")?', str(pin.marker or "")), pin
+    names = sorted({canonicalize_name(pin.name) for pin in pins()})
+    for python in PYTHONS:
+        assert sorted(canonicalize_name(pin.name) for pin in pins(python)) == names, python
+
+
+def test_the_supported_pythons_agree():
+    assert PROJECT["requires-python"] == f">={PYTHONS[0]}"
+    prefix = "Programming Language :: Python :: 3."
+    said = [line for line in PROJECT["classifiers"] if line.startswith(prefix)]
+    assert [line.removeprefix(prefix[:-2]) for line in said] == PYTHONS
+    assert "sys.version_info < (3, 10)" in (ROOT / "Makefile").read_text()
 
 
 @pytest.mark.parametrize("requirement", requirements(), ids=str)
 def test_every_direct_dependency_is_pinned_inside_its_range(requirement):
-    pinned = {canonicalize_name(pin.name): pin.specifier for pin in pins()}
     name = canonicalize_name(requirement.name)
-    assert name in pinned, f"{name} is not in constraints.txt: run `make constraints`"
-    version = str(pinned[name]).removeprefix("==")
-    assert requirement.specifier.contains(version), f"{requirement} excludes the pinned {version}"
+    for python in PYTHONS:
+        pinned = {canonicalize_name(pin.name): pin.specifier for pin in pins(python)}
+        assert name in pinned, f"{name} is not in constraints.txt: run `make constraints`"
+        version = str(pinned[name]).removeprefix("==")
+        assert requirement.specifier.contains(version), f"{requirement} excludes {version}"
 
 
 def test_all_holds_every_extra():

@@ -7,7 +7,7 @@ token and 10 % as they are (Devlin et al. 2019).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -27,24 +27,34 @@ def encode_texts(tokenizer, texts: list[str], max_length: int = 64) -> list[dict
 
 
 def mask_tokens(
-    ids: Tensor, tokenizer, generator: torch.Generator | None = None, share: float = 0.15
+    ids: Tensor,
+    tokenizer,
+    generator: torch.Generator | None = None,
+    share: float = 0.15,
+    always: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
     """ids [batch, length] → (what the model sees, what it has to guess), of the same shape.
 
-    Special tokens are never guessed. Everywhere else a label is `IGNORED`.
+    Special tokens are never guessed, the token ids in `always` always are. Everywhere else a
+    label is `IGNORED`.
     """
     special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
     chance = torch.rand(ids.shape, generator=generator)
     fate = torch.rand(ids.shape, generator=generator)
     other = torch.randint(len(tokenizer), ids.shape, generator=generator)
-    guessed = (chance < share) & ~special
+    guessed = (chance < share) & ~special | torch.isin(ids, torch.tensor(always, dtype=ids.dtype))
     seen = torch.where(guessed & (fate < 0.8), tokenizer.mask_token_id, ids)
     seen = torch.where(guessed & (fate >= 0.9), other, seen)
     return seen, torch.where(guessed, ids, IGNORED)
 
 
 def masked_batches(
-    encoded: list[dict], tokenizer, batch: int = 96, seed: int = 0, share: float = 0.15
+    encoded: list[dict],
+    tokenizer,
+    batch: int = 96,
+    seed: int = 0,
+    share: float = 0.15,
+    always: Sequence[int] = (),
 ) -> Iterator[dict[str, Tensor]]:
     """Endless masked batches, padded to their longest member.
 
@@ -63,7 +73,7 @@ def masked_batches(
                 rows = [encoded[i] for i in stretch[cuts[pick] : cuts[pick] + batch]]
                 inputs = dict(tokenizer.pad(rows, return_tensors="pt"))
                 inputs["input_ids"], inputs["labels"] = mask_tokens(
-                    inputs["input_ids"], tokenizer, generator, share
+                    inputs["input_ids"], tokenizer, generator, share, always
                 )
                 yield inputs
 
@@ -81,6 +91,7 @@ def pretrain(
     bf16: bool = True,
     max_length: int = 64,
     share: float = 0.15,
+    always: Sequence[int] = (),
     progress: bool = True,
 ) -> list[float]:
     """Train a `BertForMaskedLM` in place and return the loss of each step.
@@ -98,7 +109,7 @@ def pretrain(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda t: min((t + 1) / rising, (steps - t) / max(1, steps - rising))
     )
-    losses, batches = [], masked_batches(encoded, tokenizer, batch, seed, share)
+    losses, batches = [], masked_batches(encoded, tokenizer, batch, seed, share, always)
     model.train()
     bar = tqdm(range(steps), desc="pre-training", disable=not progress, mininterval=5)
     for _, inputs in zip(bar, batches, strict=False):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -54,6 +55,21 @@ def bf16_is_fast(device: str | torch.device = "cpu") -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep the memory that a step frees for the next step.
+
+    By default every gradient above 32 MB is a fresh mapping whose pages fault one by one: a fifth of
+    a MiniLM training step on a CPU. Does nothing where the C library has no ``mallopt``.
+    """
+    mmap_max, trim_threshold = -4, -1  # malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
 
 
 def default_device() -> str:
@@ -365,6 +381,7 @@ def train_stage(
         raise ValueError(f"unknown precision {precision!r}: choose 'auto', 'bf16' or 'fp32'")
     folder = Path(folder)
     device = device or default_device()
+    keep_freed_memory()
     bf16 = precision == "bf16" or (precision == "auto" and bf16_is_fast(device))
     train, held_out = _cut_held_out(data.train, budget, seed)
     rows = Rows.tokenize(train, tokenizer, budget.max_length)

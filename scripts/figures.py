@@ -1,0 +1,127 @@
+"""The gallery: figures of the committed records, as SVG for light and dark pages.
+
+python scripts/figures.py                  # data/results → figures/
+python scripts/figures.py --out build/figures
+"""
+
+import argparse
+import importlib.util
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import plotly.io as pio
+import torch
+
+from xtclib import distillation, plots
+from xtclib.study import RESULTS, ROOT, Record, records
+
+WIDTH = 700
+
+
+def longest(found: list[Record]) -> list[Record]:
+    """Of each recipe, the records of its longest budget (A before B before C)."""
+    last = {}
+    for record in found:
+        last[record.recipe] = max(record.budget, last.get(record.recipe, ""))
+    return [r for r in found if r.budget == last[r.recipe]]
+
+
+def one_comparison(found: list[Record]) -> list[Record]:
+    """The tasks that all runs share, or else the one with most records."""
+    shared = plots.common(found)
+    if shared or not found:
+        return shared
+    tasks = [r.task for r in found]
+    most = max(sorted(set(tasks)), key=tasks.count)
+    return [r for r in found if r.task == most]
+
+
+def gallery(results: Path) -> dict:
+    """Figures by name: those without records, then those of every profile that has some."""
+    weights = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
+    figures = {
+        "quantization": plots.quantization_curve(weights, ["binary", "ternary", "int4"]),
+        "error-by-bits": plots.error_by_bits(weights),
+        "layer-map": plots.layer_map(6, 12, distillation.layer_map(6, 12)),
+    }
+    for profile in sorted(p.name for p in results.glob("*") if p.is_dir()):
+        found = records(profile, results)
+        if not found:
+            continue
+        best = one_comparison(longest(found))
+        figures[f"{profile}-size-accuracy"] = plots.size_accuracy(best, plots.published())
+        figures[f"{profile}-recipes"] = plots.bars(best)
+        several = [r for r in found if len({o.budget for o in found if o.recipe == r.recipe}) > 1]
+        if several:
+            figures[f"{profile}-budgets"] = plots.budgets(one_comparison(several))
+        timed = [r for r in best if r.latency["threads"] == best[0].latency["threads"]]
+        figures[f"{profile}-latency"] = plots.latency(timed)
+        trained = [r for r in best if any(s["losses"] for s in r.stages)]
+        if trained:
+            figures[f"{profile}-loss"] = plots.loss_curves(trained[0])
+    return figures
+
+
+def readme(figures: dict) -> str:
+    """The gallery's page: each figure in the reader's theme, with its words as alt text."""
+    parts = ["# Figures\n\nMade by `make figures` from the records in `data/results`.\n"]
+    for name, figure in figures.items():
+        words = plots.alt(figure).replace('"', "&quot;").replace("<", "&lt;")
+        parts.append(
+            f"## {name}\n\n<picture>\n"
+            f'  <source media="(prefers-color-scheme: dark)" srcset="{name}-dark.svg">\n'
+            f'  <img src="{name}.svg" width="{WIDTH}" alt="{words}">\n</picture>\n'
+        )
+    return "\n".join(parts)
+
+
+def render(figures: dict, out: Path) -> None:
+    """Writes NAME.svg, NAME-dark.svg and README.md; ``RuntimeError`` without kaleido or Chromium.
+
+    Nothing in ``out`` is touched if drawing fails.
+    """
+    if importlib.util.find_spec("kaleido") is None:
+        raise RuntimeError("figures need kaleido: pip install -e '.[export]'")
+    images = {
+        f"{name}{'-dark' * dark}.svg": plots.themed(figure, dark)
+        for name, figure in figures.items()
+        for dark in (False, True)
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, file) for file in images]
+        drawn, heights = list(images.values()), [f.layout.height for f in images.values()]
+        try:
+            pio.write_images(drawn, files, width=[WIDTH] * len(files), height=heights)
+        except Exception as error:  # kaleido's own errors differ by version
+            first = (str(error).strip().splitlines() or [""])[0]
+            raise RuntimeError(
+                f"kaleido drew nothing ({type(error).__name__}: {first}): it needs Chromium or "
+                "Chrome; install one, or run `plotly_get_chrome`"
+            ) from error
+        out.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            shutil.copyfile(file, out / file.name)
+    (out / "README.md").write_text(readme(figures), encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=ROOT / "figures")
+    args = parser.parse_args()
+    figures = gallery(args.results)
+    if not any("-size-" in name for name in figures):
+        print("no records in the results folder: the gallery shows none (`make results`)")
+    try:
+        render(figures, args.out)
+    except RuntimeError as error:
+        print(f"figures: {error}", file=sys.stderr)
+        return 1
+    print(f"{len(figures)} figures, light and dark, in {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Writes the README's results tables from the committed records, between its two markers.
+
+    python scripts/readme_results.py [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from statistics import mean
+
+from xtclib import recipes, study
+from xtclib.files import write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+START, END = "<!-- results -->", "<!-- /results -->"
+NAMES = {"sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC test", "mnli": "MNLI"}
+
+
+def spread(values: list[float]) -> str:
+    """Mean with the range over seeds, where there are several.
+
+    >>> spread([80.0, 82.0])
+    '81.0 (80.0–82.0)'
+    """
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{mean(values):.1f} ({min(values):.1f}–{max(values):.1f})"
+
+
+def table(records: list[study.Record]) -> str:
+    """One row a recipe and budget: score, loss against the teacher, size, latency, seeds."""
+    groups: dict[tuple[str, str], list[study.Record]] = {}
+    for record in records:
+        groups.setdefault((record.recipe, record.budget), []).append(record)
+    first = records[0]
+    lines = [
+        "| recipe | budget | score | against teacher | MB on disk | times smaller | latency | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+        f"| *teacher* | | {first.teacher_score:.1f} | | {first.teacher_bytes / 1e6:.2f} | 1 | 1 | |",
+    ]
+    order = sorted(groups.items(), key=lambda item: (-item[1][0].bytes, item[0]))
+    for (name, budget), group in order:
+        one = group[0]
+        trains = recipes.load(name).trains
+        times = [
+            r.latency["milliseconds"]["student"]["median"]
+            / r.latency["milliseconds"]["teacher"]["median"]
+            for r in group
+        ]
+        lines.append(
+            f"| `{name}` | {budget if trains else 'none'} | {spread([r.score for r in group])} "
+            f"| {mean(r.score - r.teacher_score for r in group):+.1f} | {one.bytes / 1e6:.2f} "
+            f"| {one.ratio:.1f} | {mean(times):.2f} | {len(group) if trains else '–'} |"
+        )
+    return "\n".join(lines)
+
+
+def section() -> str:
+    """All tables, real data first."""
+    parts = []
+    for profile, title in (
+        ("minilm", "Real MiniLM (6 layers, 90.9 MB), real GLUE, one CPU"),
+        ("mini", "Built-in tasks and 12-layer teacher"),
+    ):
+        found = study.records(profile)
+        tasks = sorted({r.task for r in found}, key=lambda t: (t != "sst2", t))
+        if not tasks:
+            continue
+        parts.append(f"**{title}**\n")
+        for task in tasks:
+            chosen = [r for r in found if r.task == task]
+            low = mean(next(iter(m.values())) for m in chosen[0].majority.values())
+            parts.append(f"{NAMES.get(task, task)} (majority class {low:.1f}):\n")
+            parts.append(table(chosen) + "\n")
+    parts.append(
+        "Score: the task's metrics in GLUE's convention, mean and range over seeds. MB: 10⁶ bytes "
+        "of `model.safetensors`, read from disk. Latency: the student's forward pass over its "
+        "teacher's, measured in turns in fp32."
+    )
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Updates the README, or checks that it is up to date."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    head, _, rest = text.partition(START)
+    _, _, tail = rest.partition(END)
+    new = f"{head}{START}\n{section()}\n{END}{tail}"
+    if options.check and new != text:
+        sys.exit("README.md's results are not those of data/results: run `make figures`")
+    if not options.check:
+        write_text(readme, new)
+
+
+if __name__ == "__main__":
+    main()

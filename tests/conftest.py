@@ -1,0 +1,91 @@
+"""Small models, a tokenizer and rows, all built in code; nothing outside a test's own folder."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+from xtclib.glue import TASKS, Split, TaskData
+
+torch.set_num_threads(1)
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+LABELS = {2: ("negative", "positive"), 3: ("entailment", "neutral", "contradiction")}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """No test reads or writes the user's cache."""
+    monkeypatch.setenv("XTC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("XTC_GLUE_DIR", raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def make_bert():
+    """Random classifiers, 32 wide, with weights large enough that their outputs differ."""
+
+    def build(layers=4, labels=2, seed=0, dropout=0.1):
+        torch.manual_seed(seed)
+        names = LABELS.get(labels, tuple(f"LABEL_{i}" for i in range(labels)))
+        config = BertConfig(
+            vocab_size=200, hidden_size=32, num_hidden_layers=layers, num_attention_heads=2,
+            intermediate_size=64, max_position_embeddings=64, initializer_range=0.2,
+            hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
+            id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)},
+        )  # fmt: skip
+        return BertForSequenceClassification(config).eval()
+
+    return build
+
+
+@pytest.fixture
+def bert(make_bert):
+    return make_bert(4)
+
+
+@pytest.fixture
+def bert12(make_bert):
+    return make_bert(12)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Words w0 … w194 after the five special tokens: 200 in all."""
+    vocabulary = {w: i for i, w in enumerate((*SPECIAL, *(f"w{i}" for i in range(195))))}
+    inner = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    inner.pre_tokenizer = Whitespace()
+    inner.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )  # fmt: skip
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+        sep_token="[SEP]", mask_token="[MASK]",
+    )  # fmt: skip
+
+
+def _rows(count, start):
+    texts, labels = [], []
+    for i in range(start, start + count):
+        words = [f"w{(7 * i + 3 * j) % 190}" for j in range(2 + i % 9)]
+        texts.append(" ".join([*words, "w191" if i % 3 else "w192"]))
+        labels.append(int(i % 3 > 0))
+    return Split(texts, None, labels)
+
+
+@pytest.fixture(scope="session")
+def data():
+    """SST-2 in small: the last word says the label; 40 rows to train on, 14 to evaluate."""
+    return TaskData(TASKS["sst2"], _rows(40, 0), {"dev": _rows(14, 100)}, "in memory", "SST-2 dev")
+
+
+@pytest.fixture
+def batch():
+    """Ids and mask of shape (3, 7), two rows padded."""
+    ids = torch.randint(5, 200, (3, 7), generator=torch.Generator().manual_seed(1))
+    lengths = torch.tensor([7, 4, 2])
+    mask = (torch.arange(7) < lengths[:, None]).long()
+    return {"input_ids": ids * mask, "attention_mask": mask}

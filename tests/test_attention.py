@@ -1,0 +1,99 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from xtclib import attention
+from xtclib.quantizers import Scheme
+
+
+def eager(model):
+    model = copy.deepcopy(model)
+    model.set_attn_implementation("eager")
+    return model
+
+
+def test_outputs_equal_eager_attention_with_padding(bert, batch):
+    ours, theirs = attention.use(copy.deepcopy(bert)), eager(bert)
+    kwargs = {**batch, "output_hidden_states": True}
+    for a, b in zip(ours(**kwargs).hidden_states, theirs(**kwargs).hidden_states, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours(**batch).logits, theirs(**batch).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_scores_are_those_before_the_softmax(bert, batch):
+    ours = attention.use(copy.deepcopy(bert))(**batch, output_attentions=True).attentions
+    theirs = eager(bert)(**batch, output_attentions=True).attentions
+    assert len(ours) == 4 and ours[0].shape == (3, 2, 7, 7)
+    hidden = batch["attention_mask"][:, None, None, :] == 0
+    for scores, probabilities in zip(ours, theirs, strict=True):
+        assert float(scores.min()) < 0  # no probabilities
+        masked = scores.masked_fill(hidden, float("-inf"))
+        torch.testing.assert_close(masked.softmax(-1), probabilities, rtol=1e-4, atol=1e-6)
+
+
+def test_scores_are_query_times_key_over_the_root_of_the_width(bert, batch):
+    layer = bert.bert.encoder.layer[0].attention.self
+    x = bert.bert.embeddings(batch["input_ids"])
+    q, k = (f(x).view(3, 7, 2, 16).transpose(1, 2) for f in (layer.query, layer.key))
+    found = attention.use(bert)(**batch, output_attentions=True).attentions[0]
+    torch.testing.assert_close(found, q @ k.transpose(-1, -2) / 4, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_carry_gradients(bert, batch):
+    scores = attention.use(bert)(**batch, output_attentions=True).attentions
+    scores[1].sum().backward()
+    query = [layer.attention.self.query.weight.grad for layer in bert.bert.encoder.layer]
+    assert float(query[0].abs().max()) > 0 and float(query[1].abs().max()) > 0
+    assert query[2] is None
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_padding_is_not_attended(bert, batch, quantized):
+    attention.use(bert)
+    if quantized:
+        attention.quantize_attention_(bert, Scheme.parse("int8-token"))
+    other = dict(batch, input_ids=batch["input_ids"].clone())
+    other["input_ids"][batch["attention_mask"] == 0] = 77
+    a, b = (bert(**x, output_hidden_states=True).hidden_states for x in (batch, other))
+    real = batch["attention_mask"].bool()
+    assert not torch.equal(a[0], b[0])  # the padding did change
+    torch.testing.assert_close(a[-1][real], b[-1][real])
+
+
+def test_without_a_mask_nothing_is_hidden():
+    q, k, v = torch.randn(3, 1, 2, 5, 4, generator=torch.Generator().manual_seed(0))
+    context, scores = attention.score_attention(nn.Module().eval(), q, k, v, None)
+    wanted = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    torch.testing.assert_close(context, wanted)
+    torch.testing.assert_close(scores, q @ k.transpose(-1, -2) / 2)
+
+
+def test_quantized_products_by_hand(bert):
+    module = nn.Module().eval()
+    module.attention_scheme = Scheme.parse("int8-tensor")
+    q, k, v = torch.randn(3, 1, 2, 5, 4, generator=torch.Generator().manual_seed(0))
+
+    def fake(x):
+        scale = x.abs().max() / 127
+        return (x / scale).round() * scale
+
+    scores = fake(q) @ fake(k).transpose(-1, -2) / 2
+    wanted = (fake(scores.softmax(-1)) @ fake(v)).transpose(1, 2)
+    found, found_scores = attention.score_attention(module, q, k, v, None)
+    torch.testing.assert_close(found_scores, scores)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_marking_quantizes_every_layer(bert):
+    scheme = Scheme.parse("int8-tensor")
+    attention.quantize_attention_(bert, scheme)
+    marked = [layer.attention.self.attention_scheme for layer in bert.bert.encoder.layer]
+    assert marked == [scheme] * 4 and bert.config._attn_implementation == "xtc"
+
+
+def test_a_model_without_attention_is_refused(bert):
+    bert.bert.encoder.layer = nn.ModuleList([nn.Linear(2, 2)])
+    with pytest.raises(ValueError, match="has no BERT-like self-attention whose products"):
+        attention.quantize_attention_(bert, Scheme.parse("int8-tensor"))

@@ -1,0 +1,112 @@
+import json
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from xtclib import artefact, cli, recipes, study
+from xtclib.techniques import Quantize
+
+BACKBONE = study.ROOT / "data" / "mini" / "backbone" / "tokenizer.json"
+
+
+@pytest.fixture
+def xtc(monkeypatch, capsys):
+    """Runs `xtc …` as the shell would: exit code, standard output, standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["xtc", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def test_recipes_are_all_listed(xtc):
+    code, out, _ = xtc("recipes")
+    assert code == 0
+    for name in recipes.names():
+        assert any(line.startswith(f"{name} ") for line in out.splitlines()), name
+        assert recipes.load(name).summary in out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("compress", "xtc-1bt"), "unknown recipe 'xtc-1bt': did you mean 'xtc-1bit'"),
+        (("compress", "ptq-8bit", "--task", "sst3"), "unknown task 'sst3': did you mean 'sst2'"),
+        (("compress", "ptq-8bit", "--profile", "smok"), "unknown profile 'smok': did you mean"),
+        (("compress", "ptq-8bit", "--budget", "a"), "unknown budget 'a': did you mean 'A'"),
+        (("compress", "nowhere.yaml"), "no recipe file at nowhere.yaml"),
+        (("evaluate", "nowhere"), "no config.json in nowhere: expected a folder"),
+        (("compress", "ptq-8bit", "--glue-dir", "nowhere"), "nowhere.*--glue-dir"),
+        (("results", "nowhere.yaml"), "nowhere.yaml"),
+        (("compress", "ptq-8bit", "--profile", "smoke", "--teacher", "no/where"), "no/where"),
+    ],
+)
+def test_a_bad_input_is_one_line_and_exit_code_2(xtc, arguments, message):
+    import re
+
+    code, _, err = xtc(*arguments)
+    assert code == 2 and err.startswith("xtc: ") and re.search(message, err)
+    assert "Traceback" not in err
+
+
+def test_the_message_is_a_single_line(xtc):
+    _, _, err = xtc("compress", "xtc-1bt")
+    assert err.count("\n") == 1
+
+
+def test_a_broken_recipe_file_is_one_line(xtc, tmp_path):
+    (tmp_path / "bad.yaml").write_text("stages: [")
+    code, _, err = xtc("compress", tmp_path / "bad.yaml")
+    assert code == 2 and "bad.yaml" in err
+
+
+def test_an_out_that_holds_files_is_refused(xtc, tmp_path):
+    (tmp_path / "mine").write_text("")
+    code, _, err = xtc("compress", "ptq-8bit", "--profile", "smoke", "--out", tmp_path)
+    assert code == 2 and "already holds files: choose another --out" in err
+
+
+def test_unknown_commands_and_options_exit_2():
+    for arguments in (["compres"], ["compress", "ptq-8bit", "--tsk", "sst2"]):
+        assert CliRunner().invoke(cli.app, arguments).exit_code == 2
+
+
+def test_help_names_every_command():
+    out = CliRunner().invoke(cli.app, ["--help"]).output
+    assert all(name in out for name in ("compress", "evaluate", "recipes", "results"))
+
+
+@pytest.mark.skipif(not BACKBONE.is_file(), reason="the built-in backbone is missing")
+def test_compress_then_evaluate(xtc, tmp_path):
+    out = tmp_path / "out"
+    code, text, err = xtc(
+        "compress", "ptq-8bit", "--profile", "smoke", "--out", out, "--record", tmp_path / "r",
+        "--quiet",
+    )  # fmt: skip
+    assert code == 0, err
+    record = study.Record.read(tmp_path / "r" / "smoke" / "sst2" / "ptq-8bit-A-s0.json")
+    assert record.table() in text and record.bytes == (out / artefact.WEIGHTS).stat().st_size
+    code, text, err = xtc("evaluate", out, "--profile", "smoke")
+    assert code == 0, err
+    shown = text[text.index("{") : text.rindex("}") + 1]
+    assert json.loads(shown) == record.metrics
+    assert f"file     {record.bytes / 1e6:.2f} MB" in text
+    code, _, err = xtc("evaluate", out, "--task", "mnli", "--profile", "smoke")
+    assert code == 2 and "has 2 labels, but mnli has 3" in err
+
+
+def test_evaluating_a_damaged_artefact_is_one_line(xtc, bert, tokenizer, tmp_path):
+    item = Quantize()
+    model = artefact.finalize(item.apply(bert), [item])
+    path = artefact.save(model, tokenizer, tmp_path / "a") / artefact.WEIGHTS
+    path.write_bytes(path.read_bytes()[:-9])
+    code, _, err = xtc("evaluate", tmp_path / "a", "--profile", "smoke")
+    assert code == 2 and "truncated" in err

@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xtclib.packing import decode, encode, pack, packed_length, storage_bits, unpack
+
+
+@given(
+    bits=st.integers(1, 8),
+    shape=st.lists(st.integers(1, 5), max_size=2),
+    length=st.integers(0, 37),
+    seed=st.integers(0, 99),
+)
+def test_numbers_round_trip(bits, shape, length, seed):
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.randint(0, 2**bits, (*shape, length), generator=generator)
+    packed = pack(numbers, bits)
+    assert packed.dtype == torch.uint8
+    assert packed.shape == (*shape, packed_length(length, bits))
+    assert torch.equal(unpack(packed, bits, length).long(), numbers)
+
+
+@given(bits=st.integers(1, 8), length=st.integers(1, 33), seed=st.integers(0, 99))
+def test_codes_round_trip(bits, length, seed):
+    generator = torch.Generator().manual_seed(seed)
+    top = 1 if bits == 1 else 2 ** (bits - 1) - 1
+    codes = torch.randint(-top, top + 1, (3, length), generator=generator).float()
+    if bits == 1:
+        codes = torch.where(codes >= 0, 1.0, -1.0)
+    assert torch.equal(decode(encode(codes, bits, top), bits, top, length), codes)
+
+
+@given(length=st.integers(1, 40), seed=st.integers(0, 99))
+def test_one_bit_is_numpys_little_endian_packbits(length, seed):
+    bits = np.random.default_rng(seed).integers(0, 2, length)
+    wanted = np.packbits(bits, bitorder="little")
+    assert pack(torch.from_numpy(bits), 1).numpy().tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize(
+    "numbers, bits, packed",
+    [
+        ([1, 0, 0, 0, 0, 0, 0, 1, 1], 1, [0b10000001, 1]),
+        ([3, 2, 1, 0, 2], 2, [0b00011011, 2]),
+        ([7, 1, 5], 3, [0x17, 0x05]),
+        ([15, 1, 10], 4, [0x1F, 0x0A]),
+        ([31, 0, 7], 5, [31, 0, 7]),
+        ([255, 0, 128], 8, [255, 0, 128]),
+    ],
+)
+def test_known_bytes(numbers, bits, packed):
+    assert pack(torch.tensor(numbers), bits).tolist() == packed
+
+
+def test_known_codes():
+    assert encode(torch.tensor([-1.0, 0.0, 1.0]), 2, 1).tolist() == [0b100100]
+    assert encode(torch.tensor([-7.0, 7.0]), 4, 7).tolist() == [0xE0]
+    assert encode(torch.tensor([-127.0, 0.0, 127.0]), 8, 127).tolist() == [0, 127, 254]
+    assert encode(torch.tensor([0.0, 255.0]), 8, 0).tolist() == [0, 255]
+
+
+def test_padding_bits_are_zero():
+    assert pack(torch.ones(1, dtype=torch.int64), 1).tolist() == [1]
+    assert pack(torch.full((5,), 3), 2).tolist() == [255, 3]
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_a_width_is_stored_in_the_next_power_of_two(bits):
+    assert storage_bits(bits) == {1: 1, 2: 2, 3: 4, 4: 4}.get(bits, 8)
+
+
+@pytest.mark.parametrize("bits", [0, 9, -1])
+def test_other_widths_are_refused(bits):
+    with pytest.raises(ValueError, match=f"cannot pack {bits} bits: expected 1 to 8"):
+        storage_bits(bits)
+
+
+@pytest.mark.parametrize(
+    "numbers, bits, message",
+    [
+        ([0, 2], 1, "between 0.0 and 2.0 into 1 bits: expected whole numbers from 0 to 1"),
+        ([-1, 0], 4, "between -1.0 and 0.0 into 4 bits"),
+        ([0, 8], 3, "into 3 bits: expected whole numbers from 0 to 7"),
+        ([0.5, 1.0], 2, "between 0.5 and 1.0 into 2 bits"),
+        ([256], 8, "into 8 bits: expected whole numbers from 0 to 255"),
+        ([float("nan")], 8, "between nan and nan into 8 bits"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(numbers, bits, message):
+    with pytest.raises(ValueError, match=message):
+        pack(torch.tensor(numbers), bits)
+
+
+def test_a_binary_code_of_zero_is_refused():
+    with pytest.raises(ValueError, match="between 0.5 and 0.5 into 1 bits"):
+        encode(torch.zeros(2), 1, 1)
+
+
+@pytest.mark.parametrize(
+    "packed, message",
+    [
+        (torch.zeros(2, 2, dtype=torch.uint8), r"torch.uint8 of shape \(2, 2\).*with 1 bytes"),
+        (torch.zeros(2, 1), r"cannot unpack 8 numbers of 1 bits from torch.float32"),
+    ],
+)
+def test_unpacking_other_bytes_is_refused(packed, message):
+    with pytest.raises(ValueError, match=message):
+        unpack(packed, 1, 8)

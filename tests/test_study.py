@@ -1,0 +1,272 @@
+import hashlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from xtclib import artefact, recipes, study, training
+from xtclib.study import Record, compress, record_path, records, sweep
+
+BACKBONE = study.ROOT / "data" / "mini" / "backbone" / "tokenizer.json"
+pytestmark = pytest.mark.skipif(not BACKBONE.is_file(), reason="the built-in backbone is missing")
+RECIPES = "xtc-1bit-half", "ternarybert", "finetune-1bit", "ptq-8bit", "cut-half"
+VOLATILE = {"latency", "seconds", "stages", "commit", "date", "machine"}
+
+
+def silent(*args):
+    pass
+
+
+def run_smoke(recipe, cache, **kwargs):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XTC_CACHE", str(cache))
+        patch.delenv("XTC_GLUE_DIR", raising=False)
+        kwargs = {"task": "sst2", "profile": "smoke", "budget": "2steps", **kwargs}
+        return compress(recipe, progress=False, say=silent, device="cpu", **kwargs)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def runs(cache):
+    return {name: run_smoke(name, cache) for name in RECIPES}
+
+
+def measured(record):
+    return {k: v for k, v in asdict(record).items() if k not in VOLATILE}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_record_holds_what_is_on_disk_and_what_was_run(runs, name):
+    run = runs[name]
+    record, recipe = run.record, recipes.load(name)
+    assert record.bytes == (run.folder / "model.safetensors").stat().st_size
+    assert record.folder_bytes == sum(f.stat().st_size for f in run.folder.rglob("*"))
+    assert record.recipe_hash == recipe.hash and record.left_out == recipe.left_out
+    assert record.data_fingerprint == run.data.fingerprint and record.commit == study._commit()
+    named = record.profile, record.task, record.budget, record.seed
+    assert named == ("smoke", "sst2", "2steps", 0)
+    assert record.training_budget["steps"] == 2
+    assert len(record.stages) == sum(s.objective is not None for s in recipe.stages)
+    assert record.versions["torch"] == torch.__version__
+    assert record.ratio == record.teacher_bytes / record.bytes
+    assert set(record.metrics) == {"dev"} and 0 <= record.score <= 100
+    assert set(record.latency["milliseconds"]) == {"teacher", "student"}
+    assert record.selected_on == ("last" if recipe.trains else "nothing is trained")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_saved_artefact_is_what_was_measured(runs, name):
+    run = runs[name]
+    model, tokenizer = artefact.load(run.folder)
+    found = training.evaluate(model, tokenizer, run.data, 48)
+    assert found == run.record.metrics
+    logits = [training.predict(m, tokenizer, run.data.evaluation["dev"], 48)
+              for m in (model, run.student)]  # fmt: skip
+    assert (logits[0] == logits[1]).all()
+
+
+def test_bits_show_in_bytes(runs):
+    size = {name: run.record.bytes for name, run in runs.items()}
+    assert size["xtc-1bit-half"] < size["finetune-1bit"] < size["ternarybert"] < size["ptq-8bit"]
+    half, whole = runs["cut-half"].record, runs["ptq-8bit"].record
+    assert half.parameters < whole.parameters == whole.teacher_parameters
+    assert half.flops < whole.flops == whole.teacher_flops
+
+
+def test_without_training_the_untrained_counterpart_is_the_result(runs):
+    record = runs["ptq-8bit"].record
+    assert record.untrained == record.metrics and record.stages == [] and record.seconds == 0
+
+
+def test_the_same_command_gives_the_same_record(runs, tmp_path):
+    again = run_smoke("xtc-1bit-half", tmp_path / "fresh")
+    assert measured(again.record) == measured(runs["xtc-1bit-half"].record)
+    ours, theirs = (
+        hashlib.sha256((f / "model.safetensors").read_bytes()).hexdigest()
+        for f in (again.folder, runs["xtc-1bit-half"].folder)
+    )
+    assert ours == theirs
+
+
+def test_a_repeated_run_is_read_from_the_cache(runs, cache, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("trained again")
+
+    kept = measured(runs["xtc-1bit-half"].record)
+    monkeypatch.setattr(study, "train_stage", never)
+    assert measured(run_smoke("xtc-1bit-half", cache).record) == kept
+
+
+def test_a_killed_run_ends_as_an_uninterrupted_one(runs, cache, tmp_path, monkeypatch):
+    whole = run_smoke("xtc-1bit-half", cache, budget="4steps", seed=1)
+    compute, calls = training.DistillationTrainer.compute_loss, []
+
+    def killed(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 7:  # the third step of the second stage
+            raise KeyboardInterrupt
+        return compute(self, *args, **kwargs)
+
+    # Another cache with the same teacher: a copy.
+    import shutil
+
+    for part in ("teachers", "backbones"):
+        shutil.copytree(cache / part, tmp_path / "cut" / part)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training.DistillationTrainer, "compute_loss", killed)
+        run_smoke("xtc-1bit-half", tmp_path / "cut", budget="4steps", seed=1)
+    resumed = run_smoke("xtc-1bit-half", tmp_path / "cut", budget="4steps", seed=1)
+    assert [s["resumed"] for s in resumed.record.stages] == [False, True]
+    assert measured(resumed.record) == measured(whole.record)
+    theirs = whole.student.state_dict()
+    assert all(torch.equal(v, theirs[k]) for k, v in resumed.student.state_dict().items())
+
+
+@pytest.mark.parametrize("task", ["stsb", "mnli"])
+def test_other_kinds_of_task_run_end_to_end(task, cache):
+    record = run_smoke("xtc-1bit-half", cache, task=task, budget="1step").record
+    names = {"stsb": {"dev"}, "mnli": {"matched", "mismatched"}}[task]
+    assert set(record.metrics) == set(record.majority) == set(record.teacher_metrics) == names
+
+
+def test_an_out_that_holds_files_is_refused_before_training(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("")
+    monkeypatch.setattr(study, "data_for", lambda *a: pytest.fail("went on"))
+    with pytest.raises(FileExistsError, match="already holds files: choose another --out or empty"):
+        compress("ptq-8bit", profile="smoke", out=tmp_path / "out")
+
+
+def test_an_out_that_is_a_file_is_refused_before_training(tmp_path, monkeypatch):
+    (tmp_path / "out").write_text("")
+    monkeypatch.setattr(study, "data_for", lambda *a: pytest.fail("went on"))
+    with pytest.raises(FileExistsError, match="already"):
+        compress("ptq-8bit", profile="smoke", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"recipe": "xtc-1bt"}, "unknown recipe 'xtc-1bt': did you mean 'xtc-1bit'"),
+        ({"task": "sst3"}, "unknown task 'sst3': did you mean 'sst2'"),
+        ({"profile": "smok"}, "unknown profile 'smok': did you mean 'smoke'"),
+        ({"budget": "5step_s"}, "unknown budget '5step_s'"),
+        ({"budget": "a"}, "unknown budget 'a': did you mean 'A'"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_nearest(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        compress(**{"recipe": "ptq-8bit", "profile": "smoke", "say": silent, **kwargs})
+
+
+def test_a_missing_folder_of_tasks_says_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match="the tasks are not at .*nowhere: .* by --glue-dir"):
+        study.data_for("sst2", "smoke", tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="SST-2/train.tsv.* is missing"):
+        study.data_for("sst2", "smoke", tmp_path)
+
+
+def test_profiles_cap_rows_and_the_environment_names_one(monkeypatch):
+    data = study.data_for("sst2", "smoke")
+    assert len(data.train) == 64 and len(data.evaluation["dev"]) <= 64
+    monkeypatch.setenv("XTC_PROFILE", "bert-base")
+    assert study.profile().name == "bert-base"
+    monkeypatch.delenv("XTC_PROFILE")
+    assert study.profile().name == "mini"
+
+
+def test_a_record_reads_back_as_written(runs, tmp_path):
+    record = runs["xtc-1bit-half"].record
+    path = record.save(tmp_path)
+    assert path == tmp_path / "smoke" / "sst2" / "xtc-1bit-half-2steps-s0.json"
+    assert Record.read(path) == record
+    assert records("smoke", tmp_path, recipe="xtc-1bit-half") == [record]
+    assert records("smoke", tmp_path, seed=1) == []
+
+
+def test_a_record_of_another_version_is_refused(runs, tmp_path):
+    path = runs["ptq-8bit"].record.save(tmp_path)
+    values = json.loads(path.read_text())
+    del values["bytes"]
+    path.write_text(json.dumps({**values, "size": 1}))
+    with pytest.raises(ValueError, match=r"missing \['bytes'\], unknown \['size'\]; measure"):
+        Record.read(path)
+
+
+def test_the_table_shows_both_models(runs):
+    record = runs["xtc-1bit-half"].record
+    table = record.table()
+    assert table.startswith("xtc-1bit-half · smoke · budget 2steps · seed 0")
+    assert f"{record.ratio:.1f}" in table and f"{record.bytes / 1e6:.2f}" in table
+
+
+def test_a_verdict_tells_what_was_not_beaten(runs):
+    trained, floor = recipes.load("xtc-1bit"), {"dev": {"score": 50.0}}
+
+    def say(recipe, found, start):
+        return study._verdict(recipe, {"dev": {"score": found}}, floor, {"dev": {"score": start}})
+
+    assert say(trained, 80.0, 60.0) == ""
+    assert say(trained, 50.0, 40.0) == "does not beat the majority class (50.0)"
+    assert say(trained, 60.0, 60.0).startswith("does not beat its untrained counterpart (60.0)")
+    assert say(recipes.load("ptq-1bit"), 40.0, 40.0).endswith(": nothing was trained")
+
+
+@pytest.fixture
+def counted(runs, monkeypatch):
+    """`sweep` without the work: every run gives a record of the asked kind."""
+    calls, template = [], runs["ptq-8bit"].record
+
+    def pretend(recipe, task, chosen, budget, seed, glue_dir, **kwargs):
+        calls.append((recipe.name, budget, seed))
+        data = study.data_for(task, chosen)
+        record = replace(
+            template, recipe=recipe.name, recipe_hash=recipe.hash, budget=budget, seed=seed,
+            training_budget=asdict(recipes.budget(budget, chosen.budgets)),
+            data_fingerprint=data.fingerprint,
+        )
+        return study.Run(record, None, None, None, data, Path())
+
+    monkeypatch.setattr(study, "compress", pretend)
+    return calls
+
+
+def go(folder, names=("xtc-1bit", "ptq-8bit"), **kwargs):
+    kwargs = {"budgets": ("A", "B"), "seeds": (0, 1), **kwargs}
+    return sweep(names, ["sst2"], "smoke", folder=folder, say=silent, **kwargs)
+
+
+def test_a_sweep_runs_every_combination_and_skips_what_is_current(counted, tmp_path):
+    found = go(tmp_path)
+    wanted = [("xtc-1bit", b, s) for b in "AB" for s in (0, 1)] + [("ptq-8bit", "A", 0)]
+    assert counted == wanted and [(r.recipe, r.budget, r.seed) for r in found] == wanted
+    assert go(tmp_path) == found and len(counted) == 5
+
+
+@pytest.mark.parametrize("key", ["recipe_hash", "data_fingerprint", "training_budget", "bytes"])
+def test_a_sweep_measures_again_what_is_out_of_date(counted, tmp_path, key):
+    go(tmp_path)
+    path = record_path(tmp_path, "smoke", "sst2", "xtc-1bit", "B", 1)
+    values = json.loads(path.read_text())
+    del values[key]  # 'bytes': a record of an older version of this project
+    path.write_text(json.dumps(values))
+    assert len(go(tmp_path)) == 5 and counted[5:] == [("xtc-1bit", "B", 1)]
+
+
+def test_a_sweep_takes_any_iterable(counted, tmp_path):
+    go(tmp_path, iter(("xtc-1bit", "xtc-2bit")), budgets=iter("AB"), seeds=iter((0, 1)))
+    assert len(counted) == 8
+
+
+def test_a_sweep_finds_the_record_of_a_recipe_from_a_file(counted, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("stages:\n- cut: {techniques: [layer_reduction]}\n")
+    go(tmp_path / "results", [str(path)])
+    go(tmp_path / "results", [str(path)])
+    assert counted == [("mine", "A", 0)]

@@ -1,0 +1,171 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from xtclib import teachers
+from xtclib.glue import TASKS
+from xtclib.recipes import Budget
+
+BUDGET = Budget(steps=2, batch_size=8, max_length=16)
+
+
+@pytest.fixture
+def folder(bert, tokenizer, tmp_path):
+    bert.save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    return tmp_path / "teacher"
+
+
+@pytest.fixture
+def backbone(bert, tokenizer, tmp_path):
+    bert.bert.save_pretrained(tmp_path / "backbone")
+    tokenizer.save_pretrained(tmp_path / "backbone")
+    return tmp_path / "backbone"
+
+
+def tuned(backbone, data, budget=BUDGET, seed=0):
+    return teachers.fine_tuned(
+        str(backbone), data, budget, seed, precision="fp32", progress=False, device="cpu"
+    )
+
+
+def test_a_fitting_teacher_loads_in_eval_mode(folder, bert, batch):
+    teacher = teachers.load_teacher(folder, "sst2")
+    assert not teacher.model.training and teacher.cached
+    assert torch.equal(teacher.model(**batch).logits, bert(**batch).logits)
+
+
+def test_a_wrong_number_of_labels_is_refused(folder):
+    with pytest.raises(ValueError, match="has 2 labels, but mnli has 3: use a teacher that was"):
+        teachers.load_teacher(folder, "mnli")
+
+
+def test_another_order_of_labels_is_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"id2label": {"0": "POSITIVE", "1": "NEGATIVE"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"orders its labels \['positive', 'negative'\], but"):
+        teachers.load_teacher(folder, "sst2")
+
+
+@pytest.mark.parametrize("names", [("LABEL_0", "LABEL_1"), ("Negative", "POSITIVE")])
+def test_nameless_labels_and_capitals_are_accepted(folder, names):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"id2label": dict(enumerate(names))}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert teachers.load_teacher(folder, "sst2").model.config.id2label[1] == "positive"
+
+
+def test_a_backbone_without_a_classifier_is_refused(backbone):
+    with pytest.raises(ValueError, match="holds no classifier: it was never fine-tuned for sst2"):
+        teachers.load_teacher(backbone, "sst2")
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no model.safetensors in .*: a teacher is a folder saved"):
+        teachers.load_teacher(tmp_path, "sst2")
+
+
+def test_damaged_weights_are_refused(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="truncated|damaged|cannot be read"):
+        teachers.load_teacher(folder, "sst2")
+
+
+def test_weights_that_are_not_numbers_are_refused(folder, bert):
+    bert.classifier.bias.data[1] = float("nan")
+    bert.save_pretrained(folder)
+    with pytest.raises(ValueError, match="the teacher .*: the parameter 'classifier.bias' "):
+        teachers.load_teacher(folder, "sst2")
+
+
+def test_a_teacher_no_better_than_the_majority_is_refused(folder, bert, data):
+    bert.classifier.weight.data.zero_()
+    bert.classifier.bias.data = torch.tensor([0.0, 1.0])  # always positive
+    bert.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"scores 65.0 on 256 training rows of sst2, no bet"):
+        teachers.load_teacher(folder, "sst2", data)
+
+
+def test_fine_tuning_is_read_from_the_cache_the_second_time(backbone, data, own_cache):
+    first, second = tuned(backbone, data), tuned(backbone, data)
+    assert not first.cached and second.cached and first.key == second.key
+    weights = second.model.state_dict()
+    assert all(torch.equal(v, weights[k]) for k, v in first.model.state_dict().items())
+    kept = json.loads(next(own_cache.glob("teachers/*/made_from.json")).read_text())
+    assert kept["data"] == data.fingerprint and kept["training"]["steps"] == 2
+
+
+def test_whatever_changes_the_teacher_changes_its_key(backbone, data, bert):
+    keys = [tuned(backbone, data).key, tuned(backbone, data, seed=1).key]
+    keys.append(tuned(backbone, data, replace(BUDGET, steps=1)).key)
+    other = replace(data, train=data.train.select(range(39)))
+    keys.append(tuned(backbone, other).key)
+    bert.bert.pooler.dense.bias.data += 1
+    bert.bert.save_pretrained(backbone)
+    changed = tuned(backbone, data)
+    assert not changed.cached and len({*keys, changed.key}) == 5
+
+
+def test_a_tokenizer_forgets_stored_padding_and_truncation(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    stored = json.loads(path.read_text())
+    stored["padding"] = {
+        "strategy": {"Fixed": 12}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+        "pad_type_id": 0, "pad_token": "[PAD]",
+    }  # fmt: skip
+    stored["truncation"] = {
+        "direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0
+    }  # fmt: skip
+    path.write_text(json.dumps(stored))
+    found = teachers.load_tokenizer(tmp_path, 48)
+    assert found("w0 w1 w2 w3")["input_ids"] == [2, 5, 6, 7, 8, 3]
+    assert found.model_max_length == 48
+
+
+def test_the_cache_is_where_the_environment_says(own_cache, monkeypatch):
+    assert teachers.cache_dir() == own_cache
+    monkeypatch.delenv("XTC_CACHE")
+    assert teachers.cache_dir().parts[-2:] == (".cache", "xtclib")
+
+
+def test_keys_depend_on_every_part_and_not_on_order_in_dicts():
+    assert teachers.key({"a": 1, "b": 2}) == teachers.key({"b": 2, "a": 1})
+    assert len({teachers.key("ab"), teachers.key("a", "b"), teachers.key("b", "a")}) == 3
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+
+    class Spec:
+        submodule_search_locations = (str(tmp_path),)
+
+    monkeypatch.setattr(teachers.importlib.util, "find_spec", lambda name: Spec)
+    return tmp_path
+
+
+def test_other_minilm_weights_are_refused(package):
+    with pytest.raises(ValueError, match="have sha256 .*, expected 53aa51172d.*: reinst"):
+        teachers.minilm()
+
+
+def test_the_published_minilm_is_the_packages_folder(package, monkeypatch):
+    monkeypatch.setattr(teachers, "sha256", lambda path: teachers.MINILM_SHA256)
+    assert teachers.minilm() == str(package / "model")
+
+
+def test_without_the_package_minilm_comes_from_the_hub(monkeypatch):
+    monkeypatch.setattr(teachers.importlib.util, "find_spec", lambda name: None)
+    assert teachers.minilm() == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def test_a_regression_teacher_has_no_label_order(make_bert, tokenizer, tmp_path):
+    make_bert(2, 1).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert teachers.load_teacher(tmp_path, TASKS["stsb"]).model.config.num_labels == 1
