@@ -62,6 +62,10 @@ class XtcQuantizer(HfQuantizer):
     def is_serializable(self) -> bool:
         return True
 
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """fp32 whatever was asked for: scales and tables are fp32; autocast gives bf16 products."""
+        return torch.float32
+
     def _process_model_before_weight_loading(self, model, checkpoint_files=(), **kwargs) -> None:
         path = Path((checkpoint_files or [""])[0])
         keys = check_file(path)

@@ -98,8 +98,8 @@ def main() -> None:
     """Runs the command line; a bad input is one line, not a traceback."""
     try:
         app()
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError, ConnectionError) as error:
-        typer.secho(f"xtc: {error}", fg="red", err=True)
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+        typer.secho(f"xtc: {' '.join(str(error).split())}", fg="red", err=True)
         sys.exit(2)
 
 

@@ -34,16 +34,18 @@ _last_input: tuple = (lambda: None, None, None)
 def _quantize_input(x: Tensor, scheme: Scheme | None, dtype: torch.dtype) -> tuple:
     """Codes in ``dtype`` and fp32 scale (or ``None``) of the input of a linear layer.
 
-    Query, key and value read the same tensor one after the other, so the last answer is kept.
+    Query, key and value read the same tensor one after the other, so the last answer is kept. An
+    inference tensor counts no versions, so a change in place would go unseen: it is not kept.
     """
     global _last_input
     if scheme is None:
         return x.to(dtype), None
+    if x.is_inference():
+        return quantize(x, scheme, dtype)[:2]
     tensor, key, found = _last_input
-    wanted = (x._version if not x.is_inference() else None, scheme, dtype)
+    wanted = (x._version, scheme, dtype, torch.is_inference_mode_enabled())
     if tensor() is not x or key != wanted:
-        q = quantize(x, scheme, dtype)
-        found = (q.codes, q.scale)
+        found = quantize(x, scheme, dtype)[:2]
         _last_input = (weakref.ref(x), wanted, found)
     return found
 
@@ -167,17 +169,18 @@ class QuantEmbedding(nn.Embedding):
 class _Packed(nn.Module):
     """Packed bytes, an fp16 scale per tensor, row or group, and a zero point where there is one.
 
-    ``weight`` is uint8 of shape (rows, ⌈columns·bits/8⌉): the name of the original tensor with
+    ``weight`` is uint8 of shape (rows, ⌈columns·bits/8⌉, 1): the name of the original tensor with
     another shape and type, so that a reader who does not know the format fails instead of guessing.
     """
 
     def __init__(self, rows: int, columns: int, weights: Scheme, device=None) -> None:
         super().__init__()
         self.rows, self.columns, self.weights = rows, columns, weights
+        self._unpacked: Quantized | None = None
         n = weights.groups_of(rows)
         length = packed_length(columns, weights.bits)
         empty = torch.empty
-        self.register_buffer("weight", empty(rows, length, dtype=torch.uint8, device=device))
+        self.register_buffer("weight", empty(rows, length, 1, dtype=torch.uint8, device=device))
         self.register_buffer("weight_scale", empty(n, dtype=torch.float16, device=device))
         if weights.family == "uint":
             self.register_buffer("weight_zero", empty(n, dtype=torch.uint8, device=device))
@@ -199,7 +202,8 @@ class _Packed(nn.Module):
             codes = codes + q.zero_point
             zero = q.zero_point.reshape(-1)[:: step if q.zero_point.numel() > 1 else 1]
             self.weight_zero = zero.to(torch.uint8)
-        self.weight = encode(codes, self.weights.bits, self.offset)
+        self.weight = encode(codes, self.weights.bits, self.offset).unsqueeze(-1)
+        self._unpacked = None
 
     @property
     def offset(self) -> int:
@@ -215,7 +219,7 @@ class _Packed(nn.Module):
     def quantized(self, ids: Tensor | None = None, dtype=torch.float32) -> Quantized:
         """The codes and fp32 scales of all rows, or of the rows ``ids``."""
         packed = self.weight if ids is None else self.weight[ids]
-        codes = decode(packed, self.weights.bits, self.offset, self.columns, dtype)
+        codes = decode(packed.squeeze(-1), self.weights.bits, self.offset, self.columns, dtype)
         if self.weights.family == "uint":
             codes = codes - self._rows_of(self.weight_zero, ids).to(dtype)
         return Quantized(codes, self._rows_of(self.weight_scale, ids).float())
@@ -243,7 +247,6 @@ class PackedLinear(_Packed):
             activations,
         )
         self.bias = nn.Parameter(torch.empty(out_features, device=device)) if bias else None
-        self._unpacked: Quantized | None = None
 
     @classmethod
     def from_quant(cls, layer: QuantLinear) -> PackedLinear:
@@ -258,13 +261,19 @@ class PackedLinear(_Packed):
         )
         packed.store_(layer.weight)
         if layer.bias is not None:
-            packed.bias = nn.Parameter(layer.bias.detach().half().float())
+            bias = layer.bias.detach().half().float()
+            if not bool(bias.isfinite().all()):
+                raise ValueError(
+                    f"a bias of {float(layer.bias.detach().abs().max()):.3g} does not fit in fp16"
+                )
+            packed.bias = nn.Parameter(bias)
         return packed
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = compute_dtype(x)
         if self._unpacked is None or self._unpacked.codes.dtype != dtype:
-            self._unpacked = self.quantized(dtype=dtype)  # once; the weights no longer change
+            with torch.inference_mode(False), torch.no_grad():  # usable under autograd later too
+                self._unpacked = self.quantized(dtype=dtype)  # once; the weights no longer change
         codes, scale = self._unpacked[:2]
         x_codes, x_scale = _quantize_input(x, self.activations, dtype)
         return _rescale(F.linear(x_codes, codes), x_scale, scale, self.bias)
@@ -272,6 +281,10 @@ class PackedLinear(_Packed):
     def _apply(self, fn, recurse=True):
         self._unpacked = None  # moved or cast: unpack again where the bytes are now
         return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self._unpacked = None
+        return super()._load_from_state_dict(*args, **kwargs)
 
 
 class PackedEmbedding(_Packed):

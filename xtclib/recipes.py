@@ -108,7 +108,7 @@ class Budget:
             raise ValueError(f"a budget must be longer than nothing, received {length}")
         if self.keep not in KEEP:
             raise unknown("checkpoint rule", self.keep, KEEP)
-        for name in ("batch_size", "learning_rate", "max_length"):
+        for name in ("batch_size", "learning_rate", "max_length", "evaluations"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, received {getattr(self, name)}")
 
@@ -245,7 +245,12 @@ def load(recipe: str | Recipe | Path) -> Recipe:
         path = Path(recipe)
         if not path.is_file():
             raise FileNotFoundError(f"no recipe file at {path}; built in are: {', '.join(names())}")
-        return from_dict(path.stem, yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            where = " ".join(str(error).split())
+            raise ValueError(f"{path} is no valid YAML: {where}") from None
+        return from_dict(path.stem, values)
     if recipe not in names():
         raise unknown("recipe", str(recipe), names())
     text = (resources.files("xtclib") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")

@@ -317,7 +317,9 @@ def compress(
     find_task(task)
     spent = recipes.budget(budget, chosen.budgets)
     budget_name = budget if isinstance(budget, str) else "custom"
-    if out is not None and Path(out).exists() and any(Path(out).iterdir()):
+    if out is not None and Path(out).exists() and (
+        not Path(out).is_dir() or any(Path(out).iterdir())
+    ):
         raise FileExistsError(f"{out} already holds files: choose another --out or empty it")
     data = data_for(task, chosen, glue_dir)
     say(f"data     {data.source}")
@@ -337,7 +339,7 @@ def compress(
             f"{spent.total_steps(len(data.train))} steps, learning rate {spent.learning_rate:g}")
         student, notes = _trained(
             student, teacher, data, chosen, stage, spent, seed, progress, device,
-            [s.to_dict() for s in done], stages,
+            done, stages,
         )
         stages.append(notes)
     student = artefact.finalize(student, done)
@@ -361,7 +363,7 @@ def _trained(
 ) -> tuple[PreTrainedModel, dict]:
     """One stage, trained or read from the cache, whose key holds all that went into it."""
     name = key(
-        teacher.key, data.fingerprint, techniques, asdict(stage.objective), asdict(spent), seed,
+        teacher.key, data.fingerprint, [t.to_dict() for t in techniques], asdict(stage.objective), asdict(spent), seed,
         chosen.precision, [s["key"] for s in before], torch.__version__, transformers.__version__,
     )
     folder = cache_dir() / "stages" / name
@@ -375,7 +377,7 @@ def _trained(
     student, notes = train_stage(
         student, teacher.tokenizer, data, stage.objective, spent, run, teacher.model, seed,
         chosen.precision, progress, device=device,
-        finalize=lambda model: artefact.finalize(model, stage.techniques),
+        finalize=lambda model: artefact.finalize(model, techniques),
     )
     notes |= {"name": stage.name, "key": name, "seconds": round(time.perf_counter() - start, 1)}
     with staged_folder(folder) as partial:
@@ -494,6 +496,7 @@ def sweep(
     that was measured is lost if the sweep is cut off.
     """
     chosen = xtclib.study.profile(profile)
+    recipe_names, budgets, seeds = list(recipe_names), list(budgets), list(seeds)
     found = []
     for task in tasks:
         data = data_for(task, chosen, glue_dir)
@@ -502,12 +505,14 @@ def sweep(
             # Without training, budgets and seeds change nothing.
             for budget in budgets if recipe.trains else list(budgets)[:1]:
                 for seed in seeds if recipe.trains else list(seeds)[:1]:
-                    path = record_path(folder, chosen.name, data.task.name, name, budget, seed)
+                    path = record_path(
+                        folder, chosen.name, data.task.name, recipe.name, budget, seed
+                    )
                     spent = asdict(recipes.budget(budget, chosen.budgets))
                     if _is_current(path, recipe, data, spent):
                         found.append(Record.read(path))
                         continue
-                    say(f"\n{task} · {name} · budget {budget} · seed {seed}")
+                    say(f"\n{task} · {recipe.name} · budget {budget} · seed {seed}")
                     run = compress(
                         recipe, task, chosen, budget, seed, glue_dir, progress=progress, say=say
                     )
@@ -521,6 +526,8 @@ def _is_current(path: Path, recipe: Recipe, data: TaskData, spent: dict) -> bool
     if not path.is_file():
         return False
     values = json.loads(path.read_text(encoding="utf-8"))
+    if set(values) != {f.name for f in fields(Record)}:
+        return False  # of another version of this project
     wanted = (recipe.hash, data.fingerprint, spent)
     return (values.get("recipe_hash"), values.get("data_fingerprint"),
             values.get("training_budget")) == wanted

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from xtclib.files import sha256, staged_folder, write_json
@@ -137,8 +137,13 @@ def load_teacher(path: str | Path, task: Task | str, data: TaskData | None = Non
     if Path(path).is_dir() and not file.is_file():
         raise ValueError(f"no model.safetensors in {path}: a teacher is a folder saved by it")
     if file.is_file():
-        with safe_open(file, "pt") as tensors:
-            names = set(tensors.keys())
+        try:
+            with safe_open(file, "pt") as tensors:
+                names = set(tensors.keys())
+        except SafetensorError as error:
+            raise ValueError(
+                f"{file} cannot be read ({error}): it is truncated or damaged, copy it again"
+            ) from None
         if not names.intersection(HEADS):
             raise ValueError(
                 f"{path} holds no classifier: it was never fine-tuned for {task.name}; fine-tune "

@@ -7,6 +7,7 @@ structure on an empty model so that a saved artefact can load. They compose in a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import ClassVar
@@ -98,6 +99,11 @@ class LayerReduction(Technique):
         if isinstance(self.keep, str):
             if self.keep not in KEEP_NAMES:
                 raise unknown("way to keep layers", self.keep, KEEP_NAMES)
+        elif not isinstance(self.keep, (list, tuple, range)):
+            raise ValueError(
+                f"keep must be a list of layers or one of {', '.join(KEEP_NAMES)}, "
+                f"received {self.keep!r}"
+            )
         else:
             object.__setattr__(self, "keep", tuple(self.keep))
             if not self.keep:
@@ -175,6 +181,7 @@ class Quantize(Technique):
                 "the model is already packed; apply `xtclib.artefact.unpack` first to train it on"
             )
         check_finite(model, "cannot quantize this model")
+        model = copy.deepcopy(model)
         if self.weights is not None:
             for name, linear in encoder_linears(model).items():
                 new = QuantLinear.from_linear(linear, self.weights, self.activations)

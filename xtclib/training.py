@@ -11,6 +11,7 @@ import copy
 import ctypes
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -224,6 +225,7 @@ class DistillationTrainer(Trainer):
         self.loss_is_scaled_for_ga = False
         self.objective, self._sampler = objective, sampler
         self.terms: dict[str, float] = {}
+        self._counted = 0  # batches in `terms`
         self.teacher, self._layers = None, []
         if objective.needs_teacher:
             if teacher is None:
@@ -247,7 +249,8 @@ class DistillationTrainer(Trainer):
         }
         teacher = None
         if self.teacher is not None:
-            with torch.inference_mode(), self._autocast():
+            # Not inference mode: its tensors cannot be saved for the student's backward.
+            with torch.no_grad(), self._autocast():
                 teacher = self.teacher(**inputs, **wanted)
         with self._autocast():
             student = model(**inputs, **wanted)
@@ -257,6 +260,7 @@ class DistillationTrainer(Trainer):
         )
         for name, value in terms.items():
             self.terms[name] = self.terms.get(name, 0.0) + value.detach()
+        self._counted += 1
         loss = sum(terms.values())
         return (loss, student) if return_outputs else loss
 
@@ -268,9 +272,10 @@ class DistillationTrainer(Trainer):
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """Adds each term's mean since the last log."""
         if "loss" in logs and self.terms:
-            steps = max(self.state.global_step - getattr(self, "_logged_at", 0), 1)
-            logs |= {f"loss_{name}": float(value) / steps for name, value in self.terms.items()}
-            self.terms, self._logged_at = {}, self.state.global_step
+            logs |= {
+                f"loss_{name}": float(value) / self._counted for name, value in self.terms.items()
+            }
+            self.terms, self._counted = {}, 0
         super().log(logs, *args, **kwargs)
 
 
@@ -396,7 +401,8 @@ def train_stage(
         lr_scheduler_type="linear", use_cpu=device == "cpu", seed=seed, data_seed=seed,
         save_strategy="steps" if checkpoints else "no",
         save_steps=max(-(-total // max(checkpoints, 1)), 1), save_total_limit=1,
-        logging_steps=max(total // 20, 1), report_to="none", disable_tqdm=not progress,
+        logging_steps=max(total // 20, 1), logging_nan_inf_filter=False,
+        report_to="none", disable_tqdm=not progress,
         remove_unused_columns=False, dataloader_num_workers=0,
         dataloader_pin_memory=device != "cpu",
     )
@@ -423,6 +429,9 @@ def train_stage(
     if progress:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(_Progress)
+    for partial in folder.glob("checkpoint-*"):  # the state is written last
+        if not (partial / "trainer_state.json").is_file():
+            shutil.rmtree(partial)
     checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     trainer.train(resume_from_checkpoint=checkpoint)
     if best is not None and best.weights.exists():
