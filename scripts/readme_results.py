@@ -1,6 +1,6 @@
 """Writes the README's results tables from the committed records, between its two markers.
 
-    python scripts/readme_results.py [--check]
+python scripts/readme_results.py [--check]
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def table(records: list[study.Record]) -> str:
         groups.setdefault((record.recipe, record.budget), []).append(record)
     first = records[0]
     lines = [
-        "| recipe | budget | score | against teacher | MB on disk | times smaller | latency | seeds |",
+        "| recipe | budget | score | against teacher | MB | times smaller | latency | seeds |",
         "|---|---|---|---|---|---|---|---|",
-        f"| *teacher* | | {first.teacher_score:.1f} | | {first.teacher_bytes / 1e6:.2f} | 1 | 1 | |",
+        f"| *teacher* | | {first.teacher_score:.1f} | | {first.teacher_bytes / 1e6:.1f} | 1 | 1 | |",
     ]
     order = sorted(groups.items(), key=lambda item: (-item[1][0].bytes, item[0]))
     for (name, budget), group in order:

@@ -227,9 +227,9 @@ def test_names_round_trip(name):
 
 
 def test_a_mapping_reads_like_its_name():
-    assert Scheme.parse(
-        {"scheme": "int4", "granularity": "group", "groups": 128}
-    ) == Scheme.parse("int4-group128")
+    assert Scheme.parse({"scheme": "int4", "granularity": "group", "groups": 128}) == Scheme.parse(
+        "int4-group128"
+    )
 
 
 @pytest.mark.parametrize("scheme", ["binary", "ternary-row", "int4-group2", "uint8-token"])

@@ -227,7 +227,11 @@ def counted(runs, monkeypatch):
         calls.append((recipe.name, budget, seed))
         data = study.data_for(task, chosen)
         record = replace(
-            template, recipe=recipe.name, recipe_hash=recipe.hash, budget=budget, seed=seed,
+            template,
+            recipe=recipe.name,
+            recipe_hash=recipe.hash,
+            budget=budget,
+            seed=seed,
             training_budget=asdict(recipes.budget(budget, chosen.budgets)),
             data_fingerprint=data.fingerprint,
         )

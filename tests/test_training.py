@@ -36,9 +36,7 @@ def same(a, b):
     return all(torch.equal(v, b[k]) for k, v in a.state_dict().items())
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not(
-    bert, tokenizer, data, tmp_path
-):
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(bert, tokenizer, data, tmp_path):
     runs = [
         train(student_of(bert), tokenizer, data, tmp_path / str(i), teacher=bert, seed=seed)[0]
         for i, seed in enumerate((3, 3, 4))
@@ -318,4 +316,3 @@ def test_layers_are_matched_as_mapped(bert12, make_bert, batch):
     assert float(found["hidden_states"]) == pytest.approx(2 * float(states), rel=1e-5)
     assert float(found["attention_scores"]) == pytest.approx(3 * float(scores), rel=1e-5)
     assert set(found) == {"hidden_states", "attention_scores"}
-

@@ -10,15 +10,41 @@ import importlib
 __version__ = "0.1.0"
 
 _WHERE = {
-    "compress": "study", "profiles": "study", "Record": "study", "records": "study",
-    "fake_quantize": "quantizers", "quantize": "quantizers", "Scheme": "quantizers",
-    "LayerReduction": "techniques", "Quantize": "techniques",
-    "Budget": "recipes", "Objective": "recipes", "Recipe": "recipes", "Stage": "recipes",
+    "compress": "study",
+    "profiles": "study",
+    "Record": "study",
+    "records": "study",
+    "fake_quantize": "quantizers",
+    "quantize": "quantizers",
+    "Scheme": "quantizers",
+    "LayerReduction": "techniques",
+    "Quantize": "techniques",
+    "Budget": "recipes",
+    "Objective": "recipes",
+    "Recipe": "recipes",
+    "Stage": "recipes",
 }
 _MODULES = {
-    "artefact", "attention", "breakdown", "distillation", "files", "glue", "layers", "metrics",
-    "mini", "mlm", "models", "packing", "plots", "quantizers", "recipes", "study", "teachers",
-    "techniques", "training", "widgets",
+    "artefact",
+    "attention",
+    "breakdown",
+    "distillation",
+    "files",
+    "glue",
+    "layers",
+    "metrics",
+    "mini",
+    "mlm",
+    "models",
+    "packing",
+    "plots",
+    "quantizers",
+    "recipes",
+    "study",
+    "teachers",
+    "techniques",
+    "training",
+    "widgets",
 }
 __all__ = sorted(_MODULES | set(_WHERE))
 

@@ -27,7 +27,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from xtclib import attention
 from xtclib.files import staged_folder
-from xtclib.layers import PackedEmbedding, PackedLinear, QuantEmbedding, QuantLinear, _Packed
+from xtclib.layers import PackedLinear, QuantEmbedding, QuantLinear, _Packed
 from xtclib.models import replace_module_
 from xtclib.techniques import Quantize, Technique, finalize_all, technique
 
@@ -92,8 +92,9 @@ def digest(tensor: Tensor) -> str:
     False
     """
     head = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
-    return hashlib.sha256(head + tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-                          ).hexdigest()
+    return hashlib.sha256(
+        head + tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    ).hexdigest()
 
 
 def check_file(path: Path) -> set[str]:
@@ -167,7 +168,7 @@ def finalize(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrai
 
 
 def unpack(model: PreTrainedModel) -> PreTrainedModel:
-    """A packed model as one that trains: dequantized weights under the same quantizers, in place."""
+    """A packed model as one that trains: dequantized weights, same quantizers; in place."""
     for name, module in list(model.named_modules()):
         if not isinstance(module, _Packed):
             continue
@@ -188,9 +189,7 @@ def unpack(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def save(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
-) -> Path:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> Path:
     """Writes an artefact whole or not at all; refuses a folder that holds something.
 
     Raises ``FileExistsError`` for a folder that is not empty.
@@ -233,10 +232,14 @@ def ledger(folder: str | Path) -> list[dict]:
     with safe_open(path, "pt") as file:
         for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
             t = file.get_tensor(name)
-            rows.append({
-                "tensor": name, "shape": tuple(t.shape), "dtype": str(t.dtype)[6:],
-                "bytes": t.numel() * t.element_size(),
-            })
+            rows.append(
+                {
+                    "tensor": name,
+                    "shape": tuple(t.shape),
+                    "dtype": str(t.dtype)[6:],
+                    "bytes": t.numel() * t.element_size(),
+                }
+            )
     rows.sort(key=lambda row: -row["bytes"])
     header = path.stat().st_size - sum(row["bytes"] for row in rows)
     return [*rows, {"tensor": "header", "shape": (), "dtype": "json", "bytes": header}]

@@ -24,9 +24,9 @@ def flops(config: PretrainedConfig, batch: int = 1, length: int = 128) -> int:
 
     Counted by running the model without data (meta device, eager attention), so it costs nothing.
     """
-    config = type(config).from_dict({
-        k: v for k, v in config.to_dict().items() if k != "quantization_config"
-    })
+    config = type(config).from_dict(
+        {k: v for k, v in config.to_dict().items() if k != "quantization_config"}
+    )
     config._attn_implementation = "eager"
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config).eval()
@@ -56,8 +56,13 @@ def latency(
             if turn >= warm_up:
                 times[name].append(1e3 * (time.perf_counter() - start))
     return {
-        name: dict(zip(("low", "median", "high"), np.percentile(t, (25, 50, 75)).round(3).tolist(),
-                       strict=True))
+        name: dict(
+            zip(
+                ("low", "median", "high"),
+                np.percentile(t, (25, 50, 75)).round(3).tolist(),
+                strict=True,
+            )
+        )
         for name, t in times.items()
     }
 
@@ -79,6 +84,10 @@ def model_latency(
     with torch.inference_mode():
         found = latency({name: runner(model) for name, model in models.items()}, repeats)
     return {
-        "batch": batch, "length": length, "repeats": repeats, "device": device.type,
-        "threads": torch.get_num_threads(), "milliseconds": found,
+        "batch": batch,
+        "length": length,
+        "repeats": repeats,
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "milliseconds": found,
     }

@@ -11,7 +11,9 @@ import typer
 
 app = typer.Typer(
     help="Compress BERT: quantize, prune, distill, and measure what is left.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 
 Task = Annotated[str, typer.Option(help="One of GLUE's tasks: sst2, cola, mrpc, …")]
@@ -79,7 +81,9 @@ def recipes() -> None:
 
 @app.command()
 def results(
-    plan: Annotated[Path, typer.Argument(help="A YAML of sweeps.")] = Path("data/results/plan.yaml"),
+    plan: Annotated[Path, typer.Argument(help="A YAML of sweeps.")] = Path(
+        "data/results/plan.yaml"
+    ),
     glue_dir: GlueDir = None,
     profile: Annotated[str | None, typer.Option(help="Only this profile's sweeps.")] = None,
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,

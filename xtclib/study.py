@@ -1,4 +1,4 @@
-"""Profiles, runs and records: one call compresses a teacher, measures the result, writes it down."""
+"""Profiles, runs and records: one call compresses a teacher, measures it, writes it down."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from xtclib import artefact, breakdown, recipes, teachers
 from xtclib.files import folder_bytes, staged_folder, unknown, write_json
 from xtclib.glue import TASKS, TaskData, find_task, load
 from xtclib.metrics import majority
+from xtclib.models import encoder_layers
 from xtclib.recipes import Budget, Recipe
 from xtclib.teachers import Teacher, cache_dir, key, load_tokenizer
 from xtclib.techniques import apply_all
@@ -62,24 +63,41 @@ PROFILES = {
     p.name: p
     for p in (
         Profile(
-            "smoke", "a random tiny BERT and a handful of rows, for tests", "random", "mini",
-            replace(_SMALL, steps=6), _lengths("steps", 4, 6, 8, _SMALL), rows=64,
-            precision="fp32", latency=(2, 16),
+            "smoke",
+            "a random tiny BERT and a handful of rows, for tests",
+            "random",
+            "mini",
+            replace(_SMALL, steps=6),
+            _lengths("steps", 4, 6, 8, _SMALL),
+            rows=64,
+            precision="fp32",
+            latency=(2, 16),
         ),
         Profile(
-            "mini", "a small 12-layer BERT and the built-in tasks, offline", "mini", "mini",
+            "mini",
+            "a small 12-layer BERT and the built-in tasks, offline",
+            "mini",
+            "mini",
             replace(_SMALL, steps=800, learning_rate=5e-4, dropout=0.1),
             _lengths("steps", 300, 900, 1800, _SMALL),
         ),
         Profile(
-            "minilm", "the real 6-layer MiniLM on GLUE", "minilm", "glue",
+            "minilm",
+            "the real 6-layer MiniLM on GLUE",
+            "minilm",
+            "glue",
             replace(_GLUE, epochs=3, learning_rate=6e-5),
-            _lengths("epochs", 3, 9, 18, _MINILM), latency=(8, 128),
+            _lengths("epochs", 3, 9, 18, _MINILM),
+            latency=(8, 128),
         ),
         Profile(
-            "bert-base", "BERT-base on GLUE, the paper's setting", "google-bert/bert-base-uncased",
-            "glue", replace(_GLUE, learning_rate=2e-5, keep="evaluation"),
-            _lengths("epochs", 3, 9, 18, _PAPER), latency=(8, 128),
+            "bert-base",
+            "BERT-base on GLUE, the paper's setting",
+            "google-bert/bert-base-uncased",
+            "glue",
+            replace(_GLUE, learning_rate=2e-5, keep="evaluation"),
+            _lengths("epochs", 3, 9, 18, _PAPER),
+            latency=(8, 128),
         ),
     )
 }
@@ -117,7 +135,7 @@ def data_for(task: str, profile_: Profile | str, glue_dir: str | Path | None = N
     if chosen.data == "mini" and folder != "hub" and not Path(folder).is_dir():
         raise FileNotFoundError(
             f"the tasks are not at {folder}: work in a clone of the repository, generate the "
-            "built-in ones by `python scripts/pretrain_mini.py`, or name a GLUE folder by --glue-dir"
+            "built-in ones by `python scripts/pretrain_mini.py`, or name a GLUE folder (--glue-dir)"
         )
     return load(find_task(task), str(folder), limit=chosen.rows)
 
@@ -140,8 +158,13 @@ def _random_backbone() -> Path:
     if not (folder / "model.safetensors").is_file():
         tokenizer = load_tokenizer(ROOT / "data" / "mini" / "backbone", 48)
         config = BertConfig(
-            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=12, num_attention_heads=2,
-            intermediate_size=64, max_position_embeddings=64, initializer_range=0.1,
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            num_hidden_layers=12,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            initializer_range=0.1,
         )
         torch.manual_seed(0)
         model = BertForSequenceClassification(config).bert
@@ -229,11 +252,17 @@ class Record:
             (f"{self.task}, score", f"{self.teacher_score:.1f}", f"{self.score:.1f}"),
             ("file on disk, MB", f"{self.teacher_bytes / 1e6:.2f}", f"{self.bytes / 1e6:.2f}"),
             ("times smaller", "1.0", f"{self.ratio:.1f}"),
-            ("parameters, M", f"{self.teacher_parameters / 1e6:.2f}",
-             f"{self.parameters / 1e6:.2f}"),
+            (
+                "parameters, M",
+                f"{self.teacher_parameters / 1e6:.2f}",
+                f"{self.parameters / 1e6:.2f}",
+            ),
             ("GFLOPs, one row", f"{self.teacher_flops / 1e9:.3f}", f"{self.flops / 1e9:.3f}"),
-            (f"ms, batch {self.latency['batch']} × {self.latency['length']}",
-             f"{times['teacher']['median']:.1f}", f"{times['student']['median']:.1f}"),
+            (
+                f"ms, batch {self.latency['batch']} × {self.latency['length']}",
+                f"{times['teacher']['median']:.1f}",
+                f"{times['student']['median']:.1f}",
+            ),
         ]
         lines = [f"{name:<24}{a:>10}{b:>10}" for name, a, b in rows]
         head = f"{self.recipe} · {self.profile} · budget {self.budget} · seed {self.seed}"
@@ -311,22 +340,26 @@ def compress(
     it must not exist or be empty, which is checked before training. ``teacher``: a folder or Hub id
     of a model fine-tuned for the task; by default the profile's own. ``say`` prints what is done.
 
-    Raises ``ValueError`` for unknown names, ``FileExistsError`` for an ``out`` that holds something.
+    Raises ``ValueError`` for unknown names, ``FileExistsError`` if ``out`` holds something.
     """
     recipe, chosen = recipes.load(recipe), xtclib.study.profile(profile)
     find_task(task)
     spent = recipes.budget(budget, chosen.budgets)
     budget_name = budget if isinstance(budget, str) else "custom"
-    if out is not None and Path(out).exists() and (
-        not Path(out).is_dir() or any(Path(out).iterdir())
+    if (
+        out is not None
+        and Path(out).exists()
+        and (not Path(out).is_dir() or any(Path(out).iterdir()))
     ):
         raise FileExistsError(f"{out} already holds files: choose another --out or empty it")
     data = data_for(task, chosen, glue_dir)
     say(f"data     {data.source}")
     if not isinstance(teacher, Teacher):
         teacher = teacher_for(task, chosen, data, teacher, progress, device)
-    say(f"teacher  {type(teacher.model).__name__}, {teacher.model.config.num_hidden_layers} layers, "
-        f"{'from the cache' if teacher.cached else 'fine-tuned now'} ({teacher.key})")
+    say(
+        f"teacher  {len(encoder_layers(teacher.model))} layers, "
+        f"{'from the cache' if teacher.cached else 'fine-tuned now'} ({teacher.key})"
+    )
     start = _check_applies(recipe, teacher.model)
     student, stages = teacher.model, []
     done: list = []
@@ -335,11 +368,22 @@ def compress(
         done += stage.techniques
         if stage.objective is None:
             continue
-        say(f"stage    {index + 1}/{len(recipe.stages)} {stage.name}: "
-            f"{spent.total_steps(len(data.train))} steps, learning rate {spent.learning_rate:g}")
+        say(
+            f"stage    {index + 1}/{len(recipe.stages)} {stage.name}: "
+            f"{spent.total_steps(len(data.train))} steps, learning rate {spent.learning_rate:g}"
+        )
         student, notes = _trained(
-            student, teacher, data, chosen, stage, spent, seed, progress, device,
-            done, stages,
+            student,
+            teacher,
+            data,
+            chosen,
+            stage,
+            spent,
+            seed,
+            progress,
+            device,
+            done,
+            stages,
         )
         stages.append(notes)
     student = artefact.finalize(student, done)
@@ -363,8 +407,16 @@ def _trained(
 ) -> tuple[PreTrainedModel, dict]:
     """One stage, trained or read from the cache, whose key holds all that went into it."""
     name = key(
-        teacher.key, data.fingerprint, [t.to_dict() for t in techniques], asdict(stage.objective), asdict(spent), seed,
-        chosen.precision, [s["key"] for s in before], torch.__version__, transformers.__version__,
+        teacher.key,
+        data.fingerprint,
+        [t.to_dict() for t in techniques],
+        asdict(stage.objective),
+        asdict(spent),
+        seed,
+        chosen.precision,
+        [s["key"] for s in before],
+        torch.__version__,
+        transformers.__version__,
     )
     folder = cache_dir() / "stages" / name
     if (folder / "notes.json").is_file():
@@ -375,8 +427,17 @@ def _trained(
     start = time.perf_counter()
     run = cache_dir() / "runs" / name
     student, notes = train_stage(
-        student, teacher.tokenizer, data, stage.objective, spent, run, teacher.model, seed,
-        chosen.precision, progress, device=device,
+        student,
+        teacher.tokenizer,
+        data,
+        stage.objective,
+        spent,
+        run,
+        teacher.model,
+        seed,
+        chosen.precision,
+        progress,
+        device=device,
         finalize=lambda model: artefact.finalize(model, techniques),
     )
     notes |= {"name": stage.name, "key": name, "seconds": round(time.perf_counter() - start, 1)}
@@ -398,7 +459,9 @@ def _measure(
     teacher_metrics = evaluate(teacher_model, tokenizer, data, length)
     floor = {n: majority(data.task, s, data.train) for n, s in data.evaluation.items()}
     start = evaluate(untrained, tokenizer, data, length) if recipe.trains else metrics
-    target = Path(out) if out is not None else _results_folder(recipe, chosen, budget_name, seed, data)
+    target = (
+        Path(out) if out is not None else _results_folder(recipe, chosen, budget_name, seed, data)
+    )
     if out is None:
         shutil.rmtree(target, ignore_errors=True)
     artefact.save(student, tokenizer, target)
@@ -408,18 +471,36 @@ def _measure(
         {"teacher": teacher_model, "student": student}, batch, width, repeats=10
     )
     record = Record(
-        recipe=recipe.name, recipe_hash=recipe.hash, task=data.task.name, profile=chosen.name,
-        budget=budget_name, seed=seed, metrics=metrics, teacher_metrics=teacher_metrics,
-        majority=floor, untrained=start,
-        bytes=(target / artefact.WEIGHTS).stat().st_size, folder_bytes=folder_bytes(target),
-        teacher_bytes=_saved_bytes(teacher_model), parameters=breakdown.parameters(student),
-        teacher_parameters=breakdown.parameters(teacher_model), flops=layer_flops[0],
-        teacher_flops=layer_flops[1], latency=times,
-        seconds=round(sum(s["seconds"] for s in stages), 1), stages=stages, data=data.source,
-        data_fingerprint=data.fingerprint, teacher_key=teacher.key, left_out=recipe.left_out,
+        recipe=recipe.name,
+        recipe_hash=recipe.hash,
+        task=data.task.name,
+        profile=chosen.name,
+        budget=budget_name,
+        seed=seed,
+        metrics=metrics,
+        teacher_metrics=teacher_metrics,
+        majority=floor,
+        untrained=start,
+        bytes=(target / artefact.WEIGHTS).stat().st_size,
+        folder_bytes=folder_bytes(target),
+        teacher_bytes=_saved_bytes(teacher_model),
+        parameters=breakdown.parameters(student),
+        teacher_parameters=breakdown.parameters(teacher_model),
+        flops=layer_flops[0],
+        teacher_flops=layer_flops[1],
+        latency=times,
+        seconds=round(sum(s["seconds"] for s in stages), 1),
+        stages=stages,
+        data=data.source,
+        data_fingerprint=data.fingerprint,
+        teacher_key=teacher.key,
+        left_out=recipe.left_out,
         selected_on=spent.keep if recipe.trains else "nothing is trained",
-        note=_verdict(recipe, metrics, floor, start), versions=_versions(), machine=_machine(),
-        commit=_commit(), date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        note=_verdict(recipe, metrics, floor, start),
+        versions=_versions(),
+        machine=_machine(),
+        commit=_commit(),
+        date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         training_budget=asdict(spent),
     )
     say(f"artefact {target} ({record.bytes / 1e6:.2f} MB, {record.ratio:.1f} × smaller)")
@@ -455,14 +536,17 @@ def _saved_bytes(model: PreTrainedModel) -> int:
 
 def _versions() -> dict[str, str]:
     return {
-        "xtclib": xtclib.__version__, "torch": torch.__version__,
-        "transformers": transformers.__version__, "python": platform.python_version(),
+        "xtclib": xtclib.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
     }
 
 
 def _machine() -> dict:
     return {
-        "processor": platform.machine(), "capability": torch.backends.cpu.get_cpu_capability(),
+        "processor": platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
@@ -471,8 +555,12 @@ def _machine() -> dict:
 def _commit() -> str:
     try:
         out = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True,
-            check=True, timeout=10,
+            ["git", "describe", "--always", "--dirty"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
         )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
@@ -529,5 +617,8 @@ def _is_current(path: Path, recipe: Recipe, data: TaskData, spent: dict) -> bool
     if set(values) != {f.name for f in fields(Record)}:
         return False  # of another version of this project
     wanted = (recipe.hash, data.fingerprint, spent)
-    return (values.get("recipe_hash"), values.get("data_fingerprint"),
-            values.get("training_budget")) == wanted
+    return (
+        values.get("recipe_hash"),
+        values.get("data_fingerprint"),
+        values.get("training_budget"),
+    ) == wanted

@@ -91,8 +91,12 @@ def fine_tuned(
     The cache key covers the weights, the data, the budget, the seed and the versions.
     """
     made_from = {
-        "backbone": weights_id(backbone), "data": data.fingerprint, "task": data.task.name,
-        "budget": asdict(budget), "seed": seed, "precision": precision,
+        "backbone": weights_id(backbone),
+        "data": data.fingerprint,
+        "task": data.task.name,
+        "budget": asdict(budget),
+        "seed": seed,
+        "precision": precision,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     name = key(made_from)
@@ -102,9 +106,16 @@ def fine_tuned(
         tokenizer = load_tokenizer(backbone, budget.max_length)
         model = load_classifier(backbone, data.task, seed)
         model, notes = train_stage(
-            model, tokenizer, data, Objective(labels=1), budget,
-            cache_dir() / "runs" / f"teacher-{name}", seed=seed, precision=precision,
-            progress=progress, device=device,
+            model,
+            tokenizer,
+            data,
+            Objective(labels=1),
+            budget,
+            cache_dir() / "runs" / f"teacher-{name}",
+            seed=seed,
+            precision=precision,
+            progress=progress,
+            device=device,
         )
         with staged_folder(folder) as partial:
             model.save_pretrained(partial)
@@ -156,12 +167,12 @@ def load_teacher(path: str | Path, task: Task | str, data: TaskData | None = Non
             "use a teacher that was fine-tuned for this task"
         )
     named = [str(config.id2label[i]).lower() for i in range(config.num_labels)]
-    if task.labels and not all(n.startswith("label_") for n in named):
-        if named != [label.lower() for label in task.labels]:
-            raise ValueError(
-                f"{path} orders its labels {named}, but {task.name} is {list(task.labels)}: "
-                "permute the classifier's rows or use another teacher"
-            )
+    unnamed = all(name.startswith("label_") for name in named)
+    if task.labels and not unnamed and named != [label.lower() for label in task.labels]:
+        raise ValueError(
+            f"{path} orders its labels {named}, but {task.name} is {list(task.labels)}: "
+            "permute the classifier's rows or use another teacher"
+        )
     model = load_classifier(path, task).eval()
     check_finite(model, f"the teacher {path}")
     tokenizer = load_tokenizer(path)

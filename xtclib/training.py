@@ -61,8 +61,8 @@ def bf16_is_fast(device: str | torch.device = "cpu") -> bool:
 def keep_freed_memory() -> None:
     """Has glibc keep the memory that a step frees for the next step.
 
-    By default every gradient above 32 MB is a fresh mapping whose pages fault one by one: a fifth of
-    a MiniLM training step on a CPU. Does nothing where the C library has no ``mallopt``.
+    By default every gradient above 32 MB is a fresh mapping whose pages fault one by one: a
+    fifth of a MiniLM training step on a CPU. Does nothing where the C library has no ``mallopt``.
     """
     mmap_max, trim_threshold = -4, -1  # malloc.h
     try:
@@ -90,13 +90,14 @@ class Rows(Dataset):
         self.lengths = np.array([len(row) for row in ids])
 
     @classmethod
-    def tokenize(
-        cls, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
-    ) -> Rows:
+    def tokenize(cls, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Rows:
         """Tokenizes a split, truncating to ``max_length`` tokens."""
         out = tokenizer(
-            list(split.first), None if split.second is None else list(split.second),
-            truncation=True, max_length=max_length, return_attention_mask=False,
+            list(split.first),
+            None if split.second is None else list(split.second),
+            truncation=True,
+            max_length=max_length,
+            return_attention_mask=False,
             return_token_type_ids=split.second is not None,
         )
         return cls(out["input_ids"], out.get("token_type_ids"), list(split.labels))
@@ -198,9 +199,7 @@ def _logits_loss(objective: Objective, student, teacher, regression: bool) -> Te
         return F.mse_loss(student.logits, target)
     if objective.logits_loss == "kl_divergence":
         return kl_divergence(student.logits, target, objective.temperature)
-    return soft_cross_entropy(
-        student.logits, target, objective.temperature, objective.per_class
-    )
+    return soft_cross_entropy(student.logits, target, objective.temperature, objective.per_class)
 
 
 class DistillationTrainer(Trainer):
@@ -211,8 +210,13 @@ class DistillationTrainer(Trainer):
     """
 
     def __init__(
-        self, model: PreTrainedModel, objective: Objective, teacher: PreTrainedModel | None = None,
-        sampler: Sampler | None = None, bf16: bool = False, **kwargs,
+        self,
+        model: PreTrainedModel,
+        objective: Objective,
+        teacher: PreTrainedModel | None = None,
+        sampler: Sampler | None = None,
+        bf16: bool = False,
+        **kwargs,
     ) -> None:
         # One process has one accelerate state, and refuses a second precision: a bf16 Trainer that
         # ran earlier in the same notebook must not stop this one.
@@ -321,8 +325,11 @@ class _KeepBest(TrainerCallback):
 
 @torch.inference_mode()
 def predict(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split,
-    max_length: int = 128, batch_size: int = 64,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    split: Split,
+    max_length: int = 128,
+    batch_size: int = 64,
 ) -> np.ndarray:
     """Logits of shape (rows, classes) in fp32, in the split's order; batches sorted by length."""
     was_training = model.training
@@ -345,13 +352,17 @@ def predict(
 
 
 def evaluate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: TaskData,
-    max_length: int = 128, splits: dict[str, Split] | None = None,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: TaskData,
+    max_length: int = 128,
+    splits: dict[str, Split] | None = None,
 ) -> dict[str, dict[str, float]]:
     """The task's metrics, in percent, for every evaluation split."""
     return {
-        name: score(data.task, decide(data.task, predict(model, tokenizer, split, max_length)),
-                    split.labels)
+        name: score(
+            data.task, decide(data.task, predict(model, tokenizer, split, max_length)), split.labels
+        )
         for name, split in (splits or data.evaluation).items()
     }
 
@@ -395,15 +406,26 @@ def train_stage(
         set_dropout_(student, budget.dropout)
     set_seed(seed)
     args = TrainingArguments(
-        output_dir=str(folder), max_steps=total, per_device_train_batch_size=budget.batch_size,
-        learning_rate=budget.learning_rate, weight_decay=budget.weight_decay,
-        max_grad_norm=budget.clip, warmup_steps=round(budget.warmup * total),
-        lr_scheduler_type="linear", use_cpu=device == "cpu", seed=seed, data_seed=seed,
+        output_dir=str(folder),
+        max_steps=total,
+        per_device_train_batch_size=budget.batch_size,
+        learning_rate=budget.learning_rate,
+        weight_decay=budget.weight_decay,
+        max_grad_norm=budget.clip,
+        warmup_steps=round(budget.warmup * total),
+        lr_scheduler_type="linear",
+        use_cpu=device == "cpu",
+        seed=seed,
+        data_seed=seed,
         save_strategy="steps" if checkpoints else "no",
-        save_steps=max(-(-total // max(checkpoints, 1)), 1), save_total_limit=1,
-        logging_steps=max(total // 20, 1), logging_nan_inf_filter=False,
-        report_to="none", disable_tqdm=not progress,
-        remove_unused_columns=False, dataloader_num_workers=0,
+        save_steps=max(-(-total // max(checkpoints, 1)), 1),
+        save_total_limit=1,
+        logging_steps=max(total // 20, 1),
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=not progress,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
         dataloader_pin_memory=device != "cpu",
     )
     callbacks: list[TrainerCallback] = [_StopOnDivergence()]
@@ -420,9 +442,14 @@ def train_stage(
         callbacks.append(best)
     regression = data.task.is_regression
     trainer = DistillationTrainer(
-        student, objective, teacher,
-        LengthGroupedSampler(rows.lengths, budget.batch_size, seed), bf16, args=args,
-        train_dataset=rows, callbacks=callbacks,
+        student,
+        objective,
+        teacher,
+        LengthGroupedSampler(rows.lengths, budget.batch_size, seed),
+        bf16,
+        args=args,
+        train_dataset=rows,
+        callbacks=callbacks,
         data_collator=lambda batch: collate(batch, tokenizer.pad_token_id, regression),
     )
     trainer.remove_callback(PrinterCallback)
@@ -437,11 +464,16 @@ def train_stage(
     if best is not None and best.weights.exists():
         student.load_state_dict(load_file(best.weights))
     notes = {
-        "steps": total, "rows": len(rows), "precision": "bf16" if bf16 else "fp32",
-        "device": device, "keep": budget.keep, "resumed": checkpoint is not None,
+        "steps": total,
+        "rows": len(rows),
+        "precision": "bf16" if bf16 else "fp32",
+        "device": device,
+        "keep": budget.keep,
+        "resumed": checkpoint is not None,
         "losses": [
             {k: round(v, 6) for k, v in entry.items() if k == "step" or k.startswith("loss")}
-            for entry in trainer.state.log_history if "loss" in entry
+            for entry in trainer.state.log_history
+            if "loss" in entry
         ],
     }
     if best is not None:
