@@ -62,8 +62,9 @@ has-notebooks:
 results: setup  ## the committed records, again; picks up where it was cut off
 	$(BIN)/xtc results
 
-figures: setup  ## the gallery in figures/
+figures: setup  ## the gallery in figures/ and the README's tables, from the committed records
 	$(BIN)/python scripts/figures.py
+	$(BIN)/python scripts/readme_results.py
 
 lab: setup  ## JupyterLab on notebooks/
 	$(BIN)/jupyter lab notebooks

@@ -38,7 +38,7 @@ def table(records: list[study.Record]) -> str:
     lines = [
         "| recipe | budget | score | against teacher | MB | times smaller | latency | seeds |",
         "|---|---|---|---|---|---|---|---|",
-        f"| *teacher* | | {first.teacher_score:.1f} | | {first.teacher_bytes / 1e6:.1f} | 1 | 1 | |",
+        f"| *teacher* | | {first.teacher_score:.1f} | | {first.teacher_bytes / 1e6:.1f} | 1 | 1 |",
     ]
     order = sorted(groups.items(), key=lambda item: (-item[1][0].bytes, item[0]))
     for (name, budget), group in order:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -11,6 +12,9 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 from xtclib.glue import TASKS, Split, TaskData
 
 torch.set_num_threads(1)
+# A busy machine is slow at drawing examples, which says nothing about the code.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LABELS = {2: ("negative", "positive"), 3: ("entailment", "neutral", "contradiction")}
 

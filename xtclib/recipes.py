@@ -125,7 +125,7 @@ class Budget:
 
 
 def budget(name: str | Budget, known: dict[str, Budget]) -> Budget:
-    """A profile's budget ``A``, ``B``, ``C``, or ``A`` at another length: ``500steps``, ``2epochs``.
+    """A profile's budget ``A``, ``B``, ``C``, or ``A`` at another length: ``500steps``.
 
     >>> budget("500steps", {"A": Budget(epochs=3)}).steps
     500
