@@ -11,7 +11,7 @@ language modelling. The same seed gives the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -672,17 +672,23 @@ def dev_texts(seed: int = 0) -> set:
     }
 
 
-def documents(seed: int = 0, avoid: set | None = None, agreeing: float = 0.5) -> Iterator[str]:
+def documents(
+    seed: int = 0,
+    avoid: set | None = None,
+    agreeing: float = 0.5,
+    shares: Mapping[str, float] | None = None,
+) -> Iterator[str]:
     """An endless corpus: an example of some task, followed by a sentence that says its label.
 
     Grammatical sentences stand alone, in pairs. `agreeing` is the share of pairs that are drawn
     to mean the same, to answer or to follow; the others have any label. What is in `avoid` (the
-    dev rows) never occurs.
+    dev rows) never occurs. `shares` says how often each task is drawn; equally, by default.
     """
     rng, avoid = Random(f"{seed} corpus"), dev_texts(seed) if avoid is None else avoid
     names = list(TASKS)
     while True:
-        name = rng.choice(names)
+        weights = [shares.get(n, 0.0) for n in names] if shares else None
+        name = rng.choices(names, weights)[0] if weights else rng.choice(names)
         task = TASKS[name]
         label = rng.choice(task.labels)
         if name != "sst2" and rng.random() < agreeing:

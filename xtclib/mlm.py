@@ -92,12 +92,14 @@ def pretrain(
     max_length: int = 64,
     share: float = 0.15,
     always: Sequence[int] = (),
+    others: float = 1.0,
     progress: bool = True,
 ) -> list[float]:
     """Train a `BertForMaskedLM` in place and return the loss of each step.
 
     AdamW, gradients clipped at 1, a linear warm-up over the share `warmup` of the steps, then
-    linear decay to zero.
+    decay to zero. With `always`, the loss is the mean over those tokens plus `others`
+    times the mean over the rest: a label word, one token of twenty, would hardly be heard.
     """
     if steps < 1 or not texts:
         raise ValueError(f"nothing to train on: {steps} steps, {len(texts)} texts")
@@ -118,7 +120,8 @@ def pretrain(
         guessed = labels != IGNORED  # the head reads these alone, which is faster
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             hidden = model.bert(**inputs).last_hidden_state
-            loss = cross_entropy(model.cls(hidden[guessed]).float(), labels[guessed])
+            logits, wanted = model.cls(hidden[guessed]).float(), labels[guessed]
+        loss = _loss(logits, wanted, torch.tensor(always, device=device), others)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -128,3 +131,11 @@ def pretrain(
         if len(losses) % 20 == 0:
             bar.set_postfix(loss=f"{sum(losses[-20:]) / 20:.3f}")
     return losses
+
+
+def _loss(logits: Tensor, wanted: Tensor, always: Tensor, others: float) -> Tensor:
+    """Mean cross-entropy; the tokens in `always` and the rest averaged apart, if there are any."""
+    loss, first = cross_entropy(logits, wanted, reduction="none"), torch.isin(wanted, always)
+    if not first.any() or first.all():
+        return loss.mean()
+    return loss[first].mean() + others * loss[~first].mean()
