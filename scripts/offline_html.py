@@ -65,6 +65,10 @@ class MathMLRenderer(IPythonRenderer):
     def block_math(self, body: str) -> str:
         return mathml(body, "block")
 
+    def block_html(self, html: str) -> str:
+        # nbconvert parses each block alone, which closes an opened <details> before its contents.
+        return super().block_html(html) if "<img" in html else html
+
     def latex_environment(self, name: str, body: str) -> str:
         return mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
 
@@ -160,7 +164,7 @@ def _render_data(notebook) -> int:
 
 def _figure(bundle: dict, name: str) -> str:
     figure = {key: bundle[key] for key in ("data", "layout", "frames") if key in bundle}
-    figure["config"] = {"responsive": True, "displaylogo": False}
+    figure["config"] = {"responsive": True, "displaylogo": False, "displayModeBar": False}
     height = bundle.get("layout", {}).get("height", 450)
     code = json.dumps(figure).replace("</", r"<\/")
     return (

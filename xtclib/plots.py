@@ -419,10 +419,14 @@ def bars(records: Iterable[Record], title: str | None = None) -> go.Figure:
             x=1, xref="paper", y=name, text=f"{g.mean:.1f}", showarrow=False, xanchor="right",
             yanchor="middle",
         )  # fmt: skip
-    for value, name, dash in ((teacher, "teacher", "solid"), (floor, "majority", "dot")):
+    # Close together, their labels would lie on each other: let them lean apart.
+    lean = ("left", "right") if abs(teacher - floor) < 16 else ("center", "center")
+    lean = lean if teacher >= floor else lean[::-1]
+    marks = ((teacher, "teacher", "solid"), (floor, "majority", "dot"))
+    for (value, name, dash), anchor in zip(marks, lean, strict=True):
         figure.add_vline(
             x=value, line={"color": GREY, "width": 1.5, "dash": dash}, annotation_text=name,
-            annotation_position="top", annotation_xanchor="center",
+            annotation_position="top", annotation_xanchor=anchor,
         )  # fmt: skip
     label = f"{_score_axis(groups)} (circles: seeds)"
     figure.update_xaxes(title_text=label, range=[0, 116], tickvals=[0, 20, 40, 60, 80, 100])

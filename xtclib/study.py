@@ -159,9 +159,9 @@ def backbone_for(profile_: Profile | str) -> str:
 
 def _random_backbone() -> Path:
     """A random 12-layer BERT, 32 wide, with the built-in vocabulary: made once, a second."""
-    folder = cache_dir() / "backbones" / "random-12x32"
+    tokenizer = load_tokenizer(ROOT / "data" / "mini" / "backbone", 48)
+    folder = cache_dir() / "backbones" / f"random-12x32-{key(tokenizer.get_vocab())}"
     if not (folder / "model.safetensors").is_file():
-        tokenizer = load_tokenizer(ROOT / "data" / "mini" / "backbone", 48)
         config = BertConfig(
             vocab_size=len(tokenizer),
             hidden_size=32,
