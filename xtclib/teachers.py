@@ -160,7 +160,13 @@ def load_teacher(path: str | Path, task: Task | str, data: TaskData | None = Non
                 f"{path} holds no classifier: it was never fine-tuned for {task.name}; fine-tune "
                 "it first (leave the teacher out and it is done for you)"
             )
-    config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"no teacher at {path!r}: expected a folder with a fine-tuned model, or the id of one "
+            f"on the Hub if it can be reached ({str(error).splitlines()[0]})"
+        ) from None
     if config.num_labels != task.num_labels:
         raise ValueError(
             f"{path} has {config.num_labels} labels, but {task.name} has {task.num_labels}: "
