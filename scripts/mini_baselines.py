@@ -10,19 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
-from tqdm.auto import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from xtclib import glue, metrics
+from xtclib import evaluation, files, glue, metrics, study
 
-BATCH = 32
+COLUMNS = ("majority", "bag_of_words", "teacher")
 
 
 def score(task: glue.Task, found, split: glue.Split) -> dict[str, float]:
@@ -68,105 +64,59 @@ def bag_of_words(data: glue.TaskData) -> dict[str, dict[str, float]]:
     return best
 
 
-def encode(tokenizer, split: glue.Split) -> list[dict]:
-    """Token ids of each row."""
-    pairs = zip(split.first, split.second, strict=True) if split.second else zip(split.first)
-    return [dict(tokenizer(*texts)) for texts in pairs]
+def teacher(name: str, data: glue.TaskData) -> dict[str, dict]:
+    """The mini profile's own teacher, fine-tuned on first use: scores per split, and its budget."""
+    found = study.teacher_for(name, "mini", data)
+    budget = found.made_from["budget"]
+    spent = {"steps": budget["steps"], "learning_rate": budget["learning_rate"], "seed": 0}
+    scores = evaluation.evaluate(found.model, found.tokenizer, data, budget["max_length"])
+    return {
+        split: {"teacher": {key: round(s[key], 1) for key in data.task.metrics}, "budget": spent}
+        for split, s in scores.items()
+    }
 
 
-@torch.no_grad()
-def evaluate(model, tokenizer, task: glue.Task, split: glue.Split) -> dict[str, float]:
-    """Score a model on a split; rows of like length share a batch."""
-    model.eval()
-    rows = encode(tokenizer, split)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
-    found = torch.zeros(len(rows), dtype=torch.float if task.is_regression else torch.long)
-    for start in range(0, len(order), 100):
-        part = order[start : start + 100]
-        logits = model(**tokenizer.pad([rows[i] for i in part], return_tensors="pt")).logits
-        found[part] = logits[:, 0] if task.is_regression else logits.argmax(-1)
-    model.train()
-    return score(task, found.tolist(), split)
+def measure(name: str, root: Path) -> dict[str, dict]:
+    """One row for each evaluation split of a task."""
+    data = glue.load(name, root)
+    bags, taught, rows = bag_of_words(data), teacher(name, data), {}
+    for split, dev in data.evaluation.items():
+        floor = metrics.majority(data.task, dev, data.train)
+        rows[name if split == "dev" else f"{name}-{split}"] = {
+            "metric": data.task.primary,
+            "majority": {key: round(floor[key], 1) for key in data.task.metrics},
+            "bag_of_words": bags[split],
+            **taught[split],
+        }
+    return rows
 
 
-def teacher(
-    data: glue.TaskData, backbone: Path, steps: int, lr: float, seed: int, watch: int = 0
-) -> tuple[dict[str, dict[str, float]], float]:
-    """Fine-tune the backbone; its scores per split, and the seconds that training took."""
-    torch.manual_seed(seed)
-    start = time.perf_counter()
-    task, tokenizer = data.task, AutoTokenizer.from_pretrained(backbone)
-    model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=task.num_labels)
-    rows, truth = encode(tokenizer, data.train), torch.tensor(data.train.labels)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
-    rising = max(1, steps // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda t: min((t + 1) / rising, (steps - t) / (steps - rising))
-    )
-    order: list[int] = []
-    model.train()
-    for step in tqdm(range(1, steps + 1), desc=task.name, mininterval=10):
-        if len(order) < BATCH:
-            order = torch.randperm(len(rows)).tolist()
-        part, order = order[:BATCH], order[BATCH:]
-        inputs = tokenizer.pad([rows[i] for i in part], return_tensors="pt")
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(**inputs, labels=truth[part]).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if watch and step % watch == 0:
-            first = next(iter(data.evaluation.values()))
-            print(task.name, step, evaluate(model, tokenizer, task, first), flush=True)
-    seconds = time.perf_counter() - start
-    found = {name: evaluate(model, tokenizer, task, s) for name, s in data.evaluation.items()}
-    return found, seconds
+def table(rows: dict[str, dict]) -> str:
+    """The rows as the README shows them."""
+    lines = ["| task | metric | majority | bag of words | teacher | teacher's budget |"]
+    lines.append("|---|---|---|---|---|---|")
+    for name, row in sorted(rows.items(), key=lambda item: list(glue.TASKS).index(item[0].partition("-")[0])):
+        parts = [" / ".join(map(str, row[key].values())) for key in COLUMNS]
+        spent = f"{row['budget']['steps']} steps at {row['budget']['learning_rate']:g}"
+        lines.append(f"| {name} | {', '.join(row['majority'])} | {' | '.join(parts)} | {spent} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Measure the chosen tasks, print each, and update baselines.json."""
+    """Measure the chosen tasks, print each, and update baselines.json and the README's table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tasks", nargs="*", default=list(glue.TASKS))
-    parser.add_argument("--root", type=Path, default=Path("data/mini"))
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--lr", type=float, default=3e-4)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--watch", type=int, default=0, help="evaluate every so many steps")
-    parser.add_argument("--no-teacher", action="store_true", help="the bag of words only")
+    parser.add_argument("--root", type=Path, default=study.ROOT / "data" / "mini")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    path = args.root / "baselines.json"
+    path, readme = args.root / "baselines.json", args.root / "README.md"
+    rows = json.loads(path.read_text()) if path.exists() else {}
     for name in args.tasks:
-        data, new = glue.load(name, args.root), {}
-        bags = bag_of_words(data)
-        if not args.no_teacher:
-            taught, seconds = teacher(
-                data, args.root / "backbone", args.steps, args.lr, args.seed, args.watch
-            )
-        for split, rows in data.evaluation.items():
-            floor = metrics.majority(data.task, rows, data.train)
-            new[name if split == "dev" else f"{name}-{split}"] = row = {
-                "metric": data.task.primary,
-                "majority": {key: round(floor[key], 1) for key in data.task.metrics},
-                "bag_of_words": bags[split],
-            }
-            if not args.no_teacher:
-                row["teacher"] = taught[split]
-                row |= {
-                    "steps": args.steps,
-                    "batch": BATCH,
-                    "lr": args.lr,
-                    "seed": args.seed,
-                    "seconds": round(seconds),
-                    "threads": args.threads,
-                }
-        for key, row in new.items():
+        for key, row in measure(name, args.root).items():
             print(key, json.dumps(row), flush=True)
-        table = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps({**table, **new}, indent=1) + "\n")
+            rows[key] = row
+        files.write_json(path, rows)
+    text = readme.read_text()
+    files.write_text(readme, text[: text.index("| task | metric | majority")] + table(rows))
 
 
 if __name__ == "__main__":

@@ -205,25 +205,29 @@ def quantize(x: Tensor, scheme: Scheme | str, dtype: torch.dtype | None = None) 
     if scheme.clip is not None:
         x = x.clamp(-scheme.clip, scheme.clip)
     values = _grouped(x, scheme)
+    # On CPUs comparing and casting booleans takes several times as long as float arithmetic, so
+    # signs and thresholds below are taken without.
     if scheme.family == "binary":
         scale = _spread(values.abs().mean(1, keepdim=True), x, scheme)
         _check_finite(scale, x)
-        return Quantized((x >= 0).to(dtype).mul_(2).sub_(1), scale)
+        one = torch.ones((), dtype=x.dtype, device=x.device)
+        return Quantized(torch.copysign(one, x + 0.0).to(dtype), scale)  # −0.0 + 0.0 is +0.0
     if scheme.family == "ternary":
         size = values.abs()
         threshold = 0.7 * size.mean(1, keepdim=True)
         _check_finite(threshold, x)
-        large = (size > threshold).to(x.dtype)
+        large = (size - threshold).sign_().clamp_(min=0)  # 1 where |x| > Δ, else 0
         total = torch.linalg.vecdot(size, large).unsqueeze(1)
         scale = total / large.sum(1, keepdim=True).clamp_(min=1)
-        codes = large.copysign_(values).reshape(x.shape).to(dtype)
+        codes = large.mul_(values.sign()).reshape(x.shape).to(dtype)
         return Quantized(codes, _spread(scale, x, scheme))
     top = scheme.levels[1]
     if scheme.family == "int":
-        largest = _spread(values.abs().amax(1, keepdim=True).float(), x, scheme)
+        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        largest = _spread(_grouped(x, scheme).abs().amax(1, keepdim=True), x, scheme)
         _check_finite(largest, x)
         inverse = top / torch.where(largest > 0, largest, 1)
-        return Quantized((x.float() * inverse).round_().to(dtype), largest / top)
+        return Quantized((x * inverse).round_().to(dtype), largest / top)
     low, high = values.aminmax(dim=1, keepdim=True)
     low = _spread(low.float().clamp_(max=0), x, scheme)
     scale = (_spread(high.float().clamp_(min=0), x, scheme) - low) / top
