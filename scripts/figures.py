@@ -15,7 +15,8 @@ import plotly.io as pio
 import torch
 
 from xtclib import distillation, plots
-from xtclib.study import RESULTS, ROOT, Record, records
+from xtclib.results import RESULTS, Record, common, records
+from xtclib.settings import ROOT
 
 WIDTH = 700
 
@@ -30,7 +31,7 @@ def longest(found: list[Record]) -> list[Record]:
 
 def one_comparison(found: list[Record]) -> list[Record]:
     """The tasks that all runs share, or else the one with most records."""
-    shared = plots.common(found)
+    shared = common(found)
     if shared or not found:
         return shared
     tasks = [r.task for r in found]

@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from xtclib import evaluation, files, glue, metrics, study
+from xtclib import evaluation, files, glue, metrics, settings
 
 COLUMNS = ("majority", "bag_of_words", "teacher")
 
@@ -66,7 +66,7 @@ def bag_of_words(data: glue.TaskData) -> dict[str, dict[str, float]]:
 
 def teacher(name: str, data: glue.TaskData) -> dict[str, dict]:
     """The mini profile's own teacher, fine-tuned on first use: scores per split, and its budget."""
-    found = study.teacher_for(name, "mini", data)
+    found = settings.teacher_for(name, "mini", data)
     budget = found.made_from["budget"]
     spent = {"steps": budget["steps"], "learning_rate": budget["learning_rate"], "seed": 0}
     scores = evaluation.evaluate(found.model, found.tokenizer, data, budget["max_length"])
@@ -95,7 +95,8 @@ def table(rows: dict[str, dict]) -> str:
     """The rows as the README shows them."""
     lines = ["| task | metric | majority | bag of words | teacher | teacher's budget |"]
     lines.append("|---|---|---|---|---|---|")
-    for name, row in sorted(rows.items(), key=lambda item: list(glue.TASKS).index(item[0].partition("-")[0])):
+    order = list(glue.TASKS)
+    for name, row in sorted(rows.items(), key=lambda item: order.index(item[0].partition("-")[0])):
         parts = [" / ".join(map(str, row[key].values())) for key in COLUMNS]
         spent = f"{row['budget']['steps']} steps at {row['budget']['learning_rate']:g}"
         lines.append(f"| {name} | {', '.join(row['majority'])} | {' | '.join(parts)} | {spent} |")
@@ -106,7 +107,7 @@ def main() -> None:
     """Measure the chosen tasks, print each, and update baselines.json and the README's table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tasks", nargs="*", default=list(glue.TASKS))
-    parser.add_argument("--root", type=Path, default=study.ROOT / "data" / "mini")
+    parser.add_argument("--root", type=Path, default=settings.ROOT / "data" / "mini")
     args = parser.parse_args()
     path, readme = args.root / "baselines.json", args.root / "README.md"
     rows = json.loads(path.read_text()) if path.exists() else {}

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from xtclib import recipes, study
+from xtclib import recipes, results
 from xtclib.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,9 +29,9 @@ def spread(values: list[float]) -> str:
     return f"{mean(values):.1f} ({min(values):.1f}–{max(values):.1f})"
 
 
-def table(records: list[study.Record]) -> str:
+def table(records: list[results.Record]) -> str:
     """One row a recipe and budget: score, loss against the teacher, size, latency, seeds."""
-    groups: dict[tuple[str, str], list[study.Record]] = {}
+    groups: dict[tuple[str, str], list[results.Record]] = {}
     for record in records:
         groups.setdefault((record.recipe, record.budget), []).append(record)
     first = records[0]
@@ -64,7 +64,7 @@ def section() -> str:
         ("minilm", "Real MiniLM (6 layers, 90.9 MB), real GLUE, one CPU"),
         ("mini", "Built-in tasks and 12-layer teacher"),
     ):
-        found = study.records(profile)
+        found = results.records(profile)
         tasks = sorted({r.task for r in found}, key=lambda t: (t != "sst2", t))
         if not tasks:
             continue

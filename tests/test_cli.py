@@ -4,10 +4,12 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from xtclib import artefact, cli, recipes, study
+from xtclib import artefact, cli, recipes
+from xtclib.results import Record
+from xtclib.settings import ROOT
 from xtclib.techniques import Quantize
 
-BACKBONE = study.ROOT / "data" / "mini" / "backbone" / "tokenizer.json"
+BACKBONE = ROOT / "data" / "mini" / "backbone" / "tokenizer.json"
 
 
 @pytest.fixture
@@ -92,7 +94,7 @@ def test_compress_then_evaluate(xtc, tmp_path):
         "--quiet",
     )  # fmt: skip
     assert code == 0, err
-    record = study.Record.read(tmp_path / "r" / "smoke" / "sst2" / "ptq-8bit-A-s0.json")
+    record = Record.read(tmp_path / "r" / "smoke" / "sst2" / "ptq-8bit-A-s0.json")
     assert record.table() in text and record.bytes == (out / artefact.WEIGHTS).stat().st_size
     code, text, err = xtc("evaluate", out, "--profile", "smoke")
     assert code == 0, err

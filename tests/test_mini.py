@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from xtclib import mini
+from xtclib import english, grammar, mini
 
 DATA = Path(__file__).parents[1] / "data" / "mini"
 COLUMNS = {"cola": 4, "sst2": 2, "mrpc": 5, "qqp": 6, "stsb": 10, "mnli": 12, "qnli": 4, "rte": 4}
@@ -115,7 +115,7 @@ def test_the_backbone_loads_in_single_precision():
 # ------------------------------------------------- labels, derived again from the text alone
 
 NOUN = r"((?:[Tt]he )?\w+)"
-PAST = {mini.past(verb): index for index, pair in enumerate(mini.VERBS) for verb in pair}
+PAST = {english.past(verb): index for index, pair in enumerate(english.VERBS) for verb in pair}
 
 
 def facts(text):
@@ -159,7 +159,7 @@ def test_sst2_labels_follow_from_the_main_clause(split):
             clause = clause.split(", ")[1]
         clause = re.split(r",? (?:although|despite) |, and ", clause)[0].split(", but ")[-1]
         good, bad = (
-            any(word in clause.split() for word in words) for words in (mini.GOOD, mini.BAD)
+            any(word in clause.split() for word in words) for words in (english.GOOD, english.BAD)
         )
         assert good != bad, text
         assert (good != bool(re.search(turns, clause))) == (label == "1"), text
@@ -169,13 +169,13 @@ def test_sst2_labels_follow_from_the_main_clause(split):
 
 
 def test_similarity():
-    event = mini.Event("the dog", 0, "the nurse", "in the park")
-    assert mini.similarity(event, event) == 5
-    assert mini.similarity(event, event.swapped()) == 2.5
-    assert mini.similarity(event, event._replace(agent="the animal")) == 4.5
-    assert mini.similarity(event, event._replace(place="")) == 4.5
-    assert mini.similarity(event, event._replace(place="near the river", verb=1)) == 2.5
-    assert mini.similarity(event, mini.Event("Anna", 1, "Ben", "")) == 0
+    event = english.Event("the dog", 0, "the nurse", "in the park")
+    assert grammar.similarity(event, event) == 5
+    assert grammar.similarity(event, event.swapped()) == 2.5
+    assert grammar.similarity(event, event._replace(agent="the animal")) == 4.5
+    assert grammar.similarity(event, event._replace(place="")) == 4.5
+    assert grammar.similarity(event, event._replace(place="near the river", verb=1)) == 2.5
+    assert grammar.similarity(event, english.Event("Anna", 1, "Ben", "")) == 0
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_similarity():
     ],
 )
 def test_quantifiers(premise, hypothesis, relation):
-    assert mini.quantifier_relation(premise, hypothesis) == relation
+    assert grammar.quantifier_relation(premise, hypothesis) == relation
 
 
 @pytest.mark.parametrize(
@@ -208,13 +208,13 @@ def test_quantifiers(premise, hypothesis, relation):
     ],
 )
 def test_event_relation(premise, hypothesis, detail, relation):
-    assert mini.event_relation(premise, hypothesis, detail) == relation
+    assert grammar.event_relation(premise, hypothesis, detail) == relation
 
 
 def test_sayings_of_an_event():
-    event = mini.Event("the dog", 0, "Anna", holds=False)
-    assert mini.clause(event) == "the dog did not help Anna"
-    assert mini.clause(event, passive=True, word=1) == "Anna was not assisted by the dog"
-    assert mini.question(mini.Event("Anna", 0, "Ben"), "agent", Random(0)).startswith(
+    event = english.Event("the dog", 0, "Anna", holds=False)
+    assert english.clause(event) == "the dog did not help Anna"
+    assert english.clause(event, passive=True, word=1) == "Anna was not assisted by the dog"
+    assert grammar.question(english.Event("Anna", 0, "Ben"), "agent", Random(0)).startswith(
         ("who ", "by whom ")
     )

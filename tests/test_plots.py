@@ -6,7 +6,7 @@ import pytest
 import torch
 
 plots = pytest.importorskip("xtclib.plots", exc_type=ImportError)
-from xtclib.study import Record  # noqa: E402
+from xtclib.results import Record  # noqa: E402
 
 
 def made(recipe="xtc-1bit", score=90.0, size=500_000, task="sst2", budget="A", seed=0, **other):

@@ -3,9 +3,9 @@
 import pytest
 import readme_results
 
-from xtclib import recipes, study
+from xtclib import recipes, results, settings, study
 
-RECORDS = [r for profile in study.PROFILES for r in study.records(profile)]
+RECORDS = [r for profile in settings.PROFILES for r in results.records(profile)]
 
 
 def mean_score(metrics):
@@ -34,19 +34,19 @@ def test_a_student_beats_its_floors_or_its_record_says_that_it_does_not(record):
 
 
 def test_the_built_in_records_were_measured_on_the_committed_rows():
-    fingerprints = {t: study.data_for(t, "mini").fingerprint for t in ("sst2", "mnli")}
+    fingerprints = {t: settings.data_for(t, "mini").fingerprint for t in ("sst2", "mnli")}
     for record in RECORDS:
         if record.profile == "mini":
             assert record.data_fingerprint == fingerprints[record.task], name(record)
 
 
 def test_the_readme_shows_the_committed_records():
-    text = (study.ROOT / "README.md").read_text(encoding="utf-8")
+    text = (settings.ROOT / "README.md").read_text(encoding="utf-8")
     assert readme_results.section() in text
 
 
 def test_a_committed_record_is_found_again_when_measured_again():
-    (old,) = study.records("mini", recipe="ptq-8bit", task="sst2")
+    (old,) = results.records("mini", recipe="ptq-8bit", task="sst2")
     new = study.compress("ptq-8bit", "sst2", "mini", progress=False, say=lambda line: None).record
     for same in ("bytes", "parameters", "flops", "teacher_bytes", "data_fingerprint", "majority"):
         assert getattr(new, same) == getattr(old, same), same

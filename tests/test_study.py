@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from xtclib import artefact, recipes, study, training
-from xtclib.study import Record, compress, record_path, records, sweep
+from xtclib import artefact, evaluation, recipes, settings, study, training
+from xtclib.results import Record, record_path, records
+from xtclib.study import compress, sweep
 
-BACKBONE = study.ROOT / "data" / "mini" / "backbone" / "tokenizer.json"
+BACKBONE = settings.ROOT / "data" / "mini" / "backbone" / "tokenizer.json"
 pytestmark = pytest.mark.skipif(not BACKBONE.is_file(), reason="the built-in backbone is missing")
 RECIPES = "xtc-1bit-half", "ternarybert", "finetune-1bit", "ptq-8bit", "cut-half"
 VOLATILE = {"latency", "seconds", "stages", "commit", "date", "machine"}
@@ -63,9 +64,9 @@ def test_a_record_holds_what_is_on_disk_and_what_was_run(runs, name):
 def test_the_saved_artefact_is_what_was_measured(runs, name):
     run = runs[name]
     model, tokenizer = artefact.load(run.folder)
-    found = training.evaluate(model, tokenizer, run.data, 48)
+    found = evaluation.evaluate(model, tokenizer, run.data, 48)
     assert found == run.record.metrics
-    logits = [training.predict(m, tokenizer, run.data.evaluation["dev"], 48)
+    logits = [evaluation.predict(m, tokenizer, run.data.evaluation["dev"], 48)
               for m in (model, run.student)]  # fmt: skip
     assert (logits[0] == logits[1]).all()
 
@@ -135,14 +136,14 @@ def test_other_kinds_of_task_run_end_to_end(task, cache):
 def test_an_out_that_holds_files_is_refused_before_training(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("")
-    monkeypatch.setattr(study, "data_for", lambda *a: pytest.fail("went on"))
+    monkeypatch.setattr(settings, "data_for", lambda *a: pytest.fail("went on"))
     with pytest.raises(FileExistsError, match="already holds files: choose another --out or empty"):
         compress("ptq-8bit", profile="smoke", out=tmp_path / "out")
 
 
 def test_an_out_that_is_a_file_is_refused_before_training(tmp_path, monkeypatch):
     (tmp_path / "out").write_text("")
-    monkeypatch.setattr(study, "data_for", lambda *a: pytest.fail("went on"))
+    monkeypatch.setattr(settings, "data_for", lambda *a: pytest.fail("went on"))
     with pytest.raises(FileExistsError, match="already"):
         compress("ptq-8bit", profile="smoke", out=tmp_path / "out")
 
@@ -160,22 +161,6 @@ def test_an_out_that_is_a_file_is_refused_before_training(tmp_path, monkeypatch)
 def test_unknown_names_are_refused_with_the_nearest(kwargs, message):
     with pytest.raises(ValueError, match=message):
         compress(**{"recipe": "ptq-8bit", "profile": "smoke", "say": silent, **kwargs})
-
-
-def test_a_missing_folder_of_tasks_says_what_to_do(tmp_path):
-    with pytest.raises(FileNotFoundError, match="the tasks are not at .*nowhere: .*--glue-dir"):
-        study.data_for("sst2", "smoke", tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="SST-2/train.tsv.* is missing"):
-        study.data_for("sst2", "smoke", tmp_path)
-
-
-def test_profiles_cap_rows_and_the_environment_names_one(monkeypatch):
-    data = study.data_for("sst2", "smoke")
-    assert len(data.train) == 64 and len(data.evaluation["dev"]) <= 64
-    monkeypatch.setenv("XTC_PROFILE", "bert-base")
-    assert study.profile().name == "bert-base"
-    monkeypatch.delenv("XTC_PROFILE")
-    assert study.profile().name == "mini"
 
 
 def test_a_record_reads_back_as_written(runs, tmp_path):
@@ -222,7 +207,7 @@ def counted(runs, monkeypatch):
 
     def pretend(recipe, task, chosen, budget, seed, glue_dir, **kwargs):
         calls.append((recipe.name, budget, seed))
-        data = study.data_for(task, chosen)
+        data = settings.data_for(task, chosen)
         record = replace(
             template,
             recipe=recipe.name,

@@ -2,19 +2,18 @@ import copy
 import os
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.utils.data import SequentialSampler
 from transformers import TrainingArguments
 
-from xtclib import training
+from xtclib import evaluation, training
+from xtclib.batches import Rows, collate
+from xtclib.evaluation import predict
 from xtclib.glue import TASKS, Split, TaskData
 from xtclib.recipes import Budget, Objective
 from xtclib.techniques import LayerReduction, Quantize
-from xtclib.training import LengthGroupedSampler, Rows, collate, predict, train_stage
+from xtclib.training import train_stage
 
 ONE_STAGE = Objective(logits=1, hidden_states=1, attention_scores=1)
 SHORT = Budget(steps=7, batch_size=8, learning_rate=1e-3, max_length=16)  # 5 steps an epoch
@@ -149,39 +148,6 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(make_bert, tokenizer
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=name)
 
 
-@settings(max_examples=50, deadline=None)
-@given(
-    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=300),
-    batch=st.integers(1, 9), seed=st.integers(0, 5), epoch=st.integers(0, 3),
-)  # fmt: skip
-def test_the_sampler_visits_every_row_once(lengths, batch, seed, epoch):
-    sampler = LengthGroupedSampler(np.array(lengths), batch, seed)
-    sampler.set_epoch(epoch)
-    order = list(sampler)
-    assert sorted(order) == list(range(len(lengths))) and len(sampler) == len(order)
-
-
-def test_the_order_depends_on_seed_and_epoch_alone():
-    lengths = np.arange(100) % 7 + 1
-
-    def order(seed, epoch):
-        sampler = LengthGroupedSampler(lengths, 8, seed)
-        torch.manual_seed(torch.initial_seed() + 1)
-        np.random.seed(None)
-        sampler.set_epoch(epoch)
-        return list(sampler)
-
-    assert order(0, 1) == order(0, 1)
-    assert order(0, 0) != order(0, 1) and order(0, 0) != order(1, 0)
-
-
-def test_batches_hold_rows_of_like_length():
-    lengths = np.random.default_rng(0).integers(1, 100, 400)
-    order = list(LengthGroupedSampler(lengths, 8, 0))
-    spread = [np.ptp(lengths[order[i : i + 8]]) for i in range(0, 400, 8)]
-    assert np.mean(spread) < 5  # 77 if shuffled
-
-
 def test_held_out_rows_are_not_trained_on_and_evaluation_rows_not_looked_at(
     make_bert, tokenizer, data, tmp_path, monkeypatch
 ):
@@ -190,9 +156,11 @@ def test_held_out_rows_are_not_trained_on_and_evaluation_rows_not_looked_at(
     assert len(train_rows) == 38 and len(held_out) == 2
     assert sorted(train_rows.first + held_out.first) == sorted(data.train.first)
     scored = []
-    real = training.predict
+    real = evaluation.predict
     monkeypatch.setattr(
-        training, "predict", lambda m, t, split, *a: scored.append(split.first) or real(m, t, split)
+        evaluation,
+        "predict",
+        lambda m, t, split, *a: scored.append(split.first) or real(m, t, split),
     )
     _, notes = train(make_bert(2), tokenizer, data, tmp_path, Objective(labels=1), budget)
     assert notes["rows"] == 38 and notes["keep"] == "held-out"
@@ -248,41 +216,6 @@ def test_bf16_training_ends_near_fp32(bert, tokenizer, data, tmp_path):
         )  # fmt: skip
         found.append([entry["loss"] for entry in notes["losses"]])
     assert found[0] == pytest.approx(found[1], rel=0.05) and found[0] != found[1]
-
-
-def test_predictions_come_in_the_order_of_the_rows(bert, tokenizer, data):
-    found = predict(bert, tokenizer, data.train, 16, batch_size=6)
-    assert found.shape == (40, 2) and found.dtype == np.float32
-    for i in (0, 7, 25, 39):
-        alone = predict(bert, tokenizer, data.train.select([i]), 16)
-        np.testing.assert_allclose(found[i], alone[0], rtol=1e-4, atol=1e-5)
-    assert np.ptp(found[:, 0]) > 0.01  # rows do differ
-
-
-def test_predicting_keeps_the_mode(bert, tokenizer, data):
-    for mode in (True, False):
-        bert.train(mode)
-        predict(bert, tokenizer, data.train.select([0, 1]))
-        assert bert.training is mode
-
-
-def test_collating_pads_on_the_right():
-    rows = [{"input_ids": [5, 6, 7], "token_type_ids": [0, 1, 1], "labels": 1},
-            {"input_ids": [8], "token_type_ids": [1], "labels": 0}]  # fmt: skip
-    batch = collate(rows, 99, False)
-    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 99, 99]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch["token_type_ids"].tolist() == [[0, 1, 1], [1, 0, 0]]
-    assert batch["labels"].dtype == torch.int64 and batch["labels"].tolist() == [1, 0]
-    assert collate(rows, 99, True)["labels"].dtype == torch.float32
-
-
-def test_rows_are_truncated_and_pairs_typed(tokenizer):
-    single = Rows.tokenize(Split(["w0 w1 w2 w3"], None, [0]), tokenizer, 4)
-    assert single[0] == {"input_ids": [2, 5, 6, 3], "labels": 0}
-    pair = Rows.tokenize(Split(["w0"], ["w1 w2"], [1]), tokenizer, 16)
-    assert pair[0]["input_ids"] == [2, 5, 3, 6, 7, 3]
-    assert pair[0]["token_type_ids"] == [0, 0, 0, 1, 1, 1]
 
 
 def test_dropout_is_set_everywhere(bert):

@@ -53,18 +53,18 @@ def evaluate(
     glue_dir: GlueDir = None,
 ) -> None:
     """Score a saved model on a task and print its metrics and size."""
-    from xtclib import artefact, study, training
+    from xtclib import artefact, evaluation, settings
 
-    data = study.data_for(task, profile, glue_dir)
+    data = settings.data_for(task, profile, glue_dir)
     model, tokenizer = artefact.load(folder)
     if model.config.num_labels != data.task.num_labels:
         raise ValueError(
             f"{folder} has {model.config.num_labels} labels, but {data.task.name} has "
             f"{data.task.num_labels}: name the task that it was made for by --task"
         )
-    length = study.profile(profile).teacher.max_length
+    length = settings.profile(profile).teacher.max_length
     typer.echo(f"data     {data.source}")
-    typer.echo(json.dumps(training.evaluate(model, tokenizer, data, length), indent=2))
+    typer.echo(json.dumps(evaluation.evaluate(model, tokenizer, data, length), indent=2))
     size = (folder / artefact.WEIGHTS).stat().st_size
     typer.echo(f"file     {size / 1e6:.2f} MB")
 

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from xtclib.evaluation import decide, predict
 from xtclib.files import sha256, staged_folder, write_json
 from xtclib.glue import Task, TaskData, find_task
 from xtclib.metrics import majority, score
 from xtclib.models import check_finite, load_classifier
 from xtclib.recipes import Budget, Objective
-from xtclib.training import decide, predict, train_stage
+from xtclib.training import train_stage
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
@@ -30,6 +35,15 @@ HEADS = ("classifier.weight", "classifier.out_proj.weight", "classifier.dense.we
 def cache_dir() -> Path:
     """Where teachers and unfinished runs are kept: ``XTC_CACHE``, else ``~/.cache/xtclib``."""
     return Path(os.environ.get("XTC_CACHE") or Path.home() / ".cache" / "xtclib")
+
+
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Only one process at a time makes what ``name`` stands for; the others wait, then read it."""
+    folder = cache_dir() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{name}.lock"):
+        yield
 
 
 def key(*parts: object) -> str:
@@ -101,28 +115,38 @@ def fine_tuned(
     }
     name = key(made_from)
     folder = cache_dir() / "teachers" / f"{data.task.name}-{name}"
-    cached = (folder / "made_from.json").is_file()
-    if not cached:
-        tokenizer = load_tokenizer(backbone, budget.max_length)
-        model = load_classifier(backbone, data.task, seed)
-        model, notes = train_stage(
-            model,
-            tokenizer,
-            data,
-            Objective(labels=1),
-            budget,
-            cache_dir() / "runs" / f"teacher-{name}",
-            seed=seed,
-            precision=precision,
-            progress=progress,
-            device=device,
-        )
-        with staged_folder(folder) as partial:
-            model.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
-            write_json(partial / "made_from.json", {**made_from, "training": notes})
+    with locked(f"teacher-{name}"):
+        cached = (folder / "made_from.json").is_file()
+        if not cached:
+            _fine_tune(backbone, data, budget, seed, precision, progress, device, made_from, folder)
     teacher = load_teacher(folder, data.task)
     return replace(teacher, key=name, made_from=made_from, cached=cached)
+
+
+def _fine_tune(
+    backbone, data, budget, seed, precision, progress, device, made_from, folder
+) -> None:
+    """Trains and writes the folder whole or not at all; its checkpoints go when it is there."""
+    run = cache_dir() / "runs" / folder.name
+    tokenizer = load_tokenizer(backbone, budget.max_length)
+    model = load_classifier(backbone, data.task, seed)
+    model, notes = train_stage(
+        model,
+        tokenizer,
+        data,
+        Objective(labels=1),
+        budget,
+        run,
+        seed=seed,
+        precision=precision,
+        progress=progress,
+        device=device,
+    )
+    with staged_folder(folder) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        write_json(partial / "made_from.json", {**made_from, "training": notes})
+    shutil.rmtree(run, ignore_errors=True)
 
 
 def load_tokenizer(path: str | Path, max_length: int = 128) -> PreTrainedTokenizerBase:

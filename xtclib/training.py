@@ -12,7 +12,7 @@ import ctypes
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 from transformers import (
     PreTrainedModel,
@@ -31,10 +31,11 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from xtclib import attention
+from xtclib.batches import LengthGroupedSampler, Rows, collate
 from xtclib.distillation import (
     attention_mse,
     hidden_mse,
@@ -43,11 +44,14 @@ from xtclib.distillation import (
     mapped,
     soft_cross_entropy,
 )
+from xtclib.evaluation import evaluate
 from xtclib.files import write_json
-from xtclib.glue import Split, Task, TaskData
-from xtclib.metrics import score
+from xtclib.glue import Split, TaskData
 from xtclib.models import encoder_layers
 from xtclib.recipes import Budget, Objective
+
+# By name: importing the notebook's one would need IPython.
+PRINTERS = ("PrinterCallback", "ProgressCallback", "NotebookProgressCallback")
 
 
 def bf16_is_fast(device: str | torch.device = "cpu") -> bool:
@@ -76,84 +80,6 @@ def keep_freed_memory() -> None:
 def default_device() -> str:
     """``cuda`` where there is one, else ``cpu``."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-class Rows(Dataset):
-    """A tokenized split: unpadded ids, labels, and lengths for grouping.
-
-    >>> Rows([[1, 2], [3]], None, [0, 1])[1]["input_ids"]
-    [3]
-    """
-
-    def __init__(self, ids: list[list[int]], types: list[list[int]] | None, labels: list) -> None:
-        self.ids, self.types, self.labels = ids, types, labels
-        self.lengths = np.array([len(row) for row in ids])
-
-    @classmethod
-    def tokenize(cls, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Rows:
-        """Tokenizes a split, truncating to ``max_length`` tokens."""
-        out = tokenizer(
-            list(split.first),
-            None if split.second is None else list(split.second),
-            truncation=True,
-            max_length=max_length,
-            return_attention_mask=False,
-            return_token_type_ids=split.second is not None,
-        )
-        return cls(out["input_ids"], out.get("token_type_ids"), list(split.labels))
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> dict:
-        row = {"input_ids": self.ids[index], "labels": self.labels[index]}
-        return row if self.types is None else {**row, "token_type_ids": self.types[index]}
-
-
-def collate(rows: list[dict], pad_id: int, regression: bool) -> dict[str, Tensor]:
-    """Pads rows to their longest: ids, mask and types of shape (batch, length); labels (batch)."""
-    lengths = np.array([len(row["input_ids"]) for row in rows])
-    width = int(lengths.max())
-    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
-    types = np.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, : lengths[i]] = row["input_ids"]
-        if "token_type_ids" in row:
-            types[i, : lengths[i]] = row["token_type_ids"]
-    labels = [row["labels"] for row in rows]
-    return {
-        "input_ids": torch.from_numpy(ids),
-        "attention_mask": torch.from_numpy((np.arange(width) < lengths[:, None]).astype(np.int64)),
-        "token_type_ids": torch.from_numpy(types),
-        "labels": torch.tensor(labels, dtype=torch.float32 if regression else torch.int64),
-    }
-
-
-class LengthGroupedSampler(Sampler[int]):
-    """Shuffles, sorts by length within 50 batches' worth of rows, and shuffles those batches.
-
-    The order depends on the seed and the epoch alone, so a resumed run sees the rows that an
-    uninterrupted one would have.
-    """
-
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        random = np.random.default_rng((self.seed, self.epoch))
-        order = random.permutation(len(self.lengths))
-        chunks = np.split(order, range(50 * self.batch_size, len(order), 50 * self.batch_size))
-        order = np.concatenate([c[np.argsort(self.lengths[c], kind="stable")] for c in chunks])
-        batches = np.split(order, range(self.batch_size, len(order), self.batch_size))
-        last = [batches.pop()] if len(batches[-1]) < self.batch_size else []  # stays last
-        random.shuffle(batches)
-        yield from np.concatenate(batches + last).tolist()
 
 
 def distillation_loss(
@@ -323,55 +249,6 @@ class _KeepBest(TrainerCallback):
             write_json(self.note, {"score": found, "step": state.global_step})
 
 
-@torch.inference_mode()
-def predict(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    split: Split,
-    max_length: int = 128,
-    batch_size: int = 64,
-) -> np.ndarray:
-    """Logits of shape (rows, classes) in fp32, in the split's order; batches sorted by length."""
-    was_training = model.training
-    model.eval()
-    rows = Rows.tokenize(split, tokenizer, max_length)
-    order = np.argsort(rows.lengths, kind="stable")
-    device, logits = next(model.parameters()).device, []
-    for start in range(0, len(order), batch_size):
-        batch = collate(
-            [rows[i] for i in order[start : start + batch_size]], tokenizer.pad_token_id, False
-        )
-        batch.pop("labels")
-        batch = {k: v.to(device) for k, v in batch.items()}
-        logits.append(model(**batch).logits.float().cpu().numpy())
-    model.train(was_training)
-    out = np.concatenate(logits)
-    result = np.empty_like(out)
-    result[order] = out
-    return result
-
-
-def evaluate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    data: TaskData,
-    max_length: int = 128,
-    splits: dict[str, Split] | None = None,
-) -> dict[str, dict[str, float]]:
-    """The task's metrics, in percent, for every evaluation split."""
-    return {
-        name: score(
-            data.task, decide(data.task, predict(model, tokenizer, split, max_length)), split.labels
-        )
-        for name, split in (splits or data.evaluation).items()
-    }
-
-
-def decide(task: Task, logits: np.ndarray) -> np.ndarray:
-    """Class ids, or values for a regression task, from logits (rows, classes)."""
-    return logits[:, 0] if task.is_regression else logits.argmax(-1)
-
-
 def train_stage(
     student: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -452,9 +329,10 @@ def train_stage(
         callbacks=callbacks,
         data_collator=lambda batch: collate(batch, tokenizer.pad_token_id, regression),
     )
-    trainer.remove_callback(PrinterCallback)
+    for callback in list(trainer.callback_handler.callbacks):  # one bar, no tables in notebooks
+        if type(callback).__name__ in PRINTERS:
+            trainer.remove_callback(callback)
     if progress:
-        trainer.remove_callback(ProgressCallback)
         trainer.add_callback(_Progress)
     for partial in folder.glob("checkpoint-*"):  # the state is written last
         if not (partial / "trainer_state.json").is_file():

@@ -1,0 +1,186 @@
+"""The look of every figure: its template, and names that find room beside points and lines.
+
+Colours are Okabe and Ito's, told apart with colour-blind eyes; marker shapes or dashes repeat what
+a colour says. ``themed`` fits a figure to a light or a dark page; without it the greys are readable
+on both.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+GREY = "#808080"
+_INK = {None: "#767676", False: "#333333", True: "#dddddd"}
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
+_HEIGHT = 320
+_OFFSETS = (14, -14, 0, 28, -28, 42, -42, 56, -56, 70, -70)  # of a name above its point, in pixels
+
+
+def template(dark: bool | None = None) -> go.layout.Template:
+    """The look of every figure, on a transparent ground.
+
+    ``dark``: whether the page is; ``None`` takes greys that are readable on both.
+
+    >>> template(True).layout.font.color, template().layout.paper_bgcolor
+    ('#dddddd', 'rgba(0,0,0,0)')
+    """
+    ink, clear = _INK[dark], "rgba(0,0,0,0)"
+    axis = {
+        "automargin": True, "color": ink, "gridcolor": "rgba(128,128,128,0.25)", "linecolor": GREY,
+        "showline": True, "ticks": "outside", "tickcolor": GREY, "zeroline": False,
+        "title": {"standoff": 8, "font": {"size": 13}}, "tickfont": {"size": 12},
+        "minor": {"showgrid": False},
+    }  # fmt: skip
+    return go.layout.Template(
+        layout={
+            "font": {"family": _FONT, "size": 13, "color": ink},
+            "title": {
+                "x": 0, "xref": "container", "xanchor": "left", "y": 1, "yref": "container",
+                "yanchor": "top", "font": {"size": 15}, "pad": {"l": 10, "t": 22},
+            },
+            "paper_bgcolor": clear, "plot_bgcolor": clear, "colorway": COLOURS,
+            "margin": {"l": 10, "r": 14, "t": 10, "b": 10}, "height": _HEIGHT, "autosize": True,
+            "xaxis": axis, "yaxis": axis, "hoverlabel": {"align": "left"},
+            "legend": {
+                "orientation": "h", "x": 0, "xref": "container", "xanchor": "left", "y": 0,
+                "yref": "container", "yanchor": "bottom", "font": {"size": 12},
+            },
+            "annotationdefaults": {"font": {"size": 12, "color": ink}},
+        }
+    )  # fmt: skip
+
+
+def themed(figure: go.Figure, dark: bool | None = None) -> go.Figure:
+    """A copy of a figure for a light (``False``) or dark (``True``) page.
+
+    >>> themed(new_figure("It falls"), dark=True).layout.template.layout.font.color
+    '#dddddd'
+    """
+    return go.Figure(figure).update_layout(template=template(dark))
+
+
+def alt(figure: go.Figure) -> str:
+    """A figure in words: its takeaway, then what stands on its axes.
+
+    >>> alt(new_figure("It falls").update_xaxes(title_text="steps"))
+    'It falls. Axes: steps.'
+    """
+    names = []
+    for axis in (*figure.select_xaxes(), *figure.select_yaxes()):
+        if axis.title.text and axis.title.text not in names:
+            names.append(axis.title.text)
+    axes = f" Axes: {'; '.join(names)}." if names else ""
+    return (
+        (figure.layout.title.text.rstrip(".") + "." + axes)
+        .replace("<br>", " ")
+        .replace("\u00a0", " ")
+    )
+
+
+def new_figure(
+    title: str, height: int = _HEIGHT, panels: Mapping | None = None, above: int = 0
+) -> go.Figure:
+    """An empty figure under a wrapped title; ``above``: pixels the drawing needs on top of it."""
+    figure = make_subplots(**panels) if panels else go.Figure()
+    lines = textwrap.wrap(title.replace(" %", "\u00a0%"), 46)
+    top = 34 + 20 * len(lines) + above
+    return figure.update_layout(
+        template=template(), title_text="<br>".join(lines), height=height + top, margin_t=top
+    )
+
+
+def marker_of(index: int, hollow: bool = False, size: int = 10) -> dict:
+    """The ``index``-th shape and colour; shapes and colours repeat at different periods."""
+    return {
+        "symbol": SYMBOLS[index % len(SYMBOLS)] + ("-open" if hollow else ""),
+        "color": COLOURS[index % len(COLOURS)], "size": size,
+        "line": {"width": 2, "color": COLOURS[index % len(COLOURS)]} if hollow else {"width": 0},
+    }  # fmt: skip
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2, 5, 10, … inside a range; powers of ten alone if it is long."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if len(powers) <= 4 else (1,)
+    return [s * 10.0**p for p in powers for s in steps if low <= s * 10.0**p <= high]
+
+
+def label_points(
+    figure: go.Figure, points: Sequence[tuple[float, float, str]], height: int, axis: str
+) -> None:
+    """Names beside points, moved apart so that they overlap at 400 px neither points nor names."""
+    width, line, letter = 320, 15, 6.2
+    logs = [math.log10(p[0]) for p in points]
+    left, right = min(logs) - math.log10(1.8), max(logs) + math.log10(1.8)
+    low, high = min(p[1] for p in points), max(p[1] for p in points)
+    span = (high - low) or 1.0
+    low, high = low - 0.22 * span, high + 0.22 * span
+    figure.update_layout({f"yaxis{axis}": {"range": [low, high]}})
+    spots = [
+        ((x - left) / (right - left) * width, (p[1] - low) / (high - low) * height)
+        for x, p in zip(logs, points, strict=True)
+    ]
+    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in spots]
+    for (x, y), (_, value, name), log in zip(spots, points, logs, strict=True):
+        wide = letter * len(name)
+        best = None
+        for up, anchor in ((u, a) for u in _OFFSETS for a in ("center", "left", "right")):
+            if up == 0 and anchor == "center":
+                continue
+            shift = {"center": 0, "left": 9 if abs(up) < 10 else -4, "right": -9 if abs(up) < 10
+                     else 4}[anchor]  # fmt: skip
+            start = x + shift - {"center": wide / 2, "left": 0, "right": wide}[anchor]
+            box = (start, y + up - line / 2, start + wide, y + up + line / 2)
+            out = max(0, -box[0]) + max(0, box[2] - width) + max(0, -box[1]) + max(
+                0, box[3] - height)  # fmt: skip
+            cost = 20 * out + abs(up) + sum(_overlap(box, t) for t in taken)
+            if best is None or cost < best[0]:
+                best = (cost, up, anchor, shift, box)
+        _, up, anchor, shift, box = best
+        taken.append(box)
+        far = abs(up) > 14
+        figure.add_annotation(
+            x=log, y=value, xref=f"x{axis}", yref=f"y{axis}", text=name, xanchor=anchor,
+            yanchor="middle", showarrow=far, font_size=12, **_leader(shift, up, far),
+        )  # fmt: skip
+
+
+def _leader(shift: float, up: float, line: bool) -> dict:
+    """How a name stands off its point by these pixels, with or without a line between them."""
+    if not line:
+        return {"xshift": shift, "yshift": up}
+    return {"ax": shift, "ay": -up, "arrowhead": 0, "arrowwidth": 1, "arrowcolor": GREY,
+            "standoff": 6}  # fmt: skip
+
+
+def _overlap(a: tuple, b: tuple) -> float:
+    wide = min(a[2], b[2]) - max(a[0], b[0])
+    high = min(a[3], b[3]) - max(a[1], b[1])
+    return wide * high if wide > 0 and high > 0 else 0.0
+
+
+def label_ends(
+    figure: go.Figure, ends: Sequence[tuple[float, float, str]], x: float, gap: float
+) -> None:
+    """Names right of lines' ends, spread so that none is nearer than ``gap`` to the next."""
+    ends = sorted(ends, key=lambda e: e[1])
+    heights = [e[1] for e in ends]
+    for _ in range(60):
+        for i in range(1, len(heights)):
+            short = gap - (heights[i] - heights[i - 1])
+            if short > 0:
+                heights[i - 1] -= short / 2
+                heights[i] += short / 2
+    for (_, value, name), y in zip(ends, heights, strict=True):
+        figure.add_annotation(
+            x=x, y=y, text=name, showarrow=False, xanchor="left", yanchor="middle",
+            hovertext=f"{value:.1f} %",
+        )  # fmt: skip

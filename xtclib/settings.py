@@ -1,0 +1,187 @@
+"""Profiles, the scales to work at: which backbone, which data and which teacher each one takes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from xtclib import teachers
+from xtclib.files import staged_folder, unknown
+from xtclib.glue import TaskData, find_task, load
+from xtclib.recipes import Budget
+from xtclib.teachers import Teacher, cache_dir, key, load_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A scale to work at: which backbone, which data, how long to train."""
+
+    name: str
+    summary: str
+    backbone: str
+    data: str
+    teacher: Budget
+    budgets: dict[str, Budget]
+    rows: int | None = None
+    precision: str = "auto"
+    latency: tuple[int, int] = (8, 32)
+    teacher_by_task: dict[str, Budget] = field(default_factory=dict)
+
+
+def _lengths(unit: str, a: float, b: float, c: float, base: Budget) -> dict[str, Budget]:
+    return {n: replace(base, **{unit: v}) for n, v in (("A", a), ("B", b), ("C", c))}
+
+
+_SMALL = Budget(steps=1, learning_rate=5e-4, max_length=48, dropout=0.0)
+_GLUE = Budget(epochs=3, max_length=128)
+_MINILM = replace(_GLUE, learning_rate=2e-4, dropout=0.0)
+# XTC, arXiv:2206.01859, section 3: budgets of 3, 9 and 18 epochs; lr 5e-5, one warm-up epoch.
+_PAPER = replace(_GLUE, learning_rate=5e-5, keep="evaluation", evaluations=20)
+
+PROFILES = {
+    p.name: p
+    for p in (
+        Profile(
+            "smoke",
+            "a random tiny BERT and a handful of rows, for tests",
+            "random",
+            "mini",
+            replace(_SMALL, steps=6),
+            _lengths("steps", 4, 6, 8, _SMALL),
+            rows=64,
+            precision="fp32",
+            latency=(2, 16),
+        ),
+        Profile(
+            "mini",
+            "a small 12-layer BERT and the built-in tasks, offline",
+            "mini",
+            "mini",
+            replace(_SMALL, steps=400, learning_rate=3e-4, dropout=0.1),
+            _lengths("steps", 200, 600, 1200, _SMALL),
+            # The backbone knows this task best: a teacher of 400 steps would leave no row wrong.
+            teacher_by_task={
+                "sst2": replace(_SMALL, steps=120, learning_rate=1e-4, dropout=0.1),
+            },
+        ),
+        Profile(
+            "minilm",
+            "the real 6-layer MiniLM on GLUE",
+            "minilm",
+            "glue",
+            replace(_GLUE, epochs=3, learning_rate=6e-5),
+            _lengths("epochs", 3, 9, 18, _MINILM),
+            latency=(8, 128),
+        ),
+        Profile(
+            "bert-base",
+            "BERT-base on GLUE, the paper's setting",
+            "google-bert/bert-base-uncased",
+            "glue",
+            replace(_GLUE, learning_rate=2e-5, keep="evaluation"),
+            _lengths("epochs", 3, 9, 18, _PAPER),
+            latency=(8, 128),
+        ),
+    )
+}
+
+
+def profile(name: str | Profile | None = None) -> Profile:
+    """A profile by name; ``None`` takes ``XTC_PROFILE``, else ``mini``.
+
+    >>> profile("smoke").name
+    'smoke'
+    """
+    if isinstance(name, Profile):
+        return name
+    name = name or os.environ.get("XTC_PROFILE") or "mini"
+    if name not in PROFILES:
+        raise unknown("profile", name, PROFILES)
+    return PROFILES[name]
+
+
+def profiles() -> dict[str, str]:
+    """Names and summaries of the profiles."""
+    return {p.name: p.summary for p in PROFILES.values()}
+
+
+def data_for(task: str, profile_: Profile | str, glue_dir: str | Path | None = None) -> TaskData:
+    """A task's rows, from where the profile says: built in, a GLUE folder, or the Hub.
+
+    ``glue_dir`` (else ``XTC_GLUE_DIR``) names a folder in GLUE's official layout and wins. Without
+    one the built-in profiles read the committed tasks, the others the Hub.
+    """
+    chosen = profile(profile_)
+    folder = glue_dir or os.environ.get("XTC_GLUE_DIR")
+    if folder is None:
+        folder = ROOT / "data" / "mini" if chosen.data == "mini" else "hub"
+    if chosen.data == "mini" and folder != "hub" and not Path(folder).is_dir():
+        raise FileNotFoundError(
+            f"the tasks are not at {folder}: work in a clone of the repository, generate the "
+            "built-in ones by `python scripts/pretrain_mini.py`, or name a GLUE folder (--glue-dir)"
+        )
+    return load(find_task(task), str(folder), limit=chosen.rows)
+
+
+def backbone_for(profile_: Profile | str) -> str:
+    """A profile's pre-trained backbone: a folder or a Hub id."""
+    chosen = profile(profile_)
+    if chosen.backbone == "mini":
+        return str(ROOT / "data" / "mini" / "backbone")
+    if chosen.backbone == "minilm":
+        return teachers.minilm()
+    if chosen.backbone == "random":
+        return str(_random_backbone())
+    return chosen.backbone
+
+
+def _random_backbone() -> Path:
+    """A random 12-layer BERT, 32 wide, with the built-in vocabulary: made once, a second."""
+    tokenizer = load_tokenizer(ROOT / "data" / "mini" / "backbone", 48)
+    folder = cache_dir() / "backbones" / f"random-12x32-{key(tokenizer.get_vocab())}"
+    with teachers.locked(folder.name):
+        if not (folder / "model.safetensors").is_file():
+            _make_random(tokenizer, folder)
+    return folder
+
+
+def _make_random(tokenizer, folder: Path) -> None:
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=12,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.1,
+    )
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(config).bert
+    with staged_folder(folder) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+
+
+def teacher_for(
+    task: str,
+    profile_: Profile | str | None = None,
+    data: TaskData | None = None,
+    path: str | Path | None = None,
+    progress: bool = True,
+    device: str | None = None,
+) -> Teacher:
+    """The profile's teacher for a task, fine-tuned on first use; or one of your own at ``path``."""
+    chosen = profile(profile_)
+    data = data or data_for(task, chosen)
+    if path is not None:
+        return teachers.load_teacher(path, data.task, data)
+    spent = chosen.teacher_by_task.get(data.task.name, chosen.teacher)
+    return teachers.fine_tuned(
+        backbone_for(chosen), data, spent, 0, chosen.precision, progress, device
+    )
