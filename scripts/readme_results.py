@@ -15,6 +15,7 @@ from xtclib.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- results -->", "<!-- /results -->"
+GALLERY = ("minilm-size-accuracy", "mini-budgets", "quantization")
 NAMES = {"sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC test", "mnli": "MNLI"}
 
 
@@ -34,11 +35,11 @@ def table(records: list[results.Record]) -> str:
     groups: dict[tuple[str, str], list[results.Record]] = {}
     for record in records:
         groups.setdefault((record.recipe, record.budget), []).append(record)
-    first = records[0]
+    first, size = records[0], records[0].teacher_bytes / 1e6
     lines = [
         "| recipe | budget | score | against teacher | MB | times smaller | latency | seeds |",
         "|---|---|---|---|---|---|---|---|",
-        f"| *teacher* | | {first.teacher_score:.1f} | | {first.teacher_bytes / 1e6:.1f} | 1 | 1 |",
+        f"| *teacher* | | {first.teacher_score:.1f} | | {size:.1f} | 1 | 1 | |",
     ]
     order = sorted(groups.items(), key=lambda item: (-item[1][0].bytes, item[0]))
     for (name, budget), group in order:
@@ -82,6 +83,19 @@ def section() -> str:
     return "\n".join(parts)
 
 
+def gallery() -> str:
+    """The chosen figures with their alt text, as figures/README.md has them."""
+    text = (ROOT / "figures" / "README.md").read_text(encoding="utf-8")
+    blocks = dict(part.split("\n", 1) for part in text.split("## ")[1:])
+    return "\n".join(
+        blocks[name]
+        .strip()
+        .replace('srcset="', 'srcset="figures/')
+        .replace(' src="', ' src="figures/')
+        for name in GALLERY
+    )
+
+
 def main() -> None:
     """Updates the README, or checks that it is up to date."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -91,7 +105,7 @@ def main() -> None:
     text = readme.read_text(encoding="utf-8")
     head, _, rest = text.partition(START)
     _, _, tail = rest.partition(END)
-    new = f"{head}{START}\n{section()}\n{END}{tail}"
+    new = f"{head}{START}\n{section()}\n\n{gallery()}\n{END}{tail}"
     if options.check and new != text:
         sys.exit("README.md's results are not those of data/results: run `make figures`")
     if not options.check:
