@@ -100,6 +100,10 @@ def results(
 
 def main() -> None:
     """Runs the command line; a bad input is one line, not a traceback."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of loading and saving; training keeps its own
+    logging.set_verbosity_error()
     try:
         app()
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
