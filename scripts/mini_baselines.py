@@ -97,8 +97,10 @@ def table(rows: dict[str, dict]) -> str:
     lines.append("|---|---|---|---|---|---|")
     order = list(glue.TASKS)
     for name, row in sorted(rows.items(), key=lambda item: order.index(item[0].partition("-")[0])):
-        parts = [" / ".join(map(str, row[key].values())) for key in COLUMNS]
-        spent = f"{row['budget']['steps']} steps at {row['budget']['learning_rate']:g}"
+        shown = [row.get(key, {"": "not yet measured"}) for key in COLUMNS]
+        parts = [" / ".join(map(str, values.values())) for values in shown]
+        budget = row.get("budget")
+        spent = f"{budget['steps']} steps at {budget['learning_rate']:g}" if budget else "–"
         lines.append(f"| {name} | {', '.join(row['majority'])} | {' | '.join(parts)} | {spent} |")
     return "\n".join(lines) + "\n"
 
