@@ -75,7 +75,7 @@ PROFILES = {
             "the real 6-layer MiniLM on GLUE",
             "minilm",
             "glue",
-            replace(_GLUE, epochs=3, learning_rate=6e-5),
+            replace(_GLUE, epochs=5, learning_rate=1e-4),
             _lengths("epochs", 3, 9, 18, _MINILM),
             latency=(8, 128),
         ),
