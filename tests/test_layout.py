@@ -7,13 +7,13 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent / "xtclib"
 FLOORS = {
-    "ground": "files quantizers distillation packing",
+    "ground": "files costs quantizers distillation packing published",
     "one": "layers attention glue metrics english grammar mini",
-    "two": "models techniques breakdown",
+    "two": "architectures breakdown latency first_principles models techniques",
     "three": "artefact recipes batches evaluation",
     "four": "training teachers mlm",
     "five": "settings results study",
-    "top": "plot_style tensor_plots plots widgets cli",
+    "top": "plot_style cost_plots tensor_plots plots widgets cli",
 }
 ORDER = [(floor, name) for floor, names in FLOORS.items() for name in names.split()]
 MODULES = [name for _, name in ORDER]

@@ -70,6 +70,38 @@ def evaluate(
 
 
 @app.command()
+def breakdown(
+    model: Annotated[
+        str, typer.Argument(help="A built-in name, a folder with a config, or a Hub id.")
+    ] = "",
+    batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
+    length: Annotated[int, typer.Option(help="Tokens in each.")] = 128,
+    by: Annotated[str, typer.Option(help="component or layer.")] = "component",
+    bits: Annotated[float, typer.Option(help="Width of the weights, for the bytes.")] = 32,
+    counting: Annotated[
+        str, typer.Option(help="Convention: FLOPs, MACs, 'weights only', 'everything'.")
+    ] = "FLOPs",
+    extend: Annotated[bool, typer.Option(help="Price lengths past the model's positions.")] = False,
+    latency: Annotated[bool, typer.Option(help="Time each component on this machine.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="List the built-in names.")] = False,
+) -> None:
+    """Show where a model's parameters, bytes, operations and milliseconds are."""
+    from xtclib import architectures
+    from xtclib import breakdown as costs
+
+    if listed or not model:
+        for known in architectures.ARCHITECTURES.values():
+            typer.echo(f"{known.name:<18} {known.summary} ({known.source})")
+        return
+    found = costs.break_down(model, batch, length, extend)
+    typer.echo(found.table(by, bits, counting))
+    if latency:
+        from xtclib import latency as timing
+
+        typer.echo("\n" + timing.of_components(model, batch, length).table())
+
+
+@app.command()
 def recipes() -> None:
     """List the recipes."""
     from xtclib import recipes as book

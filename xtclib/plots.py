@@ -7,10 +7,8 @@ the look from ``plot_style``.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from statistics import mean, median
 
 import plotly.graph_objects as go
@@ -28,8 +26,8 @@ from xtclib.plot_style import (
     template,
     themed,
 )
+from xtclib.published import Row, table
 from xtclib.results import Group, Record, common, grouped
-from xtclib.settings import ROOT
 from xtclib.tensor_plots import (
     error_by_bits,
     layer_map,
@@ -59,15 +57,13 @@ __all__ = [
 MIB = 2**20
 
 
-def published(path: str | Path | None = None) -> list[dict[str, str]]:
-    """The rows of ``data/published/xtc.csv``; its README says what the columns mean.
+def published() -> list[Row]:
+    """The published points of GLUE score against size, as ``size_accuracy`` takes them.
 
     >>> published()[0]["system"], published()[0]["value"]
-    ('BERT-base', '84.2')
+    ('XTC-BERT*', 81.8)
     """
-    path = Path(path or ROOT / "data" / "published" / "xtc.csv")
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return table("glue_against_size")
 
 
 def _names(groups: Sequence[Group]) -> list[str]:
@@ -100,7 +96,7 @@ def size_accuracy(
         f"{best.recipe}, the smallest, is {best.teacher_bytes / best.bytes:.0f} × smaller than its "
         f"teacher and scores {best.mean:.1f} against {best.teacher:.1f}"
     )
-    others = [row for row in published or () if row["size_mb"] and row["task"] == "GLUE"]
+    others = [row for row in published or () if row.get("size_mib") and row["task"] == "GLUE"]
     panels = {"rows": 2, "cols": 1, "vertical_spacing": 0.14} if others else None
     figure = new_figure(title, 680 if others else 380, panels)
     at = {"row": 1, "col": 1} if others else {}
@@ -135,14 +131,14 @@ def _published_panel(figure: go.Figure, rows: Sequence[Mapping]) -> None:
     points = []
     for i, system in enumerate(systems):
         own = [row for row in rows if row["system"] == system]
-        x = [float(row["size_mb"]) * MIB / 1e6 for row in own]
-        y = [float(row["value"]) for row in own]
+        x = [row["size_mib"] * MIB / 1e6 for row in own]
+        y = [row["value"] for row in own]
         figure.add_scatter(
             x=x, y=y, name=system, mode="markers", marker=marker_of(i, hollow=True), row=2, col=1,
             showlegend=False, hovertemplate="%{x:.3g} MB, %{y:.1f} %",
         )  # fmt: skip
         for a, b, row in zip(x, y, own, strict=True):
-            bits = f", {row['weight_bits']}-bit" if row["weight_bits"] != "32" else ""
+            bits = f", {row['weight_bits']}-bit" if row["weight_bits"] != 32 else ""
             which = f" L{row['layers']}{bits}" if len(own) > 1 else ""
             points.append((a, b, system + which))
     label_points(figure, points, 270, "2")

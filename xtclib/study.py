@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 import xtclib
-from xtclib import artefact, breakdown, recipes, settings, teachers
+from xtclib import artefact, breakdown, latency, recipes, settings, teachers
 from xtclib.evaluation import evaluate
 from xtclib.files import folder_bytes, staged_folder, write_json
 from xtclib.glue import TASKS, TaskData, find_task
@@ -214,7 +214,7 @@ def _measure(
             artefact.save(student, tokenizer, target)
     batch, width = chosen.latency
     layer_flops = [breakdown.flops(m.config, 1, width) for m in (student, teacher_model)]
-    times = breakdown.model_latency(
+    times = latency.of_models(
         {"teacher": teacher_model, "student": student}, batch, width, repeats=10
     )
     record = Record(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 
 import ipywidgets as ui
 import plotly.graph_objects as go
 from torch import Tensor
+from transformers import BertConfig
 
-from xtclib import plots
+from xtclib import cost_plots, plots
+from xtclib.breakdown import break_down
 from xtclib.quantizers import Scheme, relative_error
 
 _FAMILIES = {1: "binary", 2: "ternary"}
@@ -83,3 +86,70 @@ def quantization_explorer(tensor: Tensor, bits: int = 2) -> ui.VBox:
         control.observe(draw, "value")
     describe()
     return ui.VBox([view, ui.VBox([slider, groups, cut]), sentence])
+
+
+def breakdown_explorer(
+    length: int = 128, batch: int = 1, layers: int = 12, width: int = 768, vocabulary: int = 30522
+) -> ui.VBox:
+    """Where a BERT's costs are, under sliders for length, batch, depth, width and vocabulary.
+
+    ``.children`` are the figure, the controls and a sentence.
+
+    >>> breakdown_explorer(16, layers=1, width=64).children[-1].value
+    '<b>2.0 M parameters, 0.00165 GFLOPs</b>; a head is 64 wide, feed-forward 4 × the width'
+    """
+    sliders = {
+        "length": ui.SelectionSlider(options=[2**i for i in range(4, 13)], value=length),
+        "batch": ui.SelectionSlider(options=[2**i for i in range(6)], value=batch),
+        "layers": ui.IntSlider(layers, min=1, max=24),
+        "width": ui.SelectionSlider(options=[64, 128, 256, 384, 512, 768, 1024], value=width),
+        "vocabulary": ui.SelectionSlider(
+            options=sorted({1000, 4928, 10000, 30522, 119547, vocabulary}), value=vocabulary
+        ),
+    }
+    for name, control in sliders.items():
+        control.description, control.continuous_update = name, False
+        control.style.description_width = "7em"
+    sentence = ui.HTML()
+
+    def make() -> go.Figure:
+        config = BertConfig(
+            vocab_size=sliders["vocabulary"].value,
+            hidden_size=sliders["width"].value,
+            num_hidden_layers=sliders["layers"].value,
+            num_attention_heads=max(sliders["width"].value // 64, 1),
+            intermediate_size=4 * sliders["width"].value,
+        )
+        found = break_down(config, sliders["batch"].value, sliders["length"].value, extend=True)
+        sentence.value = (
+            f"<b>{found.parameters / 1e6:.1f} M parameters, {found.flops() / 1e9:.3g} GFLOPs</b>; "
+            "a head is 64 wide, feed-forward 4 × the width"
+        )
+        return cost_plots.shares(found)
+
+    view, redraw = _live(make)
+    for control in sliders.values():
+        control.observe(redraw, "value")
+    return ui.VBox([view, ui.VBox(list(sliders.values())), sentence])
+
+
+def _live(make: Callable[[], go.Figure]) -> tuple[ui.DOMWidget, Callable]:
+    """A view of ``make()``, and what draws it anew: in place where ``anywidget`` is installed."""
+    if importlib.util.find_spec("anywidget"):
+        figure = go.FigureWidget(make())
+
+        def redraw(*_) -> None:
+            new = make()
+            figure.data = ()
+            figure.add_traces(new.data)
+            figure.update_layout(new.layout, overwrite=True)
+
+        return figure, redraw
+    view = ui.Output()
+
+    def redraw(*_) -> None:
+        view.outputs = ()
+        view.append_display_data(make())
+
+    redraw()
+    return view, redraw

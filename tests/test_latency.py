@@ -1,0 +1,82 @@
+"""Timing in turns, and components whose times add up."""
+
+import pytest
+import torch
+
+from xtclib import latency
+from xtclib.breakdown import component_of
+
+
+def test_runs_take_turns_after_warming_up():
+    calls = []
+    found = latency.in_turns(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=4, warm_up=2
+    )
+    assert calls == ["a", "b"] * 6
+    assert all(t["low"] <= t["median"] <= t["high"] for t in found.values())
+
+
+def test_components_are_timed(bert):
+    found = latency.of_components(bert, 2, 32, repeats=3)
+    assert {"query, key, value", "attention", "feed-forward", "pooler", "head"} <= set(
+        found.components
+    )
+    assert all(value > 0 for value in found.components.values())
+    assert sum(found.shares().values()) == pytest.approx(1)
+    assert found.coverage == pytest.approx(sum(found.components.values()) / found.whole)
+    assert found.low <= found.whole <= found.high
+    assert (found.batch, found.length, found.threads) == (2, 32, torch.get_num_threads())
+    assert "% of the whole" in found.table()
+
+
+def test_own_times_add_up_to_the_whole(bert, monkeypatch):
+    """With a clock that ticks once at every look: no tick is lost, none is counted twice."""
+    ticks = iter(range(10_000))
+    looks = []
+    monkeypatch.setattr(
+        latency.time, "perf_counter", lambda: looks.append(next(ticks)) or looks[-1]
+    )
+    found = latency._timed(bert, torch.arange(6).view(1, 6))
+    assert sum(found.values()) == looks[-1] - looks[0]
+    # A layer's query, key and value are three modules of one tick each; so are two feed-forward ones.
+    assert found["query, key, value"] == 4 * 3
+    assert found["head"] == 1
+
+
+def test_timers_leave_no_hook_and_do_not_change_the_output(bert):
+    ids = torch.arange(6).view(1, 6)
+    before = bert(input_ids=ids).logits
+    latency.of_components(bert, 1, 8, repeats=1)
+    assert torch.equal(bert(input_ids=ids).logits, before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in bert.modules())
+
+
+def test_only_borders_between_components_are_timed(bert):
+    timed = dict.fromkeys(component for _, component in latency._borders(bert))
+    silent = (torch.nn.ModuleList, torch.nn.Dropout)
+    modules = [name for name, m in bert.named_modules() if not isinstance(m, silent)]
+    assert set(timed) == {component_of(name) for name in modules}
+    assert len(list(latency._borders(bert))) < len(list(bert.modules())) * 0.7
+
+
+@pytest.mark.parametrize("name", ["bilstm", "bert-2-128"])
+def test_names_get_random_weights(name):
+    found = latency.of_components(name, 1, 16, repeats=1, warm_up=0)
+    assert found.model == name and found.whole > 0
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="repeats must be at least 1, received 0"):
+        latency.of_components("bert-2-128", repeats=0)
+    with pytest.raises(ValueError, match="length of 600 is past the model's 512 positions"):
+        latency.of_components("bert-2-128", length=600)
+    with pytest.raises(ValueError, match="unknown architecture"):
+        latency.of_components("bert-2-129")
+
+
+def test_the_machines_limits_and_a_product_under_them():
+    limits = latency.machine(repeats=2)
+    assert limits["ridge"] == pytest.approx(limits["gflops"] / limits["gbytes"])
+    intensity, speed = latency.product_speed(4, 64, 128, repeats=2)
+    assert intensity == pytest.approx(2 * 4 * 64 * 128 / (4 * (64 * 128 + 4 * 192)))
+    assert speed > 0

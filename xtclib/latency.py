@@ -1,0 +1,288 @@
+"""Milliseconds: models measured in turns, a model's components, and what the machine can do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from xtclib.breakdown import COMPONENTS, component_of, known, positions
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _quartiles(times: list[float]) -> dict[str, float]:
+    found = np.percentile(times, (25, 50, 75)).round(3).tolist()
+    return dict(zip(("low", "median", "high"), found, strict=True))
+
+
+def in_turns(
+    runs: Mapping[str, Callable[[], object]], repeats: int = 20, warm_up: int = 3
+) -> dict[str, dict[str, float]]:
+    """Milliseconds of each callable, measured in turns so that all meet the same machine.
+
+    Gives ``median``, ``low`` and ``high`` (the quartiles) of ``repeats`` after ``warm_up``.
+
+    >>> sorted(in_turns({"nothing": lambda: None}, repeats=2)["nothing"])
+    ['high', 'low', 'median']
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(warm_up + repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            _wait()
+            if turn >= warm_up:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: _quartiles(found) for name, found in times.items()}
+
+
+def _random_ids(high: int, batch: int, length: int, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(5, high, (batch, length), generator=generator).to(device)
+
+
+def of_models(
+    models: Mapping[str, PreTrainedModel], batch: int = 8, length: int = 32, repeats: int = 10
+) -> dict:
+    """Forward latency of several models on the same random batch, with device and threads."""
+    device = next(next(iter(models.values())).parameters()).device
+    high = min(model.config.vocab_size for model in models.values())
+    ids = _random_ids(high, batch, length, device)
+    mask = torch.ones_like(ids)
+
+    def runner(model: PreTrainedModel) -> Callable[[], object]:
+        return lambda: model(input_ids=ids, attention_mask=mask)
+
+    with torch.inference_mode():
+        found = in_turns({name: runner(model) for name, model in models.items()}, repeats)
+    return {
+        "batch": batch,
+        "length": length,
+        "repeats": repeats,
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "milliseconds": found,
+    }
+
+
+@dataclass(frozen=True)
+class ComponentLatency:
+    """Milliseconds of every component, beside those of the whole model without any timer in it.
+
+    ``whole`` and ``components`` hold medians of ``repeats`` runs; ``low`` and ``high`` are the
+    whole's quartiles. ``coverage`` is the sum of the parts over the whole: near 1 if the timers
+    disturb little.
+    """
+
+    model: str
+    batch: int
+    length: int
+    repeats: int
+    device: str
+    threads: int
+    whole: float
+    low: float
+    high: float
+    components: dict[str, float]
+
+    @property
+    def coverage(self) -> float:
+        """Sum of the components ÷ the whole, both measured in turns."""
+        return sum(self.components.values()) / self.whole
+
+    def shares(self) -> dict[str, float]:
+        """Each component's part of the sum."""
+        total = sum(self.components.values())
+        return {name: value / total for name, value in self.components.items()}
+
+    def table(self) -> str:
+        """The components as text: milliseconds, shares, and how the sum compares to the whole."""
+        lines = [
+            f"{self.model}, batch {self.batch}, length {self.length}: {self.whole:.1f} ms "
+            f"({self.low:.1f} to {self.high:.1f}), {self.device}, {self.threads} threads, fp32, "
+            f"median of {self.repeats}"
+        ]
+        shares = self.shares()
+        for name, value in self.components.items():
+            lines.append(f"{name:<22}{value:>10.2f} ms{100 * shares[name]:>7.1f} %")
+        lines.append(
+            f"{'sum of the parts':<22}{sum(self.components.values()):>10.2f} ms"
+            f"{100 * self.coverage:>7.1f} % of the whole"
+        )
+        return "\n".join(lines)
+
+
+def of_components(
+    source, batch: int = 1, length: int = 128, repeats: int = 20, warm_up: int = 3
+) -> ComponentLatency:
+    """Times every component of a model on this machine, eager attention, fp32, random weights.
+
+    ``source`` as for :func:`breakdown.break_down`, or a model that has weights. Each module's own
+    time is its total less that of the modules in it, so the parts add up to the whole; what stands
+    in no module of its own goes to the block around it: scores, softmax and context to attention,
+    residual additions to *norm and residual*, masks to *other*. Timed runs and undisturbed ones
+    take turns.
+
+    Raises ``ValueError`` for a length past the model's positions, unknown names and structures.
+    """
+    model = source if _has_weights(source) else _random_weights(known(source))
+    for name, value in (("batch", batch), ("length", length), ("repeats", repeats)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, received {value}")
+    limit = positions(model)
+    if limit is not None and length > limit:
+        raise ValueError(f"a length of {length} is past the model's {limit} positions: shorten it")
+    device = next(model.parameters()).device
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", 256)
+    ids = _random_ids(vocabulary, batch, length, device)
+    whole, runs = [], []
+    with torch.inference_mode():
+        for turn in range(warm_up + repeats):
+            start = time.perf_counter()
+            model(input_ids=ids)
+            _wait()
+            undisturbed = time.perf_counter() - start
+            found = _timed(model, ids)
+            if turn >= warm_up:
+                whole.append(1e3 * undisturbed)
+                runs.append({name: 1e3 * seconds for name, seconds in found.items()})
+    spread = _quartiles(whole)
+    # The mean over the runs: medians of parts would not add up to the median of their sum.
+    middle = sorted(runs, key=lambda run: sum(run.values()))
+    middle = middle[len(middle) // 4 : max(-(-3 * len(middle) // 4), len(middle) // 4 + 1)]
+    parts = {
+        name: float(np.mean([run.get(name, 0.0) for run in middle]))
+        for name in COMPONENTS
+        if any(name in run for run in middle)
+    }
+    return ComponentLatency(
+        model=type(model).__name__ if not isinstance(source, str) else source,
+        batch=batch,
+        length=length,
+        repeats=repeats,
+        device=device.type,
+        threads=torch.get_num_threads(),
+        whole=spread["median"],
+        low=spread["low"],
+        high=spread["high"],
+        components=parts,
+    )
+
+
+def _has_weights(source: object) -> bool:
+    return isinstance(source, nn.Module) and next(source.parameters()).device.type != "meta"
+
+
+def _random_weights(model: nn.Module) -> nn.Module:
+    """The meta-device model with small random weights: its speed is that of any weights."""
+    model = model.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.02, generator=generator)
+        for name, buffer in model.named_buffers():
+            if "position" in name:
+                buffer.copy_(torch.arange(buffer.numel()).view_as(buffer))
+            else:
+                buffer.zero_()
+    return model
+
+
+def _timed(model: nn.Module, ids: Tensor) -> dict[str, float]:
+    """One run; seconds that each component's modules spend outside the modules in them."""
+    found: dict[str, float] = {}
+    stack: list[list[float]] = []  # of each open module: when it began, what its parts took
+
+    def enter(module: nn.Module, inputs: tuple) -> None:
+        _wait()
+        stack.append([time.perf_counter(), 0.0])
+
+    def leave(component: str) -> Callable:
+        def left(module: nn.Module, inputs: tuple, output: object) -> None:
+            _wait()
+            start, inside = stack.pop()
+            total = time.perf_counter() - start
+            found[component] = found.get(component, 0.0) + total - inside
+            if stack:
+                stack[-1][1] += total
+
+        return left
+
+    hooks = []
+    for module, component in _borders(model):
+        hooks.append(module.register_forward_pre_hook(enter))
+        hooks.append(module.register_forward_hook(leave(component)))
+    try:
+        model(input_ids=ids)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return found
+
+
+def _borders(
+    module: nn.Module, name: str = "", around: str | None = None
+) -> Iterator[tuple[nn.Module, str]]:
+    """The modules where another component begins: the fewest timers that tell all apart."""
+    component = component_of(name)
+    called = not isinstance(module, (nn.ModuleList, nn.Dropout))
+    if called and component != around:
+        yield module, component
+        around = component
+    for child_name, child in module.named_children():
+        yield from _borders(child, f"{name}.{child_name}".lstrip("."), around)
+
+
+def machine(repeats: int = 10) -> dict[str, float]:
+    """This machine's own limits: GFLOP/s of an fp32 matrix product, and GB/s of reading weights.
+
+    A 1024² product, and a product with one vector of 64 MB of weights (more than a cache holds),
+    the best of ``repeats`` each. Their ratio is the roofline's ridge: operations a byte from which
+    on arithmetic, not memory, sets the time.
+    """
+    square, wide, vector = torch.rand(1024, 1024), torch.rand(4096, 4096), torch.rand(4096)
+    found: dict[str, list[float]] = {"square": [], "wide": []}
+    with torch.inference_mode():
+        for _ in range(repeats):
+            for name, run in (("square", lambda: square @ square), ("wide", lambda: wide @ vector)):
+                start = time.perf_counter()
+                run()
+                found[name].append(time.perf_counter() - start)
+    gflops = 2 * 1024**3 / min(found["square"]) / 1e9
+    gbytes = wide.numel() * 4 / min(found["wide"]) / 1e9
+    return {
+        "gflops": gflops,
+        "gbytes": gbytes,
+        "ridge": gflops / gbytes,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def product_speed(tokens: int, inputs: int, outputs: int, repeats: int = 20) -> tuple[float, float]:
+    """(operations a byte, GFLOP/s) of one fp32 linear layer on so many tokens.
+
+    Bytes are those of weights, input and output, each moved once; the best of ``repeats``. The
+    weights change from run to run, so that they come from memory and not from a cache.
+    """
+    copies = max(2, 2**28 // (4 * inputs * outputs))
+    weights = torch.rand(min(copies, 32), outputs, inputs)
+    x = torch.rand(tokens, inputs)
+    times = []
+    with torch.inference_mode():
+        for turn in range(repeats + 3):
+            weight = weights[turn % len(weights)]
+            start = time.perf_counter()
+            nn.functional.linear(x, weight)
+            times.append(time.perf_counter() - start)
+    operations = 2 * tokens * inputs * outputs
+    moved = 4 * (inputs * outputs + tokens * (inputs + outputs))
+    return operations / moved, operations / min(times[3:]) / 1e9
