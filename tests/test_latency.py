@@ -38,7 +38,7 @@ def test_own_times_add_up_to_the_whole(bert, monkeypatch):
     )
     found = latency._timed(bert, torch.arange(6).view(1, 6))
     assert sum(found.values()) == looks[-1] - looks[0]
-    # A layer's query, key and value are three modules of one tick each; so are two feed-forward ones.
+    # Of each layer query, key and value are three modules of one tick.
     assert found["query, key, value"] == 4 * 3
     assert found["head"] == 1
 

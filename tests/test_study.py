@@ -235,12 +235,17 @@ def test_a_sweep_runs_every_combination_and_skips_what_is_current(counted, tmp_p
     assert go(tmp_path) == found and len(counted) == 5
 
 
-@pytest.mark.parametrize("key", ["recipe_hash", "data_fingerprint", "training_budget", "bytes"])
+@pytest.mark.parametrize(
+    "key", ["recipe_hash", "data_fingerprint", "training_budget", "bytes", "teacher_key"]
+)
 def test_a_sweep_measures_again_what_is_out_of_date(counted, tmp_path, key):
     go(tmp_path)
     path = record_path(tmp_path, "smoke", "sst2", "xtc-1bit", "B", 1)
     values = json.loads(path.read_text())
-    del values[key]  # 'bytes': a record of an older version of this project
+    if key == "teacher_key":
+        values[key] = "of another teacher"
+    else:
+        del values[key]  # 'bytes': a record of an older version of this project
     path.write_text(json.dumps(values))
     assert len(go(tmp_path)) == 5 and counted[5:] == [("xtc-1bit", "B", 1)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -181,7 +182,25 @@ def teacher_for(
     data = data or data_for(task, chosen)
     if path is not None:
         return teachers.load_teacher(path, data.task, data)
-    spent = chosen.teacher_by_task.get(data.task.name, chosen.teacher)
     return teachers.fine_tuned(
-        backbone_for(chosen), data, spent, 0, chosen.precision, progress, device
+        backbone_for(chosen), data, _teacher_budget(chosen, data), 0, chosen.precision, progress,
+        device,
+    )  # fmt: skip
+
+
+def teacher_key(
+    data: TaskData, profile_: Profile | str | None = None, versions: Mapping[str, str] | None = None
+) -> str:
+    """The key of the teacher that ``teacher_for`` gives, without making it.
+
+    ``versions`` of torch and transformers: today's, unless told.
+    """
+    chosen = profile(profile_)
+    budget = _teacher_budget(chosen, data)
+    return key(
+        teachers.ingredients(backbone_for(chosen), data, budget, 0, chosen.precision, versions)
     )
+
+
+def _teacher_budget(chosen: Profile, data: TaskData) -> Budget:
+    return chosen.teacher_by_task.get(data.task.name, chosen.teacher)

@@ -9,9 +9,10 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from xtclib.files import folder_bytes, staged_folder, write_json
 from xtclib.glue import TASKS, TaskData, find_task
 from xtclib.metrics import majority
 from xtclib.models import encoder_layers
-from xtclib.recipes import Budget, Recipe
+from xtclib.recipes import Budget, Recipe, Stage
 from xtclib.results import RESULTS, Record, mean_score, record_path
 from xtclib.settings import ROOT, Profile
 from xtclib.teachers import Teacher, cache_dir, key
@@ -44,6 +45,21 @@ class Run:
     teacher: Teacher
     data: TaskData
     folder: Path
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What holds for every stage of a run."""
+
+    recipe: Recipe
+    profile: Profile
+    budget: Budget
+    budget_name: str
+    seed: int
+    data: TaskData
+    teacher: Teacher
+    progress: bool
+    device: str | None
 
 
 def compress(
@@ -86,7 +102,8 @@ def compress(
         f"teacher  {len(encoder_layers(teacher.model))} layers, "
         f"{'from the cache' if teacher.cached else 'fine-tuned now'} ({teacher.key})"
     )
-    start = _check_applies(recipe, teacher.model)
+    job = _Job(recipe, chosen, spent, budget_name, seed, data, teacher, progress, device)
+    untrained = _check_applies(recipe, teacher.model)
     student, stages = teacher.model, []
     done: list = []
     for index, stage in enumerate(recipe.stages):
@@ -98,24 +115,10 @@ def compress(
             f"stage    {index + 1}/{len(recipe.stages)} {stage.name}: "
             f"{spent.total_steps(len(data.train))} steps, learning rate {spent.learning_rate:g}"
         )
-        student, notes = _trained(
-            student,
-            teacher,
-            data,
-            chosen,
-            stage,
-            spent,
-            seed,
-            progress,
-            device,
-            done,
-            stages,
-        )
+        student, notes = _trained(job, student, stage, done, stages)
         stages.append(notes)
     student = artefact.finalize(student, done)
-    return _measure(
-        recipe, chosen, budget_name, spent, seed, data, teacher, student, stages, start, out, say
-    )
+    return _measure(job, student, stages, untrained, out, say)
 
 
 def _fresh(model: PreTrainedModel) -> PreTrainedModel:
@@ -129,17 +132,17 @@ def _check_applies(recipe: Recipe, teacher: PreTrainedModel) -> PreTrainedModel:
 
 
 def _trained(
-    student, teacher, data, chosen, stage, spent, seed, progress, device, techniques, before
+    job: _Job, student: PreTrainedModel, stage: Stage, techniques: list, before: list[dict]
 ) -> tuple[PreTrainedModel, dict]:
     """One stage, trained or read from the cache, whose key holds all that went into it."""
     name = key(
-        teacher.key,
-        data.fingerprint,
+        job.teacher.key,
+        job.data.fingerprint,
         [t.to_dict() for t in techniques],
         asdict(stage.objective),
-        asdict(spent),
-        seed,
-        chosen.precision,
+        asdict(job.budget),
+        job.seed,
+        job.profile.precision,
         [s["key"] for s in before],
         torch.__version__,
         transformers.__version__,
@@ -147,43 +150,31 @@ def _trained(
     folder = cache_dir() / "stages" / name
     with teachers.locked(name):
         if not (folder / "notes.json").is_file():
-            _train(
-                student,
-                teacher,
-                data,
-                chosen,
-                stage,
-                spent,
-                seed,
-                progress,
-                device,
-                techniques,
-                folder,
-            )
-    if spent.dropout is not None:
-        set_dropout_(student, spent.dropout)
+            _train(job, student, stage, techniques, folder)
+    if job.budget.dropout is not None:
+        set_dropout_(student, job.budget.dropout)
     student.load_state_dict(load_file(folder / "student.safetensors"))
     return student, json.loads((folder / "notes.json").read_text())
 
 
 def _train(
-    student, teacher, data, chosen, stage, spent, seed, progress, device, techniques, folder
+    job: _Job, student: PreTrainedModel, stage: Stage, techniques: list, folder: Path
 ) -> None:
     """Trains a stage and writes its folder whole or not at all."""
     start = time.perf_counter()
     run = cache_dir() / "runs" / folder.name
     student, notes = train_stage(
         student,
-        teacher.tokenizer,
-        data,
+        job.teacher.tokenizer,
+        job.data,
         stage.objective,
-        spent,
+        job.budget,
         run,
-        teacher.model,
-        seed,
-        chosen.precision,
-        progress,
-        device=device,
+        job.teacher.model,
+        job.seed,
+        job.profile.precision,
+        job.progress,
+        device=job.device,
         finalize=lambda model: artefact.finalize(model, techniques),
     )
     notes |= {
@@ -199,9 +190,15 @@ def _train(
 
 
 def _measure(
-    recipe, chosen, budget_name, spent, seed, data, teacher, student, stages, untrained, out, say
+    job: _Job,
+    student: PreTrainedModel,
+    stages: list[dict],
+    untrained: PreTrainedModel,
+    out: str | Path | None,
+    say: Callable[[str], object],
 ) -> Run:
-    tokenizer, length = teacher.tokenizer, spent.max_length
+    recipe, chosen, data, teacher = job.recipe, job.profile, job.data, job.teacher
+    tokenizer, length = teacher.tokenizer, job.budget.max_length
     student = student.to("cpu").eval()
     teacher_model = teacher.model.to("cpu").eval()
     metrics = evaluate(student, tokenizer, data, length)
@@ -222,8 +219,8 @@ def _measure(
         recipe_hash=recipe.hash,
         task=data.task.name,
         profile=chosen.name,
-        budget=budget_name,
-        seed=seed,
+        budget=job.budget_name,
+        seed=job.seed,
         metrics=metrics,
         teacher_metrics=teacher_metrics,
         majority=floor,
@@ -242,13 +239,13 @@ def _measure(
         data_fingerprint=data.fingerprint,
         teacher_key=teacher.key,
         left_out=recipe.left_out,
-        selected_on=spent.keep if recipe.trains else "nothing is trained",
+        selected_on=job.budget.keep if recipe.trains else "nothing is trained",
         note=_verdict(recipe, metrics, floor, start),
         versions=_versions(),
         machine=_machine(),
         commit=_commit(),
         date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        training_budget=asdict(spent),
+        training_budget=asdict(job.budget),
     )
     say(f"artefact {target} ({record.bytes / 1e6:.2f} MB, {record.ratio:.1f} × smaller)")
     return Run(record, student, tokenizer, teacher, data, target)
@@ -328,14 +325,21 @@ def sweep(
 ) -> list[Record]:
     """Every combination, as records in ``folder``; those measured before are read, not run again.
 
-    A record counts as measured if its recipe hash, data and training budget are today's. Nothing
-    that was measured is lost if the sweep is cut off.
+    A record counts as measured if its recipe hash, data, teacher and training budget are today's;
+    other versions of torch and transformers do not make it old. Nothing that was measured is lost
+    if the sweep is cut off.
     """
     chosen = settings.profile(profile)
     recipe_names, budgets, seeds = list(recipe_names), list(budgets), list(seeds)
     found = []
     for task in tasks:
         data = settings.data_for(task, chosen, glue_dir)
+
+        @cache
+        def teacher_key(torch_: str, transformers_: str, data: TaskData = data) -> str:
+            versions = {"torch": torch_, "transformers": transformers_}
+            return settings.teacher_key(data, chosen, versions)
+
         for name in recipe_names:
             recipe = recipes.load(name)
             # Without training, budgets and seeds change nothing.
@@ -345,7 +349,7 @@ def sweep(
                         folder, chosen.name, data.task.name, recipe.name, budget, seed
                     )
                     spent = asdict(recipes.budget(budget, chosen.budgets))
-                    if _is_current(path, recipe, data, spent):
+                    if _is_current(path, recipe, data, spent, teacher_key):
                         found.append(Record.read(path))
                         continue
                     say(f"\n{task} · {recipe.name} · budget {budget} · seed {seed}")
@@ -358,15 +362,19 @@ def sweep(
     return found
 
 
-def _is_current(path: Path, recipe: Recipe, data: TaskData, spent: dict) -> bool:
+def _is_current(
+    path: Path, recipe: Recipe, data: TaskData, spent: dict, teacher_key: Callable[..., str]
+) -> bool:
     if not path.is_file():
         return False
     values = json.loads(path.read_text(encoding="utf-8"))
     if set(values) != {f.name for f in fields(Record)}:
         return False  # of another version of this project
-    wanted = (recipe.hash, data.fingerprint, spent)
+    record = Record(**values)
+    made_with = (record.versions["torch"], record.versions["transformers"])
     return (
-        values.get("recipe_hash"),
-        values.get("data_fingerprint"),
-        values.get("training_budget"),
-    ) == wanted
+        record.recipe_hash == recipe.hash
+        and record.data_fingerprint == data.fingerprint
+        and record.training_budget == spent
+        and record.teacher_key == teacher_key(*made_with)
+    )

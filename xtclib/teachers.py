@@ -8,7 +8,7 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -91,6 +91,30 @@ class Teacher:
     cached: bool
 
 
+def ingredients(
+    backbone: str,
+    data: TaskData,
+    budget: Budget,
+    seed: int = 0,
+    precision: str = "auto",
+    versions: Mapping[str, str] | None = None,
+) -> dict:
+    """All that determines a fine-tuned teacher; its :func:`key` is the teacher's.
+
+    ``versions`` of torch and transformers: today's, unless told.
+    """
+    today = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {
+        "backbone": weights_id(backbone),
+        "data": data.fingerprint,
+        "task": data.task.name,
+        "budget": asdict(budget),
+        "seed": seed,
+        "precision": precision,
+        "versions": {name: (versions or today)[name] for name in today},
+    }
+
+
 def fine_tuned(
     backbone: str,
     data: TaskData,
@@ -104,15 +128,7 @@ def fine_tuned(
 
     The cache key covers the weights, the data, the budget, the seed and the versions.
     """
-    made_from = {
-        "backbone": weights_id(backbone),
-        "data": data.fingerprint,
-        "task": data.task.name,
-        "budget": asdict(budget),
-        "seed": seed,
-        "precision": precision,
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-    }
+    made_from = ingredients(backbone, data, budget, seed, precision)
     name = key(made_from)
     folder = cache_dir() / "teachers" / f"{data.task.name}-{name}"
     with locked(f"teacher-{name}"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 
 import ipywidgets as ui
 import plotly.graph_objects as go
@@ -125,7 +126,7 @@ def breakdown_explorer(
             f"<b>{found.parameters / 1e6:.1f} M parameters, {found.flops() / 1e9:.3g} GFLOPs</b>; "
             "a head is 64 wide, feed-forward 4 × the width"
         )
-        return cost_plots.shares(found)
+        return cost_plots.shares(replace(found, model="this BERT"))
 
     view, redraw = _live(make)
     for control in sliders.values():
