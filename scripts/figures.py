@@ -14,7 +14,8 @@ from pathlib import Path
 import plotly.io as pio
 import torch
 
-from xtclib import distillation, plots
+from xtclib import cost_plots, distillation, plots
+from xtclib.breakdown import break_down, sweep
 from xtclib.results import RESULTS, Record, common, records
 from xtclib.settings import ROOT
 
@@ -46,6 +47,12 @@ def gallery(results: Path) -> dict:
         "quantization": plots.quantization_curve(weights, ["binary", "ternary", "int4"]),
         "error-by-bits": plots.error_by_bits(weights),
         "layer-map": plots.layer_map(6, 12, distillation.layer_map(6, 12)),
+        "breakdown": cost_plots.shares(break_down("bert-base")),
+        "lengths": cost_plots.over_lengths(
+            sweep("bert-base", [16, 64, 128, 256, 512, 1024, 2048, 3072, 4096])
+        ),
+        "glue-against-size": cost_plots.glue_against_size(),
+        "glue-against-gflops": cost_plots.glue_against_gflops(),
     }
     for profile in sorted(p.name for p in results.glob("*") if p.is_dir()):
         found = records(profile, results)

@@ -48,6 +48,13 @@ def test_recipes_are_all_listed(xtc):
         (("evaluate", "nowhere"), "no config.json in nowhere: expected a folder"),
         (("compress", "ptq-8bit", "--glue-dir", "nowhere"), "nowhere.*--glue-dir"),
         (("results", "nowhere.yaml"), "nowhere.yaml"),
+        (("breakdown", "berd-base"), "unknown architecture 'berd-base': did you mean 'bert-base'"),
+        (("breakdown", "bert-base", "--length", "0"), "length must be .* received 0"),
+        (("breakdown", "bert-base", "--batch", "-2"), "batch must be .* received -2"),
+        (("breakdown", "bert-base", "--length", "513"), "past the model's 512 positions.*--extend"),
+        (("breakdown", "bert-2-128", "--bits", "0"), "over 0 and at most 64 bits, received 0"),
+        (("breakdown", "bert-2-128", "--by", "part"), "unknown key 'part'.*component, layer"),
+        (("breakdown", "bert-2-128", "--counting", "macs"), "did you mean 'MACs'"),
         (("compress", "ptq-8bit", "--profile", "smoke", "--teacher", "no/where"), "no/where"),
     ],
 )
@@ -112,3 +119,25 @@ def test_evaluating_a_damaged_artefact_is_one_line(xtc, bert, tokenizer, tmp_pat
     path.write_bytes(path.read_bytes()[:-9])
     code, _, err = xtc("evaluate", tmp_path / "a", "--profile", "smoke")
     assert code == 2 and "truncated" in err
+
+
+def test_breakdown_prints_the_parts(xtc):
+    code, out, _ = xtc("breakdown", "bert-base", "--bits", "1")
+    lines = {line.split("  ")[0]: line.split() for line in out.splitlines()[1:]}
+    assert code == 0 and lines["all"][1:6] == ["109,483,778", "100.0", "13.69", "22.348", "100.0"]
+    assert lines["feed-forward"][1] == "56,669,184"
+    code, out, _ = xtc("breakdown", "bert-2-128", "--by", "layer", "--length", "600", "--extend")
+    assert code == 0 and len(out.splitlines()) == 2 + 3 + 1
+
+
+def test_breakdown_times_components_and_lists_names(xtc):
+    code, out, _ = xtc("breakdown", "bert-2-128", "--length", "16", "--latency")
+    assert code == 0 and "% of the whole" in out
+    code, out, _ = xtc("breakdown", "--list")
+    assert code == 0 and any(line.startswith("mobilebert-tiny ") for line in out.splitlines())
+
+
+def test_breakdown_refuses_an_image_model(xtc, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    code, _, err = xtc("breakdown", tmp_path)
+    assert code == 2 and "the structure of ViTConfig" in err and "known are albert, bert" in err

@@ -1,4 +1,4 @@
-"""The explorer's figure and sentence follow its controls."""
+"""The explorers' figures and sentences follow their controls."""
 
 import pytest
 import torch
@@ -34,3 +34,25 @@ def test_without_anywidget(monkeypatch):
     assert len(view.outputs) == 1
     controls.children[0].value = 3
     assert len(view.outputs) == 1 and "int3" in sentence.value
+
+
+def test_breakdown_explorer_follows_its_sliders():
+    figure, controls, sentence = widgets.breakdown_explorer(128, layers=2, width=128).children
+    by_name = {control.description: control for control in controls.children}
+    assert list(by_name) == ["length", "batch", "layers", "width", "vocabulary"]
+    assert sentence.value.startswith("<b>4.4 M parameters, 0.11")
+    before = {trace.name: list(trace.x) for trace in figure.data}
+    by_name["length"].value = 4096
+    after = {trace.name: list(trace.x) for trace in figure.data}
+    assert after["attention"][1] > 80 > before["attention"][1]
+    assert after["embeddings"][0] > before["embeddings"][0]  # positions up to 4096
+    by_name["layers"].value = 4
+    assert "GFLOPs" in sentence.value and "4.8 M" not in sentence.value
+
+
+def test_breakdown_explorer_without_anywidget(monkeypatch):
+    monkeypatch.setattr(widgets.importlib.util, "find_spec", lambda name: None)
+    view, controls, sentence = widgets.breakdown_explorer(16, layers=1, width=64).children
+    assert len(view.outputs) == 1
+    controls.children[1].value = 4
+    assert len(view.outputs) == 1 and sentence.value.startswith("<b>2.0 M")
