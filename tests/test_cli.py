@@ -48,6 +48,8 @@ def test_recipes_are_all_listed(xtc):
         (("evaluate", "nowhere"), "no config.json in nowhere: expected a folder"),
         (("compress", "ptq-8bit", "--glue-dir", "nowhere"), "nowhere.*--glue-dir"),
         (("results", "nowhere.yaml"), "nowhere.yaml"),
+        (("pretrain", "mini", "--text", "nowhere.txt"), "nowhere.txt.*does not exist"),
+        (("pretrain", "no/where", "--steps", "1"), "no/where"),
         (("breakdown", "berd-base"), "unknown architecture 'berd-base': did you mean 'bert-base'"),
         (("breakdown", "bert-base", "--length", "0"), "length must be .* received 0"),
         (("breakdown", "bert-base", "--batch", "-2"), "batch must be .* received -2"),
@@ -80,7 +82,7 @@ def test_a_broken_recipe_file_is_one_line(xtc, tmp_path):
 def test_an_out_that_holds_files_is_refused(xtc, tmp_path):
     (tmp_path / "mine").write_text("")
     code, _, err = xtc("compress", "ptq-8bit", "--profile", "smoke", "--out", tmp_path)
-    assert code == 2 and "already holds files: choose another --out" in err
+    assert code == 2 and "already a folder that is not empty.*name another one" in err
 
 
 def test_unknown_commands_and_options_exit_2():
@@ -141,3 +143,16 @@ def test_breakdown_refuses_an_image_model(xtc, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
     code, _, err = xtc("breakdown", tmp_path)
     assert code == 2 and "the structure of ViTConfig" in err and "known are albert, bert" in err
+
+
+def test_pretraining_says_before_and_after_and_keeps_the_model(xtc, tmp_path):
+    out, text = tmp_path / "model", tmp_path / "a.txt"
+    text.write_text("The cook saw the nurse. Both agree.\n" * 40)
+    code, said, _ = xtc("pretrain", "mini", "--text", text, "--steps", "3", "--batch", "8",
+                        "--quiet", "--out", out)  # fmt: skip
+    lines = said.splitlines()
+    assert code == 0 and lines[0] == "data     a.txt: 38 documents, 2 kept apart"
+    assert lines[1].startswith("before ") and lines[2].startswith("after ")
+    assert (out / "model.safetensors").is_file() and (out / "tokenizer.json").is_file()
+    code, _, err = xtc("pretrain", "mini", "--steps", "1", "--out", out)
+    assert code == 2 and "already a folder that is not empty" in err

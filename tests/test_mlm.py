@@ -45,3 +45,61 @@ def test_pretraining_lowers_the_loss_and_repeats_itself(tokenizer):
 def test_nothing_to_train_on_is_an_error(tokenizer):
     with pytest.raises(ValueError, match="nothing to train on: 0 steps, 1 texts"):
         mlm.pretrain(None, tokenizer, ["w1"], 0)
+
+
+def masked_lm(**kwargs):
+    torch.manual_seed(0)
+    return BertForMaskedLM(
+        BertConfig(
+            vocab_size=200, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=64, max_position_embeddings=64, **kwargs,
+        )
+    ).eval()  # fmt: skip
+
+
+def test_a_model_without_the_head_gets_one_tied_to_its_embeddings(bert, tmp_path):
+    bert.save_pretrained(tmp_path)
+    model = mlm.load_masked_lm(tmp_path)
+    words = bert.bert.embeddings.word_embeddings.weight
+    assert torch.equal(model.cls.predictions.decoder.weight, words)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    again = mlm.load_masked_lm(tmp_path)
+    dense = "cls.predictions.transform.dense.weight"
+    assert torch.equal(model.state_dict()[dense], again.state_dict()[dense])
+
+
+def test_a_model_with_another_head_is_refused(tmp_path):
+    from transformers import DistilBertConfig, DistilBertForMaskedLM
+
+    config = DistilBertConfig(n_layers=1, dim=16, n_heads=2, hidden_dim=32, vocab_size=50)
+    DistilBertForMaskedLM(config).save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="DistilBertForMaskedLM has no head at `cls`"):
+        mlm.load_masked_lm(tmp_path)
+
+
+def test_masked_accuracy_by_a_model_that_always_says_one_word(tokenizer):
+    model = masked_lm()
+    with torch.no_grad():
+        model.cls.predictions.bias.fill_(-1e4)
+        model.cls.predictions.bias[tokenizer.convert_tokens_to_ids("w3")] = 1e4
+    texts = ["w3 w3 w3 w3 w3 w3 w3 w3." for _ in range(30)]
+    found = mlm.evaluate_masked(model, tokenizer, texts)
+    assert found == mlm.evaluate_masked(model, tokenizer, texts) and not model.training
+    assert 80 < found["accuracy"] <= 100  # full stops are guessed too, or are unknown
+    other = ["w5 w5 w5 w5 w5 w5 w5 w5" for _ in range(30)]
+    assert mlm.evaluate_masked(model, tokenizer, other)["accuracy"] == 0
+
+
+def test_an_untrained_models_perplexity_is_near_the_vocabulary(tokenizer):
+    texts = [f"w{i} w{i + 1} w{i + 2} w{i + 3}" for i in range(100)]
+    found = mlm.evaluate_masked(masked_lm(), tokenizer, texts)
+    assert found["perplexity"] == pytest.approx(200, rel=0.1)
+
+
+def test_held_out_texts_are_apart_and_the_same_again():
+    texts = [str(i) for i in range(100)]
+    train, held_out = mlm.split_texts(texts)
+    assert len(held_out) == 5 and sorted(train + held_out, key=int) == texts
+    assert mlm.split_texts(texts) == (train, held_out)
+    with pytest.raises(ValueError, match="received 1 texts, expected two or more"):
+        mlm.split_texts(["alone"])

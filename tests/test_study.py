@@ -137,7 +137,7 @@ def test_an_out_that_holds_files_is_refused_before_training(tmp_path, monkeypatc
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("")
     monkeypatch.setattr(settings, "data_for", lambda *a: pytest.fail("went on"))
-    with pytest.raises(FileExistsError, match="already holds files: choose another --out or empty"):
+    with pytest.raises(FileExistsError, match="already a folder that is not empty"):
         compress("ptq-8bit", profile="smoke", out=tmp_path / "out")
 
 

@@ -70,6 +70,52 @@ def evaluate(
 
 
 @app.command()
+def pretrain(
+    model: Annotated[str, typer.Argument(help="A folder or Hub id; built in: 'mini'.")],
+    text: Annotated[
+        Path | None, typer.Option(help="A .txt file or a folder of them; else the built-in corpus.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the model; must be new.")] = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 200,
+    batch: Annotated[int, typer.Option(help="Documents a step.")] = 32,
+    learning_rate: float = 1e-4,
+    max_length: Annotated[int, typer.Option(help="Tokens of a document.")] = 64,
+    seed: int = 0,
+    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+) -> None:
+    """Go on pre-training by masked language modelling: the `mlm` task, on any text."""
+    from xtclib import files, glue, mlm, settings, teachers, training
+
+    if out is not None:
+        files.check_new_folder(out)
+    source = text or settings.ROOT / "data" / "mini" / "corpus.txt"
+    train, held_out = mlm.split_texts(glue.unlabelled(source), seed=seed)
+    typer.echo(f"data     {source.name}: {len(train)} documents, {len(held_out)} kept apart")
+    path = settings.backbone_for("mini") if model == "mini" else model
+    student = mlm.load_masked_lm(path, seed)
+    tokenizer = teachers.load_tokenizer(path, max_length)
+
+    def show(when: str) -> None:
+        found = mlm.evaluate_masked(student, tokenizer, held_out, seed, max_length)
+        typer.echo(
+            f"{when:<8} {found['accuracy']:.1f} % of masked tokens, "
+            f"perplexity {found['perplexity']:.1f}"
+        )
+
+    show("before")
+    mlm.pretrain(
+        student, tokenizer, train, steps, batch, learning_rate, seed=seed, max_length=max_length,
+        bf16=training.bf16_is_fast(), progress=not quiet,
+    )  # fmt: skip
+    show("after")
+    if out is not None:
+        with files.staged_folder(out) as partial:
+            student.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+        typer.echo(f"model    {out}")
+
+
+@app.command()
 def breakdown(
     model: Annotated[
         str, typer.Argument(help="A built-in name, a folder with a config, or a Hub id.")

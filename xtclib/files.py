@@ -86,12 +86,23 @@ def write_json(path: str | os.PathLike[str], value: Any) -> Path:
     return write_text(path, text + "\n")
 
 
+def check_new_folder(path: str | os.PathLike[str]) -> None:
+    """Raises `FileExistsError` where `path` is a file or a folder that is not empty."""
+    path = Path(path)
+    if path.is_symlink() or path.exists() and (not path.is_dir() or any(path.iterdir())):
+        what = "a folder that is not empty" if path.is_dir() and not path.is_symlink() else "there"
+        raise FileExistsError(
+            f"'{path}' is already {what}; expected a new or empty folder: "
+            "remove it, or name another one"
+        )
+
+
 @contextmanager
 def staged_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Build a folder as `.<name>.partial-…` beside `path`; rename it into place on success.
 
     On an error the partial folder is removed and `path` stays as it was. Raises
-    `FileExistsError` where `path` is a file or a folder that is not empty.
+    `FileExistsError` as `check_new_folder` does.
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "artefact"
@@ -101,12 +112,7 @@ def staged_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     ['config.json']
     """
     path = Path(path)
-    if path.is_symlink() or path.exists() and (not path.is_dir() or any(path.iterdir())):
-        what = "a folder that is not empty" if path.is_dir() and not path.is_symlink() else "there"
-        raise FileExistsError(
-            f"'{path}' is already {what}; expected a new or empty folder: "
-            "remove it, or name another one"
-        )
+    check_new_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(path)
     partial.mkdir()

@@ -6,13 +6,18 @@ token and 10 % as they are (Devlin et al. 2019).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
+from transformers import AutoModelForMaskedLM, PreTrainedModel
+from transformers.utils import logging
 
 IGNORED = -100  # the label of a token that is not guessed
 
@@ -78,6 +83,72 @@ def masked_batches(
                 yield inputs
 
 
+def load_masked_lm(path: str | Path, seed: int = 0) -> PreTrainedModel:
+    """A masked language model from a folder or Hub id.
+
+    A checkpoint without that head, such as a sentence encoder or a classifier, gets a fresh one
+    whose output layer is the word embeddings. Raises ``TypeError`` for models without BERT's head.
+    """
+    torch.manual_seed(seed)
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # that the head is new is expected here
+    try:
+        model = AutoModelForMaskedLM.from_pretrained(
+            path, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        )
+    finally:
+        logging.set_verbosity(before)
+    if not hasattr(model, "cls"):
+        raise TypeError(
+            f"{type(model).__name__} has no head at `cls`: expected BERT's masked language model"
+        )
+    return model
+
+
+def split_texts(texts: Sequence[str], share: float = 0.05, seed: int = 0) -> tuple[list, list]:
+    """Texts to train on, and a share kept apart to judge by: at least one, at most 1000.
+
+    >>> train, held_out = split_texts(["a", "b", "c"])
+    >>> len(train), len(held_out)
+    (2, 1)
+    """
+    if len(texts) < 2:
+        raise ValueError(f"received {len(texts)} texts, expected two or more: one to judge by")
+    order = np.random.default_rng(seed).permutation(len(texts)).tolist()
+    count = min(max(round(share * len(texts)), 1), 1000)
+    return [texts[i] for i in order[count:]], [texts[i] for i in order[:count]]
+
+
+@torch.inference_mode()
+def evaluate_masked(
+    model: PreTrainedModel, tokenizer, texts: list[str], seed: int = 0, max_length: int = 64
+) -> dict[str, float]:
+    """How well masked tokens are guessed: ``accuracy`` in percent, and ``perplexity``.
+
+    The same seed masks the same tokens, so that models can be compared.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    encoded = encode_texts(tokenizer, texts, max_length)
+    right, loss, count = 0, 0.0, 0
+    for start in range(0, len(encoded), 64):
+        inputs = dict(tokenizer.pad(encoded[start : start + 64], return_tensors="pt"))
+        inputs["input_ids"], labels = mask_tokens(inputs["input_ids"], tokenizer, generator)
+        guessed = (labels != IGNORED).to(device)
+        inputs = {name: value.to(device) for name, value in inputs.items()}
+        logits = model.cls(model.base_model(**inputs).last_hidden_state[guessed]).float()
+        wanted = labels.to(device)[guessed]
+        right += int((logits.argmax(-1) == wanted).sum())
+        loss += float(cross_entropy(logits, wanted, reduction="sum"))
+        count += len(wanted)
+    model.train(was_training)
+    if not count:
+        raise ValueError(f"no token of {len(texts)} texts was masked: give longer or more texts")
+    return {"accuracy": 100 * right / count, "perplexity": math.exp(loss / count)}
+
+
 def pretrain(
     model,
     tokenizer,
@@ -119,7 +190,7 @@ def pretrain(
         labels = inputs.pop("labels")
         guessed = labels != IGNORED  # the head reads these alone, which is faster
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            hidden = model.bert(**inputs).last_hidden_state
+            hidden = model.base_model(**inputs).last_hidden_state
             logits, wanted = model.cls(hidden[guessed]).float(), labels[guessed]
         loss = _loss(logits, wanted, torch.tensor(always, device=device), others)
         loss.backward()

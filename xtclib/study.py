@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 import xtclib
 from xtclib import artefact, breakdown, latency, recipes, settings, teachers
 from xtclib.evaluation import evaluate
-from xtclib.files import folder_bytes, staged_folder, write_json
+from xtclib.files import check_new_folder, folder_bytes, staged_folder, write_json
 from xtclib.glue import TASKS, TaskData, find_task
 from xtclib.metrics import majority
 from xtclib.models import encoder_layers
@@ -88,12 +88,8 @@ def compress(
     find_task(task)
     spent = recipes.budget(budget, chosen.budgets)
     budget_name = budget if isinstance(budget, str) else "custom"
-    if (
-        out is not None
-        and Path(out).exists()
-        and (not Path(out).is_dir() or any(Path(out).iterdir()))
-    ):
-        raise FileExistsError(f"{out} already holds files: choose another --out or empty it")
+    if out is not None:
+        check_new_folder(out)
     data = settings.data_for(task, chosen, glue_dir)
     say(f"data     {data.source}")
     if not isinstance(teacher, Teacher):
