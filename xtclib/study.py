@@ -294,18 +294,18 @@ def _machine() -> dict:
 
 
 def _commit() -> str:
+    """The commit, marked ``-dirty`` if the package or its pins differ from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
     try:
-        out = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
+        changed = git("status", "--porcelain", "--", "xtclib", "constraints.txt")
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return out.stdout.strip()
 
 
 def sweep(
