@@ -82,7 +82,7 @@ def test_a_broken_recipe_file_is_one_line(xtc, tmp_path):
 def test_an_out_that_holds_files_is_refused(xtc, tmp_path):
     (tmp_path / "mine").write_text("")
     code, _, err = xtc("compress", "ptq-8bit", "--profile", "smoke", "--out", tmp_path)
-    assert code == 2 and "already a folder that is not empty.*name another one" in err
+    assert code == 2 and "already a folder that is not empty" in err
 
 
 def test_unknown_commands_and_options_exit_2():

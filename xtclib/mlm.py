@@ -96,6 +96,11 @@ def load_masked_lm(path: str | Path, seed: int = 0) -> PreTrainedModel:
         model = AutoModelForMaskedLM.from_pretrained(
             path, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
         )
+    except OSError as error:
+        raise FileNotFoundError(
+            f"no model at {str(path)!r}: expected a folder with a model, or the id of one on the "
+            f"Hub if it can be reached ({str(error).splitlines()[0]})"
+        ) from None
     finally:
         logging.set_verbosity(before)
     if not hasattr(model, "cls"):
@@ -146,7 +151,7 @@ def evaluate_masked(
     model.train(was_training)
     if not count:
         raise ValueError(f"no token of {len(texts)} texts was masked: give longer or more texts")
-    return {"accuracy": 100 * right / count, "perplexity": math.exp(loss / count)}
+    return {"accuracy": 100 * right / count, "perplexity": math.exp(min(loss / count, 700))}
 
 
 def pretrain(
