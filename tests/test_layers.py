@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from xtclib import layers
 from xtclib.layers import PackedEmbedding, PackedLinear, QuantEmbedding, QuantLinear
 from xtclib.quantizers import Scheme, fake_quantize, quantize
 
@@ -313,3 +314,76 @@ def test_layers_print_their_schemes():
     layer = linear("ternary-row", "int8-token")
     assert "weights=ternary-row, activations=int8-token" in repr(layer)
     assert "12 × 21, weights=ternary-row" in repr(PackedLinear.from_quant(layer))
+
+
+def packed(weights, activations="int8-token", shape=(24, 40), seed=0):
+    """A packed layer of random weights, and the same one kept from the integer kernel."""
+    torch.manual_seed(seed)
+    layer = PackedLinear.from_quant(
+        QuantLinear.from_linear(
+            nn.Linear(shape[1], shape[0]),
+            Scheme.parse(weights),
+            activations and Scheme.parse(activations),
+        )
+    )
+    floating = copy.deepcopy(layer)
+    floating.integers = False
+    return layer, floating
+
+
+@pytest.mark.parametrize("weights", ["binary", "ternary-row", "int4-group8", "int8"])
+@pytest.mark.parametrize("activations", ["int8-token", "int4-token", "int8"])
+@pytest.mark.parametrize("rows", [(1,), (3, 5), (2, 17, 1)])
+def test_the_integer_kernel_gives_the_same_bits(weights, activations, rows):
+    layer, floating = packed(weights, activations)
+    x = 3 * torch.randn(*rows, 40)
+    with torch.no_grad():
+        assert layer.runs_on_integers(x) and not floating.runs_on_integers(x)
+        assert torch.equal(layer(x), floating(x))
+    assert layer._unpacked.codes.dtype == torch.int8
+
+
+@pytest.mark.parametrize(
+    "weights, activations", [("uint4", "int8-token"), ("binary", None), ("binary", "uint8-token")]
+)
+def test_what_has_no_signed_integers_stays_in_floating_point(weights, activations):
+    layer, floating = packed(weights, activations)
+    x = torch.randn(4, 40)
+    with torch.no_grad():
+        assert not layer.runs_on_integers(x)
+        assert torch.equal(layer(x), floating(x))
+
+
+def test_gradients_and_autocast_stay_in_floating_point():
+    layer, _ = packed("binary")
+    x = torch.randn(4, 40, requires_grad=True)
+    assert not layer.runs_on_integers(x)
+    layer(x).sum().backward()
+    assert x.grad is None or x.grad.isfinite().all()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert not layer.runs_on_integers(x) and layer(x).dtype == torch.bfloat16
+    with torch.no_grad():  # back again: the codes are unpacked anew
+        assert layer(x).dtype == torch.float32 and layer._unpacked.codes.dtype == torch.int8
+
+
+def test_integer_sums_are_exact_where_fp32_is_not():
+    x = torch.full((1, 4096), 127, dtype=torch.int8)
+    weight = torch.full((1, 4096), 127, dtype=torch.int8)
+    weight[0, 0] = 126
+    assert int(layers.integer_linear(x, weight)) == 4096 * 127 * 127 - 127
+
+
+def test_without_the_kernel_it_says_so_and_falls_back(monkeypatch):
+    layer, floating = packed("ternary")
+    x = torch.randn(4, 40)
+
+    def missing(*_):
+        raise RuntimeError("no such kernel\nmore")
+
+    monkeypatch.setattr(torch, "_int_mm", missing)
+    layers.integer_kernel.cache_clear()
+    try:
+        with torch.no_grad(), pytest.warns(UserWarning, match="no int8 .* on cpu .no such kernel"):
+            assert torch.equal(layer(x), floating(x))
+    finally:
+        layers.integer_kernel.cache_clear()

@@ -6,13 +6,16 @@
     y = linear(x_codes, w_codes) · (x_scale · w_scale) + bias
 
 so the sum runs over small integers and is exact in fp32 below 2²⁴: a trained model and its packed
-file give the same bits, and so would an integer kernel. (``linear(x̂, ŵ)`` would not: its products
-round, and 8-bit activations downstream amplify a last digit into a whole step.)
+file give the same bits, and so does the integer kernel that packed layers run on. (``linear(x̂, ŵ)``
+would not: its products round, and 8-bit activations downstream amplify a last digit into a whole
+step.)
 """
 
 from __future__ import annotations
 
+import warnings
 import weakref
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +51,38 @@ def _quantize_input(x: Tensor, scheme: Scheme | None, dtype: torch.dtype) -> tup
         found = quantize(x, scheme, dtype)[:2]
         _last_input = (weakref.ref(x), wanted, found)
     return found
+
+
+@cache
+def integer_kernel(device: str = "cpu") -> bool:
+    """Whether PyTorch multiplies int8 matrices on this kind of device; says so if it does not."""
+    try:
+        ones = torch.ones(32, 32, dtype=torch.int8, device=device)
+        right = bool((torch._int_mm(ones, ones) == 32).all())
+    except (RuntimeError, AttributeError, NotImplementedError) as error:
+        right, reason = False, str(error).splitlines()[0]
+    else:
+        reason = "its result is wrong"
+    if not right:
+        warnings.warn(
+            f"no int8 matrix product on {device} ({reason}): packed layers run in floating point, "
+            "to the same numbers",
+            stacklevel=2,
+        )
+    return right
+
+
+def integer_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """int8 x (…, inputs) times int8 weight (outputs, inputs) → exact int32 (…, outputs).
+
+    >>> integer_linear(torch.tensor([[100, -3]], dtype=torch.int8), torch.tensor([[1, -1]]).char())
+    tensor([[103]], dtype=torch.int32)
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    rows = len(flat)
+    if x.is_cuda and rows <= 16:  # the kernel there wants more than 16 rows
+        flat = F.pad(flat, (0, 0, 0, 17 - rows))
+    return torch._int_mm(flat, weight.t())[:rows].view(*x.shape[:-1], len(weight))
 
 
 def _rescale(y: Tensor, x_scale: Tensor | None, w_scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -229,7 +264,12 @@ class _Packed(nn.Module):
 
 
 class PackedLinear(_Packed):
-    """A linear layer on packed weights, for inference; (…, in_features) → (…, out_features)."""
+    """A linear layer on packed weights, for inference; (…, in_features) → (…, out_features).
+
+    Runs on int8 where it can (``runs_on_integers``); ``integers = False`` keeps it from that.
+    """
+
+    integers = True
 
     def __init__(
         self,
@@ -270,13 +310,32 @@ class PackedLinear(_Packed):
         return packed
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = compute_dtype(x)
+        integers = self.runs_on_integers(x)
+        dtype = torch.int8 if integers else compute_dtype(x)
         if self._unpacked is None or self._unpacked.codes.dtype != dtype:
             with torch.inference_mode(False), torch.no_grad():  # usable under autograd later too
                 self._unpacked = self.quantized(dtype=dtype)  # once; the weights no longer change
         codes, scale = self._unpacked[:2]
         x_codes, x_scale = _quantize_input(x, self.activations, dtype)
-        return _rescale(F.linear(x_codes, codes), x_scale, scale, self.bias)
+        y = integer_linear(x_codes, codes).to(x.dtype) if integers else F.linear(x_codes, codes)
+        return _rescale(y, x_scale, scale, self.bias)
+
+    def runs_on_integers(self, x: Tensor) -> bool:
+        """Whether this input meets the int8 kernel: both sides signed integers, fp32, no gradient.
+
+        The answer is the floating-point path's to the last bit, as long as that is exact: sums
+        below 2²⁴, which weights of up to 4 bits never reach at BERT's widths.
+        """
+        return (
+            self.integers
+            and self.activations is not None
+            and self.activations.family == "int"
+            and self.weights.family != "uint"
+            and compute_dtype(x) == torch.float32
+            and not (torch.is_grad_enabled() and x.requires_grad)
+            and not (x.is_cuda and (self.in_features % 8 or self.out_features % 8))
+            and integer_kernel(x.device.type)
+        )
 
     def _apply(self, fn, recurse=True):
         self._unpacked = None  # moved or cast: unpack again where the bytes are now

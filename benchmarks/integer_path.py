@@ -1,0 +1,64 @@
+"""What the int8 kernel brings: fp32, fake quantization and packed models, timed in turns.
+
+    python benchmarks/integer_path.py [--model bert-base] [--batch 8] [--length 128] [--repeats 10]
+
+Random weights of a catalogue shape, quantized by a recipe. The packed model runs twice: on the int8
+kernel and, kept from it, in floating point; both give the same logits, which is checked. Prints
+medians, quartiles and ratios to fp32. Not a timed test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from xtclib import architectures, artefact, latency, recipes, techniques
+from xtclib.layers import PackedLinear
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="bert-base")
+    parser.add_argument("--recipe", default="xtc-1bit")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=10)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    config = architectures.config_of(args.model)
+    chosen = recipes.load(args.recipe).techniques
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    fake = techniques.apply_all(copy.deepcopy(model), chosen).eval()
+    packed = artefact.finalize(copy.deepcopy(fake), chosen).eval()
+    floating = copy.deepcopy(packed)
+    for module in floating.modules():
+        if isinstance(module, PackedLinear):
+            module.integers = False
+    models = {
+        "fp32": model,
+        "fake quantization": fake,
+        "packed, floating point": floating,
+        "packed, int8": packed,
+    }
+    ids = torch.randint(5, config.vocab_size, (2, 32), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        same = torch.equal(packed(ids).logits, floating(ids).logits)
+    found = latency.of_models(models, args.batch, args.length, args.repeats)
+    times = found["milliseconds"]
+    print(
+        f"{args.model}, {args.recipe}, batch {args.batch}, length {args.length}, "
+        f"{found['threads']} threads, median of {args.repeats}; int8 and floating point give "
+        f"{'the same bits' if same else 'DIFFERENT logits'}"
+    )
+    for name, time in times.items():
+        print(
+            f"{name:<24}{time['median']:>9.1f} ms  ({time['low']:.1f} to {time['high']:.1f})"
+            f"{time['median'] / times['fp32']['median']:>8.2f} × fp32"
+        )
+
+
+if __name__ == "__main__":
+    main()
