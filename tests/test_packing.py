@@ -108,3 +108,27 @@ def test_a_binary_code_of_zero_is_refused():
 def test_unpacking_other_bytes_is_refused(packed, message):
     with pytest.raises(ValueError, match=message):
         unpack(packed, 1, 8)
+
+
+@given(shape=st.lists(st.integers(1, 4), max_size=2), length=st.integers(0, 33),
+       seed=st.integers(0, 99))  # fmt: skip
+def test_trits_round_trip(shape, length, seed):
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.randint(0, 3, (*shape, length), generator=generator)
+    packed = pack(numbers, 1.6)
+    assert packed.dtype == torch.uint8 and packed.shape == (*shape, -(-length // 5))
+    assert torch.equal(unpack(packed, 1.6, length).long(), numbers)
+
+
+def test_every_byte_of_trits_has_its_own_digits():
+    every = torch.arange(243, dtype=torch.uint8).unsqueeze(1)
+    digits = unpack(every, 1.6, 5)
+    assert len(digits.unique(dim=0)) == 243 and int(digits.max()) == 2
+    assert torch.equal(pack(digits, 1.6), every)
+
+
+def test_trits_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="into 1.6 bits: expected whole numbers from 0 to 2"):
+        pack(torch.tensor([3]), 1.6)
+    with pytest.raises(ValueError, match="a byte of 243 cannot hold five numbers to base 3"):
+        unpack(torch.tensor([243], dtype=torch.uint8), 1.6, 5)

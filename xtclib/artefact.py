@@ -29,9 +29,9 @@ from xtclib import attention
 from xtclib.files import staged_folder
 from xtclib.layers import PackedLinear, QuantEmbedding, QuantLinear, _Packed
 from xtclib.models import replace_module_
-from xtclib.techniques import Quantize, Technique, finalize_all, technique
+from xtclib.techniques import Quantize, Storage, Technique, finalize_all, technique
 
-FORMAT = 1
+FORMAT = 2  # 2 knows `storage`; what does without it is written as 1
 WEIGHTS = "model.safetensors"
 
 
@@ -39,7 +39,7 @@ WEIGHTS = "model.safetensors"
 class XtcConfig(QuantizationConfigMixin):
     """What ``config.json`` says of an artefact: its techniques and the format's version."""
 
-    def __init__(self, techniques: Sequence[dict] = (), format: int = FORMAT, **kwargs) -> None:
+    def __init__(self, techniques: Sequence[dict] = (), format: int = 1, **kwargs) -> None:
         self.quant_method = "xtc"
         self.techniques = list(techniques)
         self.format = format
@@ -159,9 +159,10 @@ def finalize(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrai
         getattr(t, "attention", None) for t in techniques
     ):
         model.set_attn_implementation("sdpa")
-    if any(isinstance(t, Quantize) for t in techniques):
-        listed = [t.to_dict() for t in techniques if isinstance(t, Quantize)]
-        config.quantization_config = XtcConfig(listed)
+    stored = [t for t in techniques if isinstance(t, (Quantize, Storage))]
+    if stored:
+        version = 2 if any(isinstance(t, Storage) for t in stored) else 1
+        config.quantization_config = XtcConfig([t.to_dict() for t in stored], version)
         model.hf_quantizer = XtcQuantizer(config.quantization_config, pre_quantized=True)
         model.is_quantized = True
     return model

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xtclib.packing import decode, encode, packed_length
+from xtclib.packing import TRIT, decode, encode, packed_length
 from xtclib.quantizers import Quantized, Scheme, fake_quantize, quantize
 
 
@@ -211,14 +211,28 @@ class _Packed(nn.Module):
     def __init__(self, rows: int, columns: int, weights: Scheme, device=None) -> None:
         super().__init__()
         self.rows, self.columns, self.weights = rows, columns, weights
+        self.width: float = weights.bits  # of a stored weight
         self._unpacked: Quantized | None = None
         n = weights.groups_of(rows)
-        length = packed_length(columns, weights.bits)
+        length = packed_length(columns, self.width)
         empty = torch.empty
         self.register_buffer("weight", empty(rows, length, 1, dtype=torch.uint8, device=device))
         self.register_buffer("weight_scale", empty(n, dtype=torch.float16, device=device))
         if weights.family == "uint":
             self.register_buffer("weight_zero", empty(n, dtype=torch.uint8, device=device))
+
+    def set_width_(self, width: float) -> None:
+        """Stores the same codes at another width: ternary ones at 1.6 bits instead of 2."""
+        if width != self.width and not (self.weights.family == "ternary" and width in (TRIT, 2)):
+            raise ValueError(f"{self.weights} is stored at {self.width} bits, not at {width}")
+        offset, columns = self.offset, self.columns
+        if self.weight.is_meta:
+            shape = (self.rows, packed_length(columns, width), 1)
+            self.weight = torch.empty(shape, dtype=torch.uint8, device="meta")
+        else:
+            codes = decode(self.weight.squeeze(-1), self.width, offset, columns)
+            self.weight = encode(codes, width, offset).unsqueeze(-1)
+        self.width = width
 
     def store_(self, weight: Tensor) -> None:
         """Quantizes a weight of shape (rows, columns) into this layer's buffers."""
@@ -237,7 +251,7 @@ class _Packed(nn.Module):
             codes = codes + q.zero_point
             zero = q.zero_point.reshape(-1)[:: step if q.zero_point.numel() > 1 else 1]
             self.weight_zero = zero.to(torch.uint8)
-        self.weight = encode(codes, self.weights.bits, self.offset).unsqueeze(-1)
+        self.weight = encode(codes, self.width, self.offset).unsqueeze(-1)
         self._unpacked = None
 
     @property
@@ -254,7 +268,7 @@ class _Packed(nn.Module):
     def quantized(self, ids: Tensor | None = None, dtype=torch.float32) -> Quantized:
         """The codes and fp32 scales of all rows, or of the rows ``ids``."""
         packed = self.weight if ids is None else self.weight[ids]
-        codes = decode(packed.squeeze(-1), self.weights.bits, self.offset, self.columns, dtype)
+        codes = decode(packed.squeeze(-1), self.width, self.offset, self.columns, dtype)
         if self.weights.family == "uint":
             codes = codes - self._rows_of(self.weight_zero, ids).to(dtype)
         return Quantized(codes, self._rows_of(self.weight_scale, ids).float())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -46,6 +47,54 @@ def encoder_linears(model: nn.Module) -> dict[str, nn.Linear]:
         for name, module in layers.named_modules()
         if isinstance(module, nn.Linear)
     }
+
+
+def embeddings(model: PreTrainedModel) -> nn.Module:
+    """The block that adds word, position and type embeddings; ``TypeError`` without positions."""
+    block = getattr(model.base_model, "embeddings", None)
+    if not hasattr(block, "position_embeddings"):
+        raise TypeError(
+            f"{type(model).__name__} has no table at `embeddings.position_embeddings`; expected a "
+            "BERT-like model (BERT, RoBERTa, ELECTRA, MiniLM)"
+        )
+    return block
+
+
+def trim_positions_(model: PreTrainedModel, length: int) -> None:
+    """Cuts the position table to its first ``length`` rows, in place; longer input is refused.
+
+    Raises ``ValueError`` for a length below 1 or past the model's positions.
+    """
+    block = embeddings(model)
+    table = block.position_embeddings
+    rows = table.weight.shape[0]
+    if not 1 <= length <= rows:
+        raise ValueError(f"positions can be trimmed to 1 to {rows}, received {length}")
+    if length < rows:
+        short = nn.Embedding(length, table.weight.shape[1], device="meta")
+        short.weight = nn.Parameter(table.weight.detach()[:length].clone())
+        block.position_embeddings = short
+        for name in ("position_ids", "token_type_ids"):
+            if hasattr(block, name):
+                block.register_buffer(name, getattr(block, name)[:, :length], persistent=False)
+        model.config.max_position_embeddings = length
+    refuse_longer_(model, length)
+
+
+def refuse_longer_(model: PreTrainedModel, length: int) -> None:
+    """Has the model say so, with ``ValueError``, when it is given more than ``length`` tokens."""
+    embeddings(model).register_forward_pre_hook(partial(_refuse, length), with_kwargs=True)
+
+
+def _refuse(length: int, block: nn.Module, inputs: tuple, named: dict) -> None:
+    ids = inputs[0] if inputs else named.get("input_ids")
+    if ids is None:
+        ids = named.get("inputs_embeds")
+    if ids is not None and ids.shape[1] > length:
+        raise ValueError(
+            f"received {ids.shape[1]} tokens, but this model's positions were trimmed to {length}: "
+            "truncate the input (its tokenizer does by truncation=True)"
+        )
 
 
 def replace_module_(model: nn.Module, name: str, new: nn.Module) -> None:

@@ -6,44 +6,57 @@ The last dimension is packed, low bits first, and padded with zero bits to a who
 bits    values a byte  stored number       integers
 ======  =============  ==================  =====================
 1       8              (code + 1) / 2      −1, +1
+1.6     5              code + 1            −1, 0, +1
 2       4              code + 1            −1, 0, +1
 4       2              code + 7            −7 … 7
 8       1              code + 127          −127 … 127
 ======  =============  ==================  =====================
 
-Asymmetric codes are stored as they are, with their zero point beside them.
+Asymmetric codes are stored as they are, with their zero point beside them. At 1.6 bits the five
+numbers of a byte are digits to base 3, lowest first: 3⁵ = 243 of 256 bytes are in use, against
+log₂ 3 = 1.585 bits that three equally likely values need.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 from torch import Tensor
 
 WIDTHS = (1, 2, 4, 8)
+TRIT = 1.6  # bits of a number from 0 to 2, five in a byte
+_POWERS = (1, 3, 9, 27, 81)
 
 
-def storage_bits(bits: int) -> int:
-    """The width that ``bits`` are stored in: the next of 1, 2, 4 and 8.
+def storage_bits(bits: float) -> float:
+    """The width that ``bits`` are stored in: the next of 1, 2, 4 and 8; 1.6 is itself.
 
-    >>> storage_bits(3)
-    4
+    >>> storage_bits(3), storage_bits(1.6)
+    (4, 1.6)
     """
+    if bits == TRIT:
+        return bits
     if not 1 <= bits <= 8:
         raise ValueError(f"cannot pack {bits} bits: expected 1 to 8")
     return next(width for width in WIDTHS if width >= bits)
 
 
-def packed_length(length: int, bits: int) -> int:
+def packed_length(length: int, bits: float) -> int:
     """Bytes that ``length`` integers of ``bits`` take.
 
-    >>> packed_length(9, 1), packed_length(9, 2)
-    (2, 3)
+    >>> packed_length(9, 1), packed_length(9, 1.6), packed_length(11, 1.6)
+    (2, 2, 3)
     """
+    if bits == TRIT:
+        return -(-length // 5)
     return -(-length * storage_bits(bits) // 8)
 
 
-def pack(numbers: Tensor, bits: int) -> Tensor:
+def pack(numbers: Tensor, bits: float) -> Tensor:
     """Packs whole numbers ``0 … 2ᵇ−1`` of shape (…, n) into uint8 of shape (…, ⌈n·b/8⌉).
+
+    At 1.6 bits the numbers are 0, 1 and 2.
 
     Raises ``ValueError`` if a number does not fit or is not whole.
 
@@ -51,25 +64,37 @@ def pack(numbers: Tensor, bits: int) -> Tensor:
     tensor([13,  1], dtype=torch.uint8)
     """
     width = storage_bits(bits)
+    count = 3 if bits == TRIT else 2**bits
     if numbers.numel() and not (
         bool((numbers >= 0).all())
-        and bool((numbers < 2**bits).all())
+        and bool((numbers < count).all())
         and bool((numbers == numbers.round()).all())
     ):
         raise ValueError(
             f"cannot pack numbers between {float(numbers.min())} and {float(numbers.max())} into "
-            f"{bits} bits: expected whole numbers from 0 to {2**bits - 1}"
+            f"{bits} bits: expected whole numbers from 0 to {count - 1}"
         )
     numbers = numbers.to(torch.uint8)
-    per_byte = 8 // width
+    per_byte = 5 if bits == TRIT else 8 // width
     padding = -numbers.shape[-1] % per_byte
     numbers = torch.nn.functional.pad(numbers, (0, padding))
     numbers = numbers.unflatten(-1, (-1, per_byte))  # (…, bytes, values in a byte)
+    if bits == TRIT:
+        powers = torch.tensor(_POWERS, dtype=torch.uint8, device=numbers.device)
+        return (numbers * powers).sum(-1, dtype=torch.uint8)
     shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=numbers.device)
     return (numbers << shifts).sum(-1, dtype=torch.uint8)
 
 
-def unpack(packed: Tensor, bits: int, length: int) -> Tensor:
+@cache
+def _trits() -> Tensor:
+    """The five base-3 digits of every byte below 243, (243, 5)."""
+    with torch.inference_mode(False):
+        bytes_ = torch.arange(243).unsqueeze(1)
+        return (bytes_ // torch.tensor(_POWERS) % 3).to(torch.uint8)
+
+
+def unpack(packed: Tensor, bits: float, length: int) -> Tensor:
     """The inverse of :func:`pack`: uint8 numbers of shape (…, length).
 
     >>> unpack(torch.tensor([13, 1], dtype=torch.uint8), 1, 9)
@@ -82,12 +107,19 @@ def unpack(packed: Tensor, bits: int, length: int) -> Tensor:
             f"{tuple(packed.shape)}: expected torch.uint8 with {packed_length(length, bits)} bytes "
             "in the last dimension"
         )
+    if bits == TRIT:
+        if packed.numel() and int(packed.max()) > 242:
+            raise ValueError(
+                f"a byte of {int(packed.max())} cannot hold five numbers to base 3, the largest is "
+                "242: the bytes are damaged, or of another width"
+            )
+        return _trits().to(packed.device)[packed.int()].flatten(-2)[..., :length]
     shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=packed.device)
     numbers = (packed.unsqueeze(-1) >> shifts) & (2**width - 1)
     return numbers.flatten(-2)[..., :length]
 
 
-def encode(codes: Tensor, bits: int, offset: int) -> Tensor:
+def encode(codes: Tensor, bits: float, offset: int) -> Tensor:
     """Packs codes ``−offset … offset`` (offset 0: unsigned); binary ±1 become bits 1 and 0.
 
     >>> encode(torch.tensor([-1.0, 1.0]), 1, 1)
@@ -96,7 +128,7 @@ def encode(codes: Tensor, bits: int, offset: int) -> Tensor:
     return pack((codes + 1) / 2 if bits == 1 else codes + offset, bits)
 
 
-def decode(packed: Tensor, bits: int, offset: int, length: int, dtype=torch.float32) -> Tensor:
+def decode(packed: Tensor, bits: float, offset: int, length: int, dtype=torch.float32) -> Tensor:
     """The inverse of :func:`encode`.
 
     >>> decode(torch.tensor([2], dtype=torch.uint8), 1, 1, 2)

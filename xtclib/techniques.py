@@ -21,13 +21,17 @@ from xtclib.files import unknown
 from xtclib.layers import PackedEmbedding, PackedLinear, QuantEmbedding, QuantLinear
 from xtclib.models import (
     check_finite,
+    embeddings,
     encoder_layers,
     encoder_linears,
     keep_layers,
+    refuse_longer_,
     replace_module_,
+    trim_positions_,
     validate_keep,
     word_embeddings,
 )
+from xtclib.packing import TRIT
 from xtclib.quantizers import Scheme
 
 
@@ -147,6 +151,19 @@ class LayerReduction(Technique):
         return keep_layers(model, self.indices(len(encoder_layers(model))))
 
 
+def pack(model: PreTrainedModel) -> PreTrainedModel:
+    """Every quantizing layer as its packed one, every other parameter rounded to fp16, in place."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, QuantLinear):
+            replace_module_(model, name, PackedLinear.from_quant(module))
+        elif isinstance(module, QuantEmbedding):
+            replace_module_(model, name, PackedEmbedding.from_quant(module))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half())
+    return model
+
+
 @dataclass(frozen=True)
 class Quantize(Technique):
     """Quantizes encoder weights, word embeddings and activations, and trains through it.
@@ -194,15 +211,7 @@ class Quantize(Technique):
         return model
 
     def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
-        for name, module in list(model.named_modules()):
-            if isinstance(module, QuantLinear):
-                replace_module_(model, name, PackedLinear.from_quant(module))
-            elif isinstance(module, QuantEmbedding):
-                replace_module_(model, name, PackedEmbedding.from_quant(module))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.copy_(parameter.half())
-        return model
+        return pack(model)
 
     def rebuild(self, model: PreTrainedModel) -> None:
         device = next(model.parameters()).device
@@ -228,7 +237,81 @@ class Quantize(Technique):
             quantize_attention_(model, self.attention)
 
 
-TECHNIQUES: dict[str, type[Technique]] = {c.name: c for c in (LayerReduction, Quantize)}
+@dataclass(frozen=True)
+class Storage(Technique):
+    """How the rest of the file is stored: what :class:`Quantize` leaves in fp16. List it after.
+
+    ``pooler`` and ``positions`` take a scheme for the weights of the pooler and the position table
+    (inputs stay as they are); ``length`` trims the positions; ``ternary`` is the width of ternary
+    weights: 2 bits, or 1.6 (five to a byte). On before training, training sees all but the last.
+
+    >>> Storage(pooler="int8-row", length=128).to_dict()["storage"]["length"]
+    128
+    """
+
+    name: ClassVar[str] = "storage"
+    pooler: Scheme | None = None
+    positions: Scheme | None = None
+    length: int | None = None
+    ternary: float = 2
+
+    def __post_init__(self) -> None:
+        for field in ("pooler", "positions"):
+            if getattr(self, field) is not None:
+                object.__setattr__(self, field, Scheme.parse(getattr(self, field)))
+        if self.ternary not in (TRIT, 2):
+            raise ValueError(f"ternary weights take 1.6 or 2 bits, received {self.ternary}")
+
+    def apply(self, model: PreTrainedModel, data=None) -> PreTrainedModel:
+        model = copy.deepcopy(model)
+        if self.length is not None:
+            trim_positions_(model, self.length)
+        if self.positions is not None:
+            block = embeddings(model)
+            block.position_embeddings = QuantEmbedding.from_embedding(
+                block.position_embeddings, self.positions
+            )
+        if self.pooler is not None:
+            pooler = _pooler(model)
+            pooler.dense = QuantLinear.from_linear(pooler.dense, self.pooler)
+        return model
+
+    def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
+        model = pack(model)
+        self._set_widths(model)
+        return model
+
+    def rebuild(self, model: PreTrainedModel) -> None:
+        device = next(model.parameters()).device
+        if self.length is not None:
+            refuse_longer_(model, self.length)
+        if self.positions is not None:
+            block = embeddings(model)
+            rows, columns = block.position_embeddings.weight.shape
+            block.position_embeddings = PackedEmbedding(rows, columns, self.positions, device)
+        if self.pooler is not None:
+            pooler = _pooler(model)
+            shape = pooler.dense.in_features, pooler.dense.out_features
+            pooler.dense = PackedLinear(
+                *shape, pooler.dense.bias is not None, self.pooler, device=device
+            )
+        self._set_widths(model)
+
+    def _set_widths(self, model: PreTrainedModel) -> None:
+        for module in model.modules():
+            packed = isinstance(module, (PackedLinear, PackedEmbedding))
+            if packed and module.weights.family == "ternary":
+                module.set_width_(self.ternary)
+
+
+def _pooler(model: PreTrainedModel) -> nn.Module:
+    pooler = getattr(model.base_model, "pooler", None)
+    if not isinstance(getattr(pooler, "dense", None), nn.Linear):
+        raise TypeError(f"{type(model).__name__} has no linear layer at `pooler.dense`")
+    return pooler
+
+
+TECHNIQUES: dict[str, type[Technique]] = {c.name: c for c in (LayerReduction, Quantize, Storage)}
 
 
 def technique(config: Technique | dict | str) -> Technique:
