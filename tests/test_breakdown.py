@@ -1,6 +1,7 @@
 """Costs: by formula against PyTorch's counter, conventions, sums, and errors."""
 
 import pytest
+from torch import nn
 from transformers import BertConfig, ViTConfig
 
 from xtclib import artefact, breakdown, recipes, techniques
@@ -193,7 +194,23 @@ def test_roberta_has_two_positions_less_than_its_table():
         break_down(config, 1, 17)
 
 
+def test_residuals_are_counted_wherever_a_model_adds_them():
+    """Two a layer, whichever block adds them: ALBERT's attention, DistilBERT's whole layer."""
+    norm = lambda name: break_down(name, 1, 16).by("layer", lambda p: p.elementwise)[1]  # noqa: E731
+    assert norm("albert-base") == norm("bert-base") == norm("distilbert") == norm("electra-base")
+
+
+def test_a_model_is_left_as_it_was(make_bert):
+    model = make_bert(1).train()
+    break_down(model, 1, 8)
+    assert model.training and not any(m._forward_hooks for m in model.modules())
+
+
 def test_a_structure_that_is_not_known_is_refused():
+    with pytest.raises(ValueError, match="structure of Linear .model_type 'none'. is not known"):
+        break_down(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="bilstm has no layers to split"):
+        deformer("bilstm", 32, 8, 1)
     with pytest.raises(ValueError, match="ViTConfig.*not known here; known are albert, bert"):
         break_down(ViTConfig())
     with pytest.raises(ValueError, match="unknown key 'layers'.*layer"):

@@ -50,6 +50,15 @@ def test_recipes_are_all_listed(xtc):
         (("results", "nowhere.yaml"), "nowhere.yaml"),
         (("pretrain", "mini", "--text", "nowhere.txt"), "nowhere.txt.*does not exist"),
         (("pretrain", "no/where", "--steps", "1"), "no/where"),
+        (("pretrain", "mini", "--batch", "-1"), "--batch must be at least 1, received -1"),
+        (("pretrain", "mini", "--steps", "0"), "--steps must be at least 1, received 0"),
+        (("pretrain", "mini", "--max-length", "0"), "--max-length must be at least 3, received 0"),
+        (("pretrain", "mini", "--learning-rate", "0"), "--learning-rate must be positive"),
+        (
+            ("breakdown", "bert-base", "--deformer", "9"),
+            "LOWER,QUESTION such as 9,32; received '9'",
+        ),
+        (("breakdown", "./nowhere"), "no folder at './nowhere'"),
         (("breakdown", "berd-base"), "unknown architecture 'berd-base': did you mean 'bert-base'"),
         (("breakdown", "bert-base", "--length", "0"), "length must be .* received 0"),
         (("breakdown", "bert-base", "--batch", "-2"), "batch must be .* received -2"),
@@ -130,6 +139,14 @@ def test_breakdown_prints_the_parts(xtc):
     assert lines["feed-forward"][1] == "56,669,184"
     code, out, _ = xtc("breakdown", "bert-2-128", "--by", "layer", "--length", "600", "--extend")
     assert code == 0 and len(out.splitlines()) == 2 + 3 + 1
+
+
+def test_breakdown_of_a_split_model(xtc):
+    code, out, _ = xtc("breakdown", "bert-base", "--length", "320", "--deformer", "9,32")
+    cached = float(out.splitlines()[-1].split()[4])
+    assert code == 0 and "bert-base, 9 + 3" in out and 18 < cached < 19
+    _, out, _ = xtc("breakdown", "bert-base", "--length", "320", "--deformer", "9,32", "--uncached")
+    assert 57 < float(out.splitlines()[-1].split()[4]) < 58.13
 
 
 def test_breakdown_times_components_and_lists_names(xtc):

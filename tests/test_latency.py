@@ -27,6 +27,16 @@ def test_components_are_timed(bert):
     assert found.low <= found.whole <= found.high
     assert (found.batch, found.length, found.threads) == (2, 32, torch.get_num_threads())
     assert "% of the whole" in found.table()
+    assert list(found.layers) == [None, 0, 1, 2, 3]
+    assert sum(found.layers.values()) == pytest.approx(sum(found.components.values()))
+    assert found.table("layer").splitlines()[1].startswith("outside ")
+
+
+def test_a_sum_far_from_the_whole_is_said():
+    far = latency.ComponentLatency("m", 1, 8, 3, "cpu", 1, 10, 9, 11, {"head": 12.0})
+    assert far.coverage == pytest.approx(1.2) and "disturbed by timers" in far.table()
+    near = latency.ComponentLatency("m", 1, 8, 3, "cpu", 1, 10, 9, 11, {"head": 10.5})
+    assert "disturbed" not in near.table()
 
 
 def test_own_times_add_up_to_the_whole(bert, monkeypatch):
@@ -39,8 +49,8 @@ def test_own_times_add_up_to_the_whole(bert, monkeypatch):
     found = latency._timed(bert, torch.arange(6).view(1, 6))
     assert sum(found.values()) == looks[-1] - looks[0]
     # Of each layer query, key and value are three modules of one tick.
-    assert found["query, key, value"] == 4 * 3
-    assert found["head"] == 1
+    assert all(found["query, key, value", layer] == 3 for layer in range(4))
+    assert found["head", None] == 1
 
 
 def test_timers_leave_no_hook_and_do_not_change_the_output(bert):
@@ -52,7 +62,7 @@ def test_timers_leave_no_hook_and_do_not_change_the_output(bert):
 
 
 def test_only_borders_between_components_are_timed(bert):
-    timed = dict.fromkeys(component for _, component in latency._borders(bert))
+    timed = dict.fromkeys(component for _, component, _ in latency._borders(bert))
     silent = (torch.nn.ModuleList, torch.nn.Dropout)
     modules = [name for name, m in bert.named_modules() if not isinstance(m, silent)]
     assert set(timed) == {component_of(name) for name in modules}
@@ -70,6 +80,7 @@ def test_bad_input():
         latency.of_components("bert-2-128", repeats=0)
     with pytest.raises(ValueError, match="length of 600 is past the model's 512 positions"):
         latency.of_components("bert-2-128", length=600)
+    assert latency.of_components("bert-2-128", length=600, repeats=1, extend=True).whole > 0
     with pytest.raises(ValueError, match="unknown architecture"):
         latency.of_components("bert-2-129")
 

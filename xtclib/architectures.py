@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +26,6 @@ from transformers import (
     PretrainedConfig,
     SqueezeBertConfig,
 )
-
-from xtclib.files import unknown
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,13 @@ def _albert(hidden: int, layers: int, heads: int):
     )
 
 
+def _mobilebert(**values):
+    """As Google's configs have it: the first token's state is the pooled one, without a layer."""
+    return MobileBertConfig(classifier_activation=False, **values)
+
+
 def _mobilebert_tiny():
-    return MobileBertConfig(
+    return _mobilebert(
         num_feedforward_networks=2, use_bottleneck_attention=True, key_query_shared_bottleneck=False
     )
 
@@ -163,6 +167,8 @@ class CNNClassifier(nn.Module):
         return self.classifier(torch.cat([conv(x).relu().amax(-1) for conv in self.filters], -1))
 
 
+OWN = (ElmoClassifier, BiLSTMClassifier, CNNClassifier)  # beside those of `transformers`
+
 _DEVLIN = "Devlin et al. 2019, arXiv:1810.04805"
 _PKD = "Sun et al. 2019, arXiv:1908.09355"
 _TINYBERT = "Jiao et al. 2020, arXiv:1909.10351"
@@ -208,7 +214,7 @@ _ROWS: list[tuple[str, str, str, Callable]] = [
         "Iandola et al. 2020, arXiv:2006.11316",
         SqueezeBertConfig,
     ),
-    ("mobilebert", "24 bottleneck layers, 128 wide inside", _MOBILE, MobileBertConfig),
+    ("mobilebert", "24 bottleneck layers, 128 wide inside", _MOBILE, _mobilebert),
     ("mobilebert-tiny", "MobileBERT with 2 feed-forward networks", _MOBILE, _mobilebert_tiny),
     (
         "openai-gpt",
@@ -268,18 +274,30 @@ def config_of(name: str | Path) -> PretrainedConfig | nn.Module:
         with torch.device("meta"):
             return known.make()
     folder = Path(text)
+    if not folder.exists() and text.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"no folder at {text!r}")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"{folder} holds no config.json: expected a folder saved by `save_pretrained`, the id "
             "of a model on the Hub, or one of the built-in names (`xtc breakdown --list`)"
         )
     if not folder.is_dir() and "/" not in text:
-        raise unknown("architecture", text, ARCHITECTURES)
+        near = get_close_matches(text, ARCHITECTURES, 3, 0.5)
+        meant = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise ValueError(
+            f"unknown architecture {text!r}: {meant}`xtc breakdown --list` shows all "
+            f"{len(ARCHITECTURES)}; a folder or a Hub id (owner/name) will do too"
+        )
     try:
         return transformers.AutoConfig.from_pretrained(text, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        what = (
+            f"{folder / 'config.json'} cannot be read"
+            if folder.is_dir()
+            else f"no config for {text!r}"
+        )
         raise ValueError(
-            f"no config for {text!r}: expected a built-in name, a folder with a config.json, or a "
+            f"{what}: expected a built-in name, a folder with a config.json, or a "
             f"model of the Hub that can be reached ({str(error).strip().splitlines()[0]})"
         ) from None
 
@@ -296,7 +314,7 @@ def build(source: str | Path | PretrainedConfig | nn.Module) -> nn.Module:
     """
     found = config_of(source) if isinstance(source, (str, Path)) else source
     if isinstance(found, nn.Module):
-        return found.eval()
+        return found
     config = type(found).from_dict(
         {k: v for k, v in found.to_dict().items() if k != "quantization_config"}
     )

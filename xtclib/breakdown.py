@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from xtclib.architectures import build, config_of
+from xtclib.architectures import OWN, build, config_of
 from xtclib.costs import (
     COMPONENTS,
     CONVENTIONS,
@@ -94,6 +94,7 @@ _RULES = tuple(
         (r"\b(intermediate|ffn|ffn_output|mlp|output)\b|\bactivation$", "feed-forward"),
     )
 )
+# ALBERT's shared layer has another name: it is told by how often it was called.
 _LAYER = re.compile(r"\b(?:layers?|h|forwards|backwards)\.(\d+)(?:\.|$)")
 _ATTENTION = re.compile(r"(^|\.)(attention\.self|attention|attn)$")
 
@@ -105,6 +106,16 @@ def component_of(name: str) -> str:
     'query, key, value'
     """
     return next((found for pattern, found in _RULES if pattern.search(name)), "other")
+
+
+def layer_of(name: str, calls: int = 0) -> int | None:
+    """The layer that a module belongs to, by its name, or for a shared one by its earlier calls.
+
+    >>> layer_of("bert.encoder.layer.3.output"), layer_of("bert.pooler")
+    (3, None)
+    """
+    found = _LAYER.search(name)
+    return int(found[1]) if found else calls if "albert_layers" in name else None
 
 
 def break_down(
@@ -128,31 +139,40 @@ def break_down(
     >>> found.parameters, round(found.flops() / 1e9, 2)
     (109483778, 22.35)
     """
+    model = fitting(source, batch, length, extend)
+    label = source if isinstance(source, (str, Path)) else type(model).__name__
+    return Breakdown(str(label), batch, length, _price(model, batch, length))
+
+
+def fitting(source, batch: int, length: int, extend: bool = False) -> nn.Module:
+    """The model of a source, checked to take such a batch; errors as of :func:`break_down`."""
     for name, value in (("batch", batch), ("length", length)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, received {value!r}")
     model = known(source)
     limit = positions(model)
-    if limit is not None and length > limit:
-        if not extend:
-            raise ValueError(
-                f"a length of {length} is past the model's {limit} positions: shorten it, or pass "
-                "extend=True (--extend) to price the model with as many positions as that takes"
-            )
-        config = type(model.config).from_dict(model.config.to_dict())
-        setattr(config, _positions_name(config), length + limit - _usable(config))
-        model = build(config)
-    label = source if isinstance(source, (str, Path)) else type(model).__name__
-    return Breakdown(str(label), batch, length, _price(model, batch, length))
+    if limit is None or length <= limit:
+        return model
+    if not extend:
+        raise ValueError(
+            f"a length of {length} is past the model's {limit} positions: shorten it, or pass "
+            "extend=True (--extend) to have as many positions as that takes"
+        )
+    config = type(model.config).from_dict(model.config.to_dict())
+    table = getattr(config, _positions_name(config))
+    setattr(config, _positions_name(config), length + table - limit)
+    return build(config)
 
 
 def known(source: str | Path | PretrainedConfig | nn.Module) -> nn.Module:
     """:func:`architectures.build`, refused with ``ValueError`` if its parts have no names here."""
     found = config_of(source) if isinstance(source, (str, Path)) else source
-    if isinstance(found, PretrainedConfig) and found.model_type not in FAMILIES:
+    config = found if isinstance(found, PretrainedConfig) else getattr(found, "config", None)
+    if getattr(config, "model_type", None) not in FAMILIES and not isinstance(found, OWN):
+        kind = getattr(config, "model_type", "none")
         raise ValueError(
-            f"the structure of {type(found).__name__} (model_type {found.model_type!r}) is not "
-            f"known here; known are {', '.join(FAMILIES)}"
+            f"the structure of {type(found).__name__} (model_type {kind!r}) is not known here; "
+            f"known are {', '.join(FAMILIES)}"
         )
     return build(found)
 
@@ -202,11 +222,10 @@ def _price(model: nn.Module, batch: int, length: int) -> tuple[Part, ...]:
             parts[component, layer, name] += value
 
     def hook(name: str) -> Callable:
-        component, found = component_of(name), _LAYER.search(name)
+        component = component_of(name)
 
         def priced(module: nn.Module, inputs: tuple, output) -> None:
-            # A shared layer is called once for each layer that it stands for.
-            layer = int(found[1]) if found else calls[name] if "albert_layers" in name else None
+            layer = layer_of(name, calls[name])
             calls[name] += 1
             new = [p for p in module.parameters(recurse=False) if id(p) not in seen]
             seen.update(map(id, new))
@@ -217,18 +236,22 @@ def _price(model: nn.Module, batch: int, length: int) -> tuple[Part, ...]:
                 projected.setdefault(layer, []).append(out)
             if _ATTENTION.search(name) and layer in projected:
                 add("attention", layer, **_attention(model.config, projected.pop(layer)))
-            elif not list(module.children()):
+            if not list(module.children()):
                 add(component, layer, **_leaf(module, inputs, numbers))
             else:
-                add(component, layer, elementwise=_additions(name, module) * numbers)
+                added = _additions(name, module) * numbers
+                add("norm and residual", layer, elementwise=added)
 
         return priced
 
     hooks = [m.register_forward_hook(hook(name)) for name, m in model.named_modules() if name]
+    was_training = model.training
+    model.eval()
     try:
         with torch.no_grad(), torch.device("meta"):
             run_on(model, torch.zeros(batch, length, dtype=torch.long))
     finally:
+        model.train(was_training)
         for handle in hooks:
             handle.remove()
     for name, parameter in model.named_parameters():
@@ -272,9 +295,15 @@ def _additions(name: str, module: nn.Module) -> int:
     """How many tensors a block adds up beside what its own parts do: residuals, embeddings."""
     if name.endswith("embeddings"):
         return sum(isinstance(part, nn.Embedding) for part in module.children()) - 1
-    if _LAYER.search(name + ".") and re.search(r"\.\d+$", name):
-        return 0 if hasattr(module, "output") else 2  # BERT adds them in the blocks called output
-    return int(bool(re.search(r"(attention|\d)\.output$|post_attention$", name)))
+    if name.endswith(".attention"):
+        return int(hasattr(module, "LayerNorm"))  # ALBERT's adds its own
+    if re.search(r"(layers?|h)\.\d+$", name):
+        if hasattr(module, "output"):
+            return 0  # BERT adds them in the blocks called output
+        return 1 if "albert" in name else 2
+    return int(
+        bool(re.search(r"(attention|\d)\.output$|output\.bottleneck$|post_attention$", name))
+    )
 
 
 # Operations an element, as ELECTRA's flops_computation.py counts them.
@@ -332,7 +361,9 @@ def deformer(
     if not 1 <= question < length:
         raise ValueError(f"the question must have 1 to {length - 1} tokens, received {question}")
     whole = break_down(source, 1, length)
-    depth = 1 + max(part.layer for part in whole.parts if part.layer is not None)
+    depth = 1 + max((p.layer for p in whole.parts if p.layer is not None), default=-1)
+    if not depth:
+        raise ValueError(f"{whole.model} has no layers to split")
     if not 0 <= lower <= depth:
         raise ValueError(f"the model has {depth} layers: the split must be 0 to {depth}")
 

@@ -86,6 +86,13 @@ def pretrain(
     """Go on pre-training by masked language modelling: the `mlm` task, on any text."""
     from xtclib import files, glue, mlm, settings, teachers, training
 
+    for name, value, least in (
+        ("--steps", steps, 1), ("--batch", batch, 1), ("--max-length", max_length, 3)
+    ):  # fmt: skip
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, received {value}")
+    if not learning_rate > 0:
+        raise ValueError(f"--learning-rate must be positive, received {learning_rate}")
     if out is not None:
         files.check_new_folder(out)
     source = text or settings.ROOT / "data" / "mini" / "corpus.txt"
@@ -125,10 +132,17 @@ def breakdown(
     by: Annotated[str, typer.Option(help="component or layer.")] = "component",
     bits: Annotated[float, typer.Option(help="Width of the weights, for the bytes.")] = 32,
     counting: Annotated[
-        str, typer.Option(help="Convention: FLOPs, MACs, 'weights only', 'everything'.")
+        str, typer.Option(help="FLOPs, MACs, 'weights only', everything or 'one-hot lookups'.")
     ] = "FLOPs",
     extend: Annotated[bool, typer.Option(help="Price lengths past the model's positions.")] = False,
     latency: Annotated[bool, typer.Option(help="Time each component on this machine.")] = False,
+    deformer: Annotated[
+        str | None,
+        typer.Option(help="LOWER,QUESTION: so many layers see question and passage apart."),
+    ] = None,
+    uncached: Annotated[
+        bool, typer.Option(help="With --deformer: count the passage's lower layers too.")
+    ] = False,
     listed: Annotated[bool, typer.Option("--list", help="List the built-in names.")] = False,
 ) -> None:
     """Show where a model's parameters, bytes, operations and milliseconds are."""
@@ -139,12 +153,18 @@ def breakdown(
         for known in architectures.ARCHITECTURES.values():
             typer.echo(f"{known.name:<18} {known.summary} ({known.source})")
         return
-    found = costs.break_down(model, batch, length, extend)
+    if deformer is None:
+        found = costs.break_down(model, batch, length, extend)
+    else:
+        lower, _, question = deformer.partition(",")
+        if not (lower.isdigit() and question.isdigit()):
+            raise ValueError(f"--deformer takes LOWER,QUESTION such as 9,32; received {deformer!r}")
+        found = costs.deformer(model, length, int(question), int(lower), not uncached)
     typer.echo(found.table(by, bits, counting))
     if latency:
         from xtclib import latency as timing
 
-        typer.echo("\n" + timing.of_components(model, batch, length).table())
+        typer.echo("\n" + timing.of_components(model, batch, length, extend=extend).table(by))
 
 
 @app.command()

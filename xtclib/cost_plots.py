@@ -152,7 +152,7 @@ def over_lengths(found: Sequence[Breakdown], title: str | None = None) -> go.Fig
 def layers(costs: Breakdown, title: str | None = None) -> go.Figure:
     """Parameters and operations of every layer, and of what stands outside the layers."""
     figure = new_figure(
-        title or f"{costs.model}: every layer costs the same; a fifth of the weights are outside",
+        title or _layer_takeaway(costs),
         360,
         {"rows": 1, "cols": 2, "shared_yaxes": True, "horizontal_spacing": 0.06},
     )
@@ -169,6 +169,13 @@ def layers(costs: Breakdown, title: str | None = None) -> go.Figure:
         figure.update_xaxes(title_text=unit, row=1, col=column)
     figure.update_yaxes(autorange="reversed", row=1, col=1)
     return figure
+
+
+def _layer_takeaway(costs: Breakdown) -> str:
+    outside = costs.by("layer").get(None, 0) / costs.parameters
+    operations = [v for k, v in costs.by("layer", Part.flops).items() if k is not None]
+    alike = "every layer does the same work" if len(set(operations)) == 1 else "layers differ"
+    return f"{costs.model}: {alike}; {100 * outside:.0f} % of the weights are outside the layers"
 
 
 def architectures(found: Iterable[Breakdown], title: str | None = None) -> go.Figure:
@@ -227,7 +234,7 @@ def roofline(
             "<extra></extra>",
         )  # fmt: skip
     ys = [p[1] for p in points.values()] + [limits["gflops"]]
-    figure.update_xaxes(type="log", title_text="operations a byte of weights", dtick=1)
+    figure.update_xaxes(type="log", title_text="operations a byte moved", dtick=1)
     figure.update_yaxes(type="log", title_text="GFLOP/s", tickvals=log_ticks(min(ys) / 2, max(ys)))
     return figure.update_layout(margin_b=90, height=figure.layout.height + 30)
 

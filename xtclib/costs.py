@@ -76,7 +76,8 @@ class Part:
 
     ``macs``: multiply–adds with weights; ``products``: multiply–adds of activations with each
     other; ``elementwise``: other operations; ``lookups``: multiply–adds if embeddings were one-hot
-    products; ``activations``: numbers written, which training keeps for the backward pass.
+    products; ``activations``: numbers that the modules write in one pass without dropout, scores
+    and probabilities included (autograd keeps most of them, and dropout masks besides).
     """
 
     component: str

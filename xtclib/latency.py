@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from xtclib.breakdown import COMPONENTS, component_of, known, positions
+from xtclib.breakdown import COMPONENTS, component_of, fitting, layer_of
 
 
 def _wait() -> None:
@@ -78,8 +78,9 @@ def of_models(
 class ComponentLatency:
     """Milliseconds of every component, beside those of the whole model without any timer in it.
 
-    ``whole`` and ``components`` hold medians of ``repeats`` runs; ``low`` and ``high`` are the
-    whole's quartiles. ``coverage`` is the sum of the parts over the whole: near 1 if the timers
+    ``whole`` is the median of ``repeats`` runs, ``low`` and ``high`` their quartiles;
+    ``components`` and ``layers`` (``None``: outside the layers) are means over the middle half of
+    as many timed runs. ``coverage`` is the sum of the parts over the whole: near 1 if the timers
     disturb little.
     """
 
@@ -93,6 +94,7 @@ class ComponentLatency:
     low: float
     high: float
     components: dict[str, float]
+    layers: dict[int | None, float] = field(default_factory=dict)
 
     @property
     def coverage(self) -> float:
@@ -104,25 +106,33 @@ class ComponentLatency:
         total = sum(self.components.values())
         return {name: value / total for name, value in self.components.items()}
 
-    def table(self) -> str:
-        """The components as text: milliseconds, shares, and how the sum compares to the whole."""
+    def table(self, key: str = "component") -> str:
+        """Components or layers as text: milliseconds, shares, how the sum compares to the whole."""
         lines = [
             f"{self.model}, batch {self.batch}, length {self.length}: {self.whole:.1f} ms "
             f"({self.low:.1f} to {self.high:.1f}), {self.device}, {self.threads} threads, fp32, "
             f"median of {self.repeats}"
         ]
-        shares = self.shares()
-        for name, value in self.components.items():
-            lines.append(f"{name:<22}{value:>10.2f} ms{100 * shares[name]:>7.1f} %")
+        total = sum(self.components.values())
+        parts = self.components if key == "component" else self.layers
+        for name, value in parts.items():
+            shown = "outside" if name is None else str(name)
+            lines.append(f"{shown:<22}{value:>10.2f} ms{100 * value / total:>7.1f} %")
+        off = abs(self.coverage - 1) > 0.1
         lines.append(
-            f"{'sum of the parts':<22}{sum(self.components.values()):>10.2f} ms"
-            f"{100 * self.coverage:>7.1f} % of the whole"
+            f"{'sum of the parts':<22}{total:>10.2f} ms{100 * self.coverage:>7.1f} % of the whole"
+            + ": a model this small, or a machine this busy, is disturbed by timers" * off
         )
         return "\n".join(lines)
 
 
 def of_components(
-    source, batch: int = 1, length: int = 128, repeats: int = 20, warm_up: int = 3
+    source,
+    batch: int = 1,
+    length: int = 128,
+    repeats: int = 20,
+    warm_up: int = 3,
+    extend: bool = False,
 ) -> ComponentLatency:
     """Times every component of a model on this machine, eager attention, fp32, random weights.
 
@@ -134,13 +144,10 @@ def of_components(
 
     Raises ``ValueError`` for a length past the model's positions, unknown names and structures.
     """
-    model = source if _has_weights(source) else _random_weights(known(source))
-    for name, value in (("batch", batch), ("length", length), ("repeats", repeats)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, received {value}")
-    limit = positions(model)
-    if limit is not None and length > limit:
-        raise ValueError(f"a length of {length} is past the model's {limit} positions: shorten it")
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, received {repeats}")
+    model = fitting(source, batch, length, extend)
+    model = (model if _has_weights(source) else _random_weights(model)).eval()
     device = next(model.parameters()).device
     vocabulary = getattr(getattr(model, "config", None), "vocab_size", 256)
     ids = _random_ids(vocabulary, batch, length, device)
@@ -154,16 +161,23 @@ def of_components(
             found = _timed(model, ids)
             if turn >= warm_up:
                 whole.append(1e3 * undisturbed)
-                runs.append({name: 1e3 * seconds for name, seconds in found.items()})
+                runs.append({key: 1e3 * seconds for key, seconds in found.items()})
     spread = _quartiles(whole)
-    # The mean over the runs: medians of parts would not add up to the median of their sum.
+    # Means of the same runs: medians of parts would not add up to the median of their sum.
     middle = sorted(runs, key=lambda run: sum(run.values()))
     middle = middle[len(middle) // 4 : max(-(-3 * len(middle) // 4), len(middle) // 4 + 1)]
+
+    def mean(wanted: Callable[[tuple], bool]) -> float:
+        return float(np.mean([sum(v for k, v in run.items() if wanted(k)) for run in middle]))
+
+    here = {key for run in middle for key in run}
     parts = {
-        name: float(np.mean([run.get(name, 0.0) for run in middle]))
+        name: mean(lambda key, name=name: key[0] == name)
         for name in COMPONENTS
-        if any(name in run for run in middle)
+        if any(key[0] == name for key in here)
     }
+    depth = sorted({key[1] for key in here}, key=lambda i: -1 if i is None else i)
+    layers = {i: mean(lambda key, i=i: key[1] == i) for i in depth}
     return ComponentLatency(
         model=type(model).__name__ if not isinstance(source, str) else source,
         batch=batch,
@@ -175,6 +189,7 @@ def of_components(
         low=spread["low"],
         high=spread["high"],
         components=parts,
+        layers=layers,
     )
 
 
@@ -197,30 +212,33 @@ def _random_weights(model: nn.Module) -> nn.Module:
     return model
 
 
-def _timed(model: nn.Module, ids: Tensor) -> dict[str, float]:
-    """One run; seconds that each component's modules spend outside the modules in them."""
-    found: dict[str, float] = {}
+def _timed(model: nn.Module, ids: Tensor) -> dict[tuple[str, int | None], float]:
+    """One run; seconds that modules spend outside the modules in them, by component and layer."""
+    found: dict[tuple[str, int | None], float] = {}
+    calls: dict[nn.Module, int] = {}
     stack: list[list[float]] = []  # of each open module: when it began, what its parts took
 
     def enter(module: nn.Module, inputs: tuple) -> None:
         _wait()
         stack.append([time.perf_counter(), 0.0])
 
-    def leave(component: str) -> Callable:
+    def leave(component: str, name: str) -> Callable:
         def left(module: nn.Module, inputs: tuple, output: object) -> None:
             _wait()
             start, inside = stack.pop()
             total = time.perf_counter() - start
-            found[component] = found.get(component, 0.0) + total - inside
+            key = component, layer_of(name, calls.get(module, 0))
+            calls[module] = calls.get(module, 0) + 1
+            found[key] = found.get(key, 0.0) + total - inside
             if stack:
                 stack[-1][1] += total
 
         return left
 
     hooks = []
-    for module, component in _borders(model):
+    for module, component, name in _borders(model):
         hooks.append(module.register_forward_pre_hook(enter))
-        hooks.append(module.register_forward_hook(leave(component)))
+        hooks.append(module.register_forward_hook(leave(component, name)))
     try:
         model(input_ids=ids)
     finally:
@@ -230,14 +248,14 @@ def _timed(model: nn.Module, ids: Tensor) -> dict[str, float]:
 
 
 def _borders(
-    module: nn.Module, name: str = "", around: str | None = None
-) -> Iterator[tuple[nn.Module, str]]:
-    """The modules where another component begins: the fewest timers that tell all apart."""
+    module: nn.Module, name: str = "", around: tuple | None = None
+) -> Iterator[tuple[nn.Module, str, str]]:
+    """Where another component or layer begins: the fewest timers that tell all apart."""
     component = component_of(name)
     called = not isinstance(module, (nn.ModuleList, nn.Dropout))
-    if called and component != around:
-        yield module, component
-        around = component
+    if called and (component, layer_of(name)) != around:
+        yield module, component, name
+        around = component, layer_of(name)
     for child_name, child in module.named_children():
         yield from _borders(child, f"{name}.{child_name}".lstrip("."), around)
 

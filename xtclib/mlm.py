@@ -179,6 +179,10 @@ def pretrain(
     """
     if steps < 1 or not texts:
         raise ValueError(f"nothing to train on: {steps} steps, {len(texts)} texts")
+    if batch < 1 or not lr > 0:
+        raise ValueError(
+            f"batch and learning rate must be positive, received batch={batch}, learning rate={lr}"
+        )
     torch.manual_seed(seed)
     device = next(model.parameters()).device
     encoded = encode_texts(tokenizer, texts, max_length)

@@ -61,31 +61,13 @@ def quantization_explorer(tensor: Tensor, bits: int = 2) -> ui.VBox:
             f"{'s' * (slider.value > 1)} a weight"
         )
 
-    figure = plots.quantization_curve(tensor, chosen())
-    if importlib.util.find_spec("anywidget"):
-        view = go.FigureWidget(figure)
+    def make() -> go.Figure:
+        describe()
+        return plots.quantization_curve(tensor, chosen())
 
-        def draw(*_) -> None:
-            new = plots.quantization_curve(tensor, chosen())
-            with view.batch_update():
-                for old, trace in zip(view.data, new.data, strict=True):
-                    old.update(trace, overwrite=True)
-                view.update_layout(title_text=new.layout.title.text, xaxis=new.layout.xaxis,
-                                   xaxis2=new.layout.xaxis2)  # fmt: skip
-            describe()
-
-    else:
-        view = ui.Output()
-
-        def draw(*_) -> None:
-            view.outputs = ()
-            view.append_display_data(plots.quantization_curve(tensor, chosen()))
-            describe()
-
-        draw()
+    view, draw = _live(make)
     for control in (slider, groups, cut):
         control.observe(draw, "value")
-    describe()
     return ui.VBox([view, ui.VBox([slider, groups, cut]), sentence])
 
 
