@@ -301,7 +301,9 @@ def glue_against_gflops(title: str | None = None) -> go.Figure:
     """
     rows = table("glue_against_gflops")
     dates = sorted({str(row["release"]) for row in rows})
-    colours = sample_colorscale("Viridis", [i / (len(dates) - 1) for i in range(len(dates))])
+    colours = sample_colorscale(  # neither so dark nor so light that a page swallows it
+        "Viridis", [0.15 + 0.75 * i / (len(dates) - 1) for i in range(len(dates))]
+    )
     figure = new_figure(title or "Newer models reach the same score with fewer operations", 430)
     points = []
     for row in rows:

@@ -13,6 +13,7 @@ from statistics import mean, median
 
 import plotly.graph_objects as go
 
+from xtclib.cost_plots import glue_against_gflops, glue_against_size
 from xtclib.plot_style import (
     COLOURS,
     DASHES,
@@ -42,6 +43,8 @@ __all__ = [
     "budgets",
     "common",
     "error_by_bits",
+    "glue_against_gflops",
+    "glue_against_size",
     "grouped",
     "latency",
     "layer_map",
