@@ -23,20 +23,26 @@ WIDTH = 700
 
 
 def longest(found: list[Record]) -> list[Record]:
-    """Of each recipe, the records of its longest budget (A before B before C)."""
-    last = {}
+    """Of each recipe on each task, the records of its longest budget, by the steps it took."""
+    most: dict[tuple[str, str], int] = {}
     for record in found:
-        last[record.recipe] = max(record.budget, last.get(record.recipe, ""))
-    return [r for r in found if r.budget == last[r.recipe]]
+        key = record.task, record.recipe
+        most[key] = max(steps(record), most.get(key, 0))
+    return [r for r in found if steps(r) == most[r.task, r.recipe]]
+
+
+def steps(record: Record) -> int:
+    """Optimizer steps of a record, all its stages together."""
+    return sum(stage.get("steps", 0) for stage in record.stages)
 
 
 def one_comparison(found: list[Record]) -> list[Record]:
-    """The tasks that all runs share, or else the one with most records."""
+    """The tasks that all runs share, or else the one on which most recipes were measured."""
     shared = common(found)
     if shared or not found:
         return shared
-    tasks = [r.task for r in found]
-    most = max(sorted(set(tasks)), key=tasks.count)
+    tasks = sorted({r.task for r in found})
+    most = max(tasks, key=lambda task: len({r.recipe for r in found if r.task == task}))
     return [r for r in found if r.task == most]
 
 

@@ -72,7 +72,7 @@ def section() -> str:
         parts.append(f"**{title}**\n")
         for task in tasks:
             chosen = [r for r in found if r.task == task]
-            low = mean(next(iter(m.values())) for m in chosen[0].majority.values())
+            low = mean(m["score"] for m in chosen[0].majority.values())
             parts.append(f"{NAMES.get(task, task)} (majority class {low:.1f}):\n")
             parts.append(table(chosen) + "\n")
     parts.append(

@@ -226,9 +226,10 @@ def test_ledger_adds_up():
 
 def test_gallery_of_records(tmp_path):
     figures = pytest.importorskip("figures", exc_type=ImportError)
+    longer = [made().stages[0] | {"steps": 900}]
     for record in [
         *TWO,
-        made("xtc-1bit", 95.0, 500_000, budget="B"),
+        made("xtc-1bit", 95.0, 500_000, budget="B", stages=longer),
         made("ptq", 60.0, task="rte"),
     ]:
         record.save(tmp_path)

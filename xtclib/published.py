@@ -56,7 +56,7 @@ def select(rows: Iterable[Mapping], **columns: object) -> list[Mapping]:
 
     Raises ``ValueError`` for a column that a row lacks.
 
-    >>> [row["value"] for row in select(table("xtc"), layers=6, weight_bits=1)]
+    >>> [row["value"] for row in select(table("xtc"), layers=6, weight_bits=1, task="MNLI")]
     [80.7, 81.8]
     """
     rows = list(rows)
