@@ -53,6 +53,21 @@ def test_own_times_add_up_to_the_whole(bert, monkeypatch):
     assert found["head", None] == 1
 
 
+def test_what_a_timer_costs_is_taken_off(bert, monkeypatch):
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: next(ticks))
+    found = latency._timed(bert, torch.arange(6).view(1, 6), (0.25, 0.5))
+    assert found["head", None] == 1 - 0.25
+    borders = len(list(latency._borders(bert)))
+    # Every timer but the outermost is also taken off what is around it.
+    assert sum(found.values()) == 2 * borders - 1 - 0.25 * borders - 0.5 * (borders - 1)
+
+
+def test_a_timers_cost_is_small_and_not_negative():
+    within, around = latency._timer_cost()
+    assert 0 < within < 1e-3 and 0 <= around < 1e-3
+
+
 def test_timers_leave_no_hook_and_do_not_change_the_output(bert):
     ids = torch.arange(6).view(1, 6)
     before = bert(input_ids=ids).logits
