@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from xtclib import latency
+from xtclib import architectures, latency
 from xtclib.breakdown import component_of
 
 
@@ -72,7 +72,9 @@ def test_timers_leave_no_hook_and_do_not_change_the_output(bert):
     ids = torch.arange(6).view(1, 6)
     before = bert(input_ids=ids).logits
     latency.of_components(bert, 1, 8, repeats=1)
-    assert torch.equal(bert(input_ids=ids).logits, before)
+    assert torch.equal(bert(input_ids=ids).logits, before) and not bert.training
+    latency.of_components(bert.train(), 1, 8, repeats=1)
+    assert bert.training
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in bert.modules())
 
 
@@ -96,6 +98,8 @@ def test_bad_input():
     with pytest.raises(ValueError, match="length of 600 is past the model's 512 positions"):
         latency.of_components("bert-2-128", length=600)
     assert latency.of_components("bert-2-128", length=600, repeats=1, extend=True).whole > 0
+    model = architectures.build("bert-2-128").to_empty(device="cpu")
+    assert latency.of_components(model, length=600, repeats=1, extend=True).whole > 0
     with pytest.raises(ValueError, match="unknown architecture"):
         latency.of_components("bert-2-129")
 

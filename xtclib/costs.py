@@ -98,6 +98,10 @@ class Part:
         return rule.multiply_add * multiply_adds + rule.elementwise * self.elementwise
 
 
+def _price(part: Part, price: str | Callable[[Part], float]) -> float:
+    return price(part) if callable(price) else getattr(part, price)
+
+
 @dataclass(frozen=True)
 class Breakdown:
     """A model's parts at a batch and length, and their sums."""
@@ -109,26 +113,21 @@ class Breakdown:
 
     def total(self, price: str | Callable[[Part], float] = "parameters") -> float:
         """The sum of a price over all parts; a price is a field of :class:`Part` or a function."""
-        return sum(self.by("model", price).values())
+        return sum(_price(part, price) for part in self.parts)
 
     def by(self, key: str, price: str | Callable[[Part], float] = "parameters") -> dict:
-        """Sums of a price by ``component``, ``layer`` or ``model``, in the order of the data flow.
+        """Sums of a price by ``component`` or ``layer``, in the order of the data flow.
 
         >>> head = Part("head", None, parameters=6)
         >>> Breakdown("toy", 1, 8, (Part("head", None, parameters=4), head)).by("component")
         {'head': 10}
         """
-        keys = {
-            "component": lambda part: part.component,
-            "layer": lambda part: part.layer,
-            "model": lambda part: self.model,
-        }
-        if key not in keys:
-            raise unknown("key", key, keys)
+        if key not in ("component", "layer"):
+            raise unknown("key", key, ("component", "layer"))
         sums: dict = {}
         for part in self.parts:
-            value = price(part) if callable(price) else getattr(part, price)
-            sums[keys[key](part)] = sums.get(keys[key](part), 0) + value
+            name = getattr(part, key)
+            sums[name] = sums.get(name, 0) + _price(part, price)
         return sums
 
     @property

@@ -1,4 +1,4 @@
-"""Published costs computed again from the architectures alone, each beside what was printed.
+"""Published costs computed again from the architectures, each beside what was printed.
 
 Parameters, operations and sizes follow from a config; a number that does not come out within 2 %
 is listed with the reading that explains it, or as not explained. Some printed numbers do not follow

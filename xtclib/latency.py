@@ -147,12 +147,15 @@ def of_components(
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, received {repeats}")
     model = fitting(source, batch, length, extend)
-    model = (model if _has_weights(source) else _random_weights(model)).eval()
+    if next(model.parameters()).device.type == "meta":
+        model = _random_weights(model)
     device = next(model.parameters()).device
     vocabulary = getattr(getattr(model, "config", None), "vocab_size", 256)
     ids = _random_ids(vocabulary, batch, length, device)
     whole, runs = [], []
     cost = _timer_cost()
+    was_training = model.training
+    model.eval()
     with torch.inference_mode():
         for turn in range(warm_up + repeats):
             start = time.perf_counter()
@@ -163,6 +166,7 @@ def of_components(
             if turn >= warm_up:
                 whole.append(1e3 * undisturbed)
                 runs.append({key: 1e3 * seconds for key, seconds in found.items()})
+    model.train(was_training)
     spread = _quartiles(whole)
     # Means of the same runs: medians of parts would not add up to the median of their sum.
     middle = sorted(runs, key=lambda run: sum(run.values()))
@@ -192,10 +196,6 @@ def of_components(
         components=parts,
         layers=layers,
     )
-
-
-def _has_weights(source: object) -> bool:
-    return isinstance(source, nn.Module) and next(source.parameters()).device.type != "meta"
 
 
 def _random_weights(model: nn.Module) -> nn.Module:
