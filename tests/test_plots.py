@@ -241,3 +241,11 @@ def test_gallery_of_records(tmp_path):
     page = figures.readme(found)
     assert all(f'<img src="{name}.svg"' in page for name in found) and 'alt=""' not in page
     assert not any(name.startswith("mini") for name in figures.gallery(tmp_path / "none"))
+
+
+def test_a_budget_is_named_where_something_was_trained():
+    found = [made("xtc-1bit"), made("xtc-1bit", budget="B"), made("ptq-1bit", stages=[])]
+    texts = {a.text for a in plots.size_accuracy(found).layout.annotations}
+    assert {"xtc-1bit, A", "xtc-1bit, B", "ptq-1bit"} <= texts
+    texts = {a.text for a in plots.size_accuracy([found[1], found[2]]).layout.annotations}
+    assert {"xtc-1bit", "ptq-1bit"} <= texts

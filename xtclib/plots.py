@@ -70,8 +70,8 @@ def published() -> list[Row]:
 
 
 def _names(groups: Sequence[Group]) -> list[str]:
-    one = len({g.budget for g in groups}) == 1
-    return [g.recipe if one else f"{g.recipe}, {g.budget}" for g in groups]
+    one = len({g.budget for g in groups if g.trained}) <= 1
+    return [g.recipe if one or not g.trained else f"{g.recipe}, {g.budget}" for g in groups]
 
 
 def _score_axis(groups: Sequence[Group]) -> str:

@@ -145,6 +145,7 @@ class Group:
     teacher_bytes: float
     majority: float
     tasks: tuple[str, ...]
+    trained: bool  # a budget is of no meaning to what was not
 
     @property
     def n(self) -> int:
@@ -203,6 +204,7 @@ def grouped(records: Iterable[Record]) -> list[Group]:
                 recipe, budget, tuple(mean(r.score for r in group) for group in seeds.values()),
                 mean(r.bytes for r in every), mean(r.teacher_score for r in every),
                 mean(r.teacher_bytes for r in every), mean(floors), tuple(sorted(tasks)),
+                any(r.stages for r in every),
             )
         )  # fmt: skip
     return found
