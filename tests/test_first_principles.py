@@ -94,7 +94,9 @@ def test_backbones_leave_the_classifier_out():
 
 def test_the_table_says_difference_and_verdict():
     claim = Claim("a model", 10.0, 12.0, "M", "how", "where", plain=30.0)
-    line = claim_table([claim]).splitlines()[-1]
-    assert line.split() == "a model 10 12 +20.0% not explained (plain reading 30.0): how".split()
+    head, how, line = claim_table([claim]).splitlines()
+    assert line.split() == "a model 10 12 +20.0% not explained".split()
+    assert how == "· how (plain reading: 30.0)" and head.split()[0] == "printed"
+    assert max(map(len, claim_table().splitlines())) < 96  # a page's width
     close = Claim("a model", 10.0, 10.1, "M", "how", "where")
     assert close.verdict == "within 2 %" and close.difference == pytest.approx(0.01)
