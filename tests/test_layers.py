@@ -332,7 +332,9 @@ def packed(weights, activations="int8-token", shape=(24, 40), seed=0):
 
 
 @pytest.mark.parametrize("weights", ["binary", "ternary-row", "int4-group8", "int8"])
-@pytest.mark.parametrize("activations", ["int8-token", "int4-token", "int8"])
+@pytest.mark.parametrize(
+    "activations", ["int8-token", "int4-token", "int8", "uint8", "uint4-token"]
+)
 @pytest.mark.parametrize("rows", [(1,), (3, 5), (2, 17, 1)])
 def test_the_integer_kernel_gives_the_same_bits(weights, activations, rows):
     layer, floating = packed(weights, activations)
@@ -343,9 +345,7 @@ def test_the_integer_kernel_gives_the_same_bits(weights, activations, rows):
     assert layer._unpacked.codes.dtype == torch.int8
 
 
-@pytest.mark.parametrize(
-    "weights, activations", [("uint4", "int8-token"), ("binary", None), ("binary", "uint8-token")]
-)
+@pytest.mark.parametrize("weights, activations", [("uint4", "int8-token"), ("binary", None)])
 def test_what_has_no_signed_integers_stays_in_floating_point(weights, activations):
     layer, floating = packed(weights, activations)
     x = torch.randn(4, 40)

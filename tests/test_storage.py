@@ -114,10 +114,18 @@ def test_bad_settings(values, message):
         Storage(**values)
 
 
-@pytest.mark.parametrize("length", [0, 65])
-def test_a_length_that_the_model_does_not_have(bert, length):
-    with pytest.raises(ValueError, match=f"trimmed to 1 to 64, received {length}"):
-        Storage(length=length).apply(bert)
+def test_a_length_of_none_at_all(bert):
+    with pytest.raises(ValueError, match="trimmed to 1 to 64, received 0"):
+        Storage(length=0).apply(bert)
+
+
+def test_a_longer_length_leaves_the_positions_there_are(bert, tmp_path):
+    model, _ = saved(bert, [quantize(1), Storage(length=65)], tmp_path / "a")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "a")
+    for found in (model, again):
+        assert found.config.max_position_embeddings == 64
+        with pytest.raises(ValueError, match="received 65 tokens, .* trimmed to 64"):
+            found(torch.full((1, 65), 5))
 
 
 def test_recipes_without_storage_keep_their_hash():

@@ -45,6 +45,7 @@ _MODULES = {
     "mini",
     "mlm",
     "models",
+    "onnx_export",
     "packing",
     "plot_style",
     "plots",

@@ -8,6 +8,7 @@ imported ``xtclib`` finds bytes of another shape where it expects a weight, and 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from xtclib import attention
 from xtclib.files import staged_folder
 from xtclib.layers import PackedLinear, QuantEmbedding, QuantLinear, _Packed
 from xtclib.models import replace_module_
+from xtclib.quantizers import Scheme
 from xtclib.techniques import Quantize, Storage, Technique, finalize_all, technique
 
 FORMAT = 2  # 2 knows `storage`; what does without it is written as 1
@@ -187,6 +189,24 @@ def unpack(model: PreTrainedModel) -> PreTrainedModel:
         replace_module_(model, name, new)
     if getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer.remove_quantization_config(model)
+    return model
+
+
+def with_activations(model: PreTrainedModel, scheme: Scheme | str) -> PreTrainedModel:
+    """A copy of a packed model whose quantized inputs are rounded by another scheme.
+
+    What a runtime with a scheme of its own computes: ``uint8-tensor`` is ONNX's. Weights and the
+    layers whose inputs are not quantized stay.
+    """
+    scheme, model = Scheme.parse(scheme), copy.deepcopy(model)
+    linears = [m for m in model.modules() if isinstance(m, PackedLinear) and m.activations]
+    if not linears:
+        raise ValueError(
+            f"this {type(model).__name__} has no packed layer that quantizes its input: "
+            "compress it first, with `activations`"
+        )
+    for linear in linears:
+        linear.activations = scheme
     return model
 
 

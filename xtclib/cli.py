@@ -47,7 +47,9 @@ def compress(
 
 @app.command()
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="A saved artefact or classifier.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A saved artefact or classifier, or an exported .onnx file.")
+    ],
     task: Task = "sst2",
     profile: ProfileName = "mini",
     glue_dir: GlueDir = None,
@@ -56,17 +58,42 @@ def evaluate(
     from xtclib import artefact, evaluation, settings
 
     data = settings.data_for(task, profile, glue_dir)
-    model, tokenizer = artefact.load(folder)
-    if model.config.num_labels != data.task.num_labels:
+    file = folder / artefact.WEIGHTS
+    if folder.suffix == ".onnx":
+        from xtclib import onnx_export, teachers
+
+        model, file = onnx_export.OnnxModel(folder), folder
+        tokenizer, labels = teachers.load_tokenizer(folder.parent, model.max_length), model.labels
+    else:
+        model, tokenizer = artefact.load(folder)
+        labels = model.config.id2label
+    if len(labels) != data.task.num_labels:
         raise ValueError(
-            f"{folder} has {model.config.num_labels} labels, but {data.task.name} has "
+            f"{folder} has {len(labels)} labels, but {data.task.name} has "
             f"{data.task.num_labels}: name the task that it was made for by --task"
         )
     length = settings.profile(profile).teacher.max_length
     typer.echo(f"data     {data.source}")
     typer.echo(json.dumps(evaluation.evaluate(model, tokenizer, data, length), indent=2))
-    size = (folder / artefact.WEIGHTS).stat().st_size
-    typer.echo(f"file     {size / 1e6:.2f} MB")
+    typer.echo(f"file     {file.stat().st_size / 1e6:.2f} MB")
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="A saved artefact.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The .onnx file; by default model.onnx in the folder.")
+    ] = None,
+    activations: Annotated[
+        str, typer.Option(help="dynamic: ONNX's own uint8, fastest; trained: the model's scheme.")
+    ] = "dynamic",
+) -> None:
+    """Write an artefact as one ONNX file, still packed, for stock ONNX Runtime."""
+    from xtclib import artefact, onnx_export
+
+    model, _ = artefact.load(folder)
+    path = onnx_export.export_onnx(model, out or folder / "model.onnx", activations)
+    typer.echo(f"onnx     {path} ({path.stat().st_size / 1e6:.2f} MB, activations {activations})")
 
 
 @app.command()

@@ -24,7 +24,7 @@ def predict(
     model.eval()
     rows = Rows.tokenize(split, tokenizer, max_length)
     order = np.argsort(rows.lengths, kind="stable")
-    device, logits = next(model.parameters()).device, []
+    device, logits = model.device, []
     for start in range(0, len(order), batch_size):
         batch = collate(
             [rows[i] for i in order[start : start + batch_size]], tokenizer.pad_token_id, False

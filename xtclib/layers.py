@@ -34,21 +34,30 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 _last_input: tuple = (lambda: None, None, None)
 
 
+def _input_codes(x: Tensor, scheme: Scheme, dtype: torch.dtype) -> tuple:
+    """Codes in ``dtype``, scale, and what to add to the codes: asymmetric ones miss int8 by 255."""
+    if scheme.family == "int" or dtype != torch.int8:
+        return *quantize(x, scheme, dtype)[:2], None
+    codes, scale, zero = quantize(x, scheme)
+    shift = 128 - zero
+    return (codes - shift).to(dtype), scale, shift.int()
+
+
 def _quantize_input(x: Tensor, scheme: Scheme | None, dtype: torch.dtype) -> tuple:
-    """Codes in ``dtype`` and fp32 scale (or ``None``) of the input of a linear layer.
+    """Codes in ``dtype``, fp32 scale and shift (or ``None``) of the input of a linear layer.
 
     Query, key and value read the same tensor one after the other, so the last answer is kept. An
     inference tensor counts no versions, so a change in place would go unseen: it is not kept.
     """
     global _last_input
     if scheme is None:
-        return x.to(dtype), None
+        return x.to(dtype), None, None
     if x.is_inference():
-        return quantize(x, scheme, dtype)[:2]
+        return _input_codes(x, scheme, dtype)
     tensor, key, found = _last_input
     wanted = (x._version, scheme, dtype, torch.is_inference_mode_enabled())
     if tensor() is not x or key != wanted:
-        found = quantize(x, scheme, dtype)[:2]
+        found = _input_codes(x, scheme, dtype)
         _last_input = (weakref.ref(x), wanted, found)
     return found
 
@@ -166,7 +175,7 @@ class QuantLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            x_codes, x_scale = _quantize_input(x, self.activations, compute_dtype(x))
+            x_codes, x_scale, _ = _quantize_input(x, self.activations, compute_dtype(x))
         return _QuantLinearFunction.apply(x, x_codes, x_scale, self.weight, self.bias, self.weights)
 
     def extra_repr(self) -> str:
@@ -330,12 +339,16 @@ class PackedLinear(_Packed):
             with torch.inference_mode(False), torch.no_grad():  # usable under autograd later too
                 self._unpacked = self.quantized(dtype=dtype)  # once; the weights no longer change
         codes, scale = self._unpacked[:2]
-        x_codes, x_scale = _quantize_input(x, self.activations, dtype)
-        y = integer_linear(x_codes, codes).to(x.dtype) if integers else F.linear(x_codes, codes)
-        return _rescale(y, x_scale, scale, self.bias)
+        x_codes, x_scale, shift = _quantize_input(x, self.activations, dtype)
+        if not integers:
+            return _rescale(F.linear(x_codes, codes), x_scale, scale, self.bias)
+        y = integer_linear(x_codes, codes)
+        if shift is not None:  # Σ (x + shift)·w = Σ x·w + shift · Σ w
+            y += shift * codes.sum(1, dtype=torch.int32)
+        return _rescale(y.to(x.dtype), x_scale, scale, self.bias)
 
     def runs_on_integers(self, x: Tensor) -> bool:
-        """Whether this input meets the int8 kernel: both sides signed integers, fp32, no gradient.
+        """Whether this input meets the int8 kernel: both sides integers, fp32, no gradient.
 
         The answer is the floating-point path's to the last bit, as long as that is exact: sums
         below 2²⁴, which weights of up to 4 bits never reach at BERT's widths.
@@ -343,7 +356,6 @@ class PackedLinear(_Packed):
         return (
             self.integers
             and self.activations is not None
-            and self.activations.family == "int"
             and self.weights.family != "uint"
             and compute_dtype(x) == torch.float32
             and not (torch.is_grad_enabled() and x.requires_grad)

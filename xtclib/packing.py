@@ -136,3 +136,18 @@ def decode(packed: Tensor, bits: float, offset: int, length: int, dtype=torch.fl
     """
     numbers = unpack(packed, bits, length).to(dtype)
     return numbers * 2 - 1 if bits == 1 else numbers - offset
+
+
+def byte_table(bits: float, offset: int) -> Tensor:
+    """What each byte decodes to, (256, values a byte), or (243, 5): int8, uint8 for offset 0.
+
+    ``byte_table(bits, offset)[packed]`` is :func:`decode` as one lookup, for runtimes without
+    shifts: ONNX.
+
+    >>> byte_table(1, 1)[13]
+    tensor([ 1, -1,  1,  1, -1, -1, -1, -1], dtype=torch.int8)
+    """
+    per_byte = 5 if bits == TRIT else 8 // storage_bits(bits)
+    bytes_ = torch.arange(243 if bits == TRIT else 256, dtype=torch.uint8).unsqueeze(1)
+    codes = decode(bytes_, bits, offset, per_byte)
+    return codes.to(torch.int8 if offset else torch.uint8)

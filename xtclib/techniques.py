@@ -242,8 +242,9 @@ class Storage(Technique):
     """How the rest of the file is stored: what :class:`Quantize` leaves in fp16. List it after.
 
     ``pooler`` and ``positions`` take a scheme for the weights of the pooler and the position table
-    (inputs stay as they are); ``length`` trims the positions; ``ternary`` is the width of ternary
-    weights: 2 bits, or 1.6 (five to a byte). On before training, training sees all but the last.
+    (inputs stay as they are); ``length`` trims the positions to that many, where there are more;
+    ``ternary`` is the width of ternary weights: 2 bits, or 1.6 (five to a byte). On before
+    training, training sees all but the last.
 
     >>> Storage(pooler="int8-row", length=128).to_dict()["storage"]["length"]
     128
@@ -265,7 +266,7 @@ class Storage(Technique):
     def apply(self, model: PreTrainedModel, data=None) -> PreTrainedModel:
         model = copy.deepcopy(model)
         if self.length is not None:
-            trim_positions_(model, self.length)
+            trim_positions_(model, min(self.length, _positions(model)))
         if self.positions is not None:
             block = embeddings(model)
             block.position_embeddings = QuantEmbedding.from_embedding(
@@ -284,7 +285,7 @@ class Storage(Technique):
     def rebuild(self, model: PreTrainedModel) -> None:
         device = next(model.parameters()).device
         if self.length is not None:
-            refuse_longer_(model, self.length)
+            refuse_longer_(model, min(self.length, _positions(model)))
         if self.positions is not None:
             block = embeddings(model)
             rows, columns = block.position_embeddings.weight.shape
@@ -302,6 +303,10 @@ class Storage(Technique):
             packed = isinstance(module, (PackedLinear, PackedEmbedding))
             if packed and module.weights.family == "ternary":
                 module.set_width_(self.ternary)
+
+
+def _positions(model: PreTrainedModel) -> int:
+    return embeddings(model).position_embeddings.weight.shape[0]
 
 
 def _pooler(model: PreTrainedModel) -> nn.Module:

@@ -1,0 +1,235 @@
+"""Packed ONNX files against the models they come from, in ONNX Runtime."""
+
+import copy
+import itertools
+import json
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from xtclib import artefact, recipes
+from xtclib.layers import PackedLinear, QuantLinear
+from xtclib.packing import byte_table
+from xtclib.quantizers import Scheme
+from xtclib.techniques import LayerReduction, Quantize, Storage, apply_all
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+onnx_export = pytest.importorskip("xtclib.onnx_export")
+
+UINT8 = "uint8-tensor"
+
+
+@pytest.fixture
+def bert(make_bert):
+    return make_bert(1)
+
+
+@pytest.fixture(scope="module")
+def exported(make_bert, tmp_path_factory):
+    """A packed model of two layers and its file."""
+    model = make_bert(2)
+    model.config.id2label = {0: "down", 1: "up"}
+    model = packed(model, [Quantize(activations=UINT8), Storage("int8-row", "int8-row", 32)])
+    return model, onnx_export.export_onnx(model, tmp_path_factory.mktemp("deep") / "b" / "a.onnx")
+
+
+def packed(model, techniques):
+    return artefact.finalize(apply_all(copy.deepcopy(model), techniques), techniques).eval()
+
+
+def difference(ours, theirs, batch):
+    with torch.no_grad():
+        return float((ours(**batch).logits - theirs(**batch).logits).abs().max())
+
+
+def optimized(path, tmp_path):
+    """What ONNX Runtime makes of a file while it loads: its nodes, counted."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(options.optimized_model_filepath).graph
+    return Counter(node.op_type for node in graph.node)
+
+
+WEIGHTS = "binary", "ternary-row", "int4-group8", "int8", "uint4-row", "uint8"
+INPUTS = "int8-token", "int8-tensor", UINT8, None
+CASES = list(itertools.product(WEIGHTS, INPUTS, (40, 43)))
+
+
+class SideBySide(nn.Module):
+    """Layers that all see the same input, as far as they are wide: one export for all."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, *tensors):
+        return torch.stack([layer(tensors[0][..., : layer.columns]) for layer in self.layers])
+
+
+def linear(weights, activations, columns):
+    torch.manual_seed(0)
+    scheme = activations and Scheme.parse(activations)
+    layer = QuantLinear.from_linear(nn.Linear(columns, 24), Scheme.parse(weights), scheme)
+    layer = PackedLinear.from_quant(layer)
+    if weights.startswith("ternary"):
+        layer.set_width_(1.6)
+    return layer
+
+
+@pytest.fixture(scope="module")
+def side_by_side():
+    """Every kind of layer, and ONNX Runtime's answers for all of them."""
+    ours = [linear(*case) for case in CASES]
+    theirs = [
+        onnx_export._OnnxLinear(layer, byte_table(layer.width, layer.offset), layer.activations)
+        for layer in ours
+    ]
+    content = onnx_export.trace(SideBySide(theirs), {"x": torch.randn(3, 5, 43)}, "y")
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return ours, lambda x: torch.from_numpy(session.run(["y"], {"x": x.numpy()})[0])
+
+
+@pytest.mark.parametrize("index", range(len(CASES)), ids=["-".join(map(str, c)) for c in CASES])
+def test_a_layer_agrees_on_equal_input(side_by_side, index):
+    (layers, run), columns = side_by_side, CASES[index][2]
+    torch.manual_seed(1)
+    for x in (2 * torch.randn(3, 5, 43), 9 * torch.randn(1, 2, 43), torch.zeros(2, 9, 43)):
+        with torch.no_grad():
+            wanted = layers[index](x[..., :columns])
+        assert (run(x)[index] - wanted).abs().max() <= 1e-5 * max(1, wanted.abs().max())
+
+
+@pytest.mark.parametrize("name", ["xtc-1bit", "xtc-1bit-uint8", "xtc-1bit-rest1", "ptq-4bit"])
+def test_a_model_gives_the_logits_of_the_scheme_it_deploys(name, make_bert, batch, tmp_path):
+    model = packed(make_bert(1), recipes.load(name).techniques)
+    trained = onnx_export.export_onnx(model, tmp_path / "t.onnx", "trained")
+    dynamic = onnx_export.export_onnx(model, tmp_path / "d.onnx")
+    assert difference(onnx_export.OnnxModel(trained), model, batch) < 1e-3
+    deployed = artefact.with_activations(model, UINT8)
+    assert difference(onnx_export.OnnxModel(dynamic), deployed, batch) < 1e-3
+    if name != "xtc-1bit-uint8":
+        assert difference(deployed, model, batch) > 1e-4  # the schemes differ, so the test can fail
+
+
+def test_quantized_attention_deploys_at_uint8(bert, batch, tmp_path):
+    chosen = recipes.load("ternarybert").techniques
+    model = packed(bert, chosen)
+    plain = packed(bert, [Quantize(*(getattr(chosen[0], n) for n in ("weights", "embeddings")))])
+    path = onnx_export.export_onnx(model, tmp_path / "a.onnx")
+    found = onnx_export.OnnxModel(path)
+    assert difference(found, model, batch) < 0.1  # int8 against uint8: not the same numbers
+    graph = onnx.load(path).graph
+    round_trips = sum(node.op_type == "DequantizeLinear" for node in graph.node)
+    assert round_trips == 4 * len(bert.bert.encoder.layer)
+    assert difference(found, plain, batch) > 0
+
+
+def test_batch_length_masks_and_labels_travel(exported):
+    model, path = exported
+    found = onnx_export.OnnxModel(path)
+    assert found.labels == ["down", "up"] and found.activations == "dynamic"
+    assert found.max_length == 32
+    for shape in ((1, 1), (1, 32), (9, 3)):
+        ids = torch.randint(5, 200, shape)
+        assert difference(found, model, {"input_ids": ids}) < 0.02  # a rounding may fall apart
+    ids = torch.randint(5, 200, (1, 6))
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0]])
+    shorter = found(ids[:, :4]).logits
+    masked, unmasked = ((x.logits - shorter).abs().max() for x in (found(ids, mask), found(ids)))
+    assert masked < 0.05 and masked < unmasked
+    types = found(ids, token_type_ids=torch.ones_like(ids)).logits
+    assert not torch.equal(types, found(ids).logits)
+
+
+def test_the_file_holds_bits_and_the_runtime_int8_kernels(exported, tmp_path):
+    model, path = exported
+    graph = onnx.load(path).graph
+    onnx.checker.check_model(str(path), full_check=True)
+    stored = {i.name: i for i in graph.initializer}
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLinear):
+            assert list(stored[f"model.{name}.bytes"].dims) == list(module.weight.shape[:2])
+    wide = [i for i in graph.initializer if i.data_type == onnx.TensorProto.FLOAT]
+    assert sum(int(torch.tensor(i.dims).prod()) for i in wide) < 50
+    content = path.read_bytes()
+    assert b".py" not in content and b"site-packages" not in content
+    count, layers = optimized(path, tmp_path), 2
+    # Query, key and value share one DynamicQuantizeLinear; the other three have theirs inside.
+    assert count["DynamicQuantizeMatMul"] == 3 * layers
+    assert count["MatMulIntegerToFloat"] == 3 * layers
+    assert count["DynamicQuantizeLinear"] == layers and count["MatMulInteger"] == 0
+
+
+def test_the_metadata_is_plain_json_and_the_model_is_left_as_it_was(exported, batch):
+    model, path = exported
+    (entry,) = onnx.load(path).metadata_props
+    assert entry.key == "xtc" and set(json.loads(entry.value)) == {
+        "activations", "labels", "max_length",
+    }  # fmt: skip
+    assert model.config._attn_implementation == "sdpa"
+    assert all(not type(m).__name__.startswith("_Onnx") for m in model.modules())
+
+
+def test_bert_base_is_a_file_of_15_megabytes(tmp_path):
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig()).eval()
+    chosen = [Quantize(), Storage(pooler="int8-row", positions="int8-row")]
+    path = onnx_export.export_onnx(packed(model, chosen), tmp_path / "a.onnx")
+    assert 14e6 < path.stat().st_size < 15e6
+
+
+def test_structure_goes_along(make_bert, batch, tmp_path):
+    chosen = [
+        LayerReduction("top", 2),
+        Quantize("ternary", "ternary-row", UINT8),
+        Storage(ternary=1.6),
+    ]
+    model = packed(make_bert(4), chosen)
+    path = onnx_export.export_onnx(model, tmp_path / "a.onnx")
+    assert difference(onnx_export.OnnxModel(path), model, batch) < 1e-3
+    names = [i.name for i in onnx.load(path).graph.initializer]
+    assert sum("query.bytes" in name for name in names) == 2
+    assert [243, 5] in [list(i.dims) for i in onnx.load(path).graph.initializer]
+
+
+def test_bad_input_is_one_clear_error(exported, make_bert, tmp_path):
+    model, path = exported
+    with pytest.raises(ValueError, match="was never quantized: it has no packed layer"):
+        onnx_export.export_onnx(make_bert(1), tmp_path / "a.onnx")
+    with pytest.raises(ValueError, match="activations must be one of dynamic, trained, .*'int8'"):
+        onnx_export.export_onnx(model, tmp_path / "a.onnx", "int8")
+    other = packed(make_bert(1), [Quantize(activations="uint8-token")])
+    with pytest.raises(ValueError, match="no product for activations uint8-token.*'dynamic'"):
+        onnx_export.export_onnx(other, tmp_path / "a.onnx", "trained")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="received 33 tokens, but the file has 32 positions"):
+        onnx_export.OnnxModel(path)(torch.full((1, 33), 5))
+    with pytest.raises(FileNotFoundError, match="no ONNX file at .*none.onnx"):
+        onnx_export.OnnxModel(tmp_path / "none.onnx")
+    (tmp_path / "cut.onnx").write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="cut.onnx cannot be read by ONNX Runtime"):
+        onnx_export.OnnxModel(tmp_path / "cut.onnx")
+    foreign = onnx.load(path)
+    del foreign.metadata_props[:]
+    onnx.save(foreign, tmp_path / "foreign.onnx")
+    with pytest.raises(ValueError, match="was not exported by xtclib: it carries no labels"):
+        onnx_export.OnnxModel(tmp_path / "foreign.onnx")
+
+
+def test_a_failed_export_leaves_the_old_file(bert, tmp_path, monkeypatch):
+    path = tmp_path / "a.onnx"
+    path.write_bytes(b"old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        onnx_export.export_onnx(packed(bert, [Quantize()]), path)
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a.onnx"]

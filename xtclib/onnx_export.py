@@ -1,0 +1,419 @@
+"""ONNX, still packed: a file of bytes with tables that open them, for stock ONNX Runtime.
+
+In front of every product stands a small unpacking subgraph:
+
+    bytes (rows, n) → Gather in a table (256, 8), (243, 5), (256, 4) … → Reshape → Transpose
+
+so the file holds bits. ONNX Runtime folds the subgraph once, while it loads, and fuses what follows
+(``DynamicQuantizeLinear → MatMulInteger → Cast → Mul → Add``) into its int8 kernel. Embeddings
+gather packed rows and expand only those that are looked up.
+
+Activations are those of integer runtimes, ``uint8-tensor`` (``DynamicQuantizeLinear``), or those
+that the model was trained with. The extra ``onnx`` installs what this module needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import io
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.onnx.ops import symbolic, symbolic_multi_out
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from xtclib.files import write_bytes
+from xtclib.layers import PackedEmbedding, PackedLinear, _Packed
+from xtclib.models import replace_module_
+from xtclib.packing import byte_table
+from xtclib.quantizers import Scheme
+
+OPSET = 20  # the first with Gelu; ONNX Runtime reads it from 1.17 on
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+DYNAMIC = Scheme("uint", 8, "tensor")
+ACTIVATIONS = ("dynamic", "trained")
+_ATTENTION = "xtc-onnx"
+
+
+def quantized_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """``softmax(q·kᵀ·scaling + mask)·v``, each operand through uint8 if the module says so."""
+    quantized = getattr(module, "attention_scheme", None) is not None
+    if quantized:
+        query, key, value = (_round_trip(x) for x in (query, key, value))
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    masked = scores if attention_mask is None else scores + attention_mask
+    probabilities = torch.softmax(masked, -1)
+    if quantized:
+        probabilities = _round_trip(probabilities)
+    return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), None
+
+
+def padding_mask(attention_mask: Tensor, dtype=torch.float32, **kwargs) -> Tensor:
+    """(batch, length) of 1 and 0 → (batch, 1, 1, length): 0, and the lowest number at padding."""
+    padding = ~attention_mask[:, None, None, :].bool()
+    return padding.to(dtype) * torch.finfo(dtype).min
+
+
+AttentionInterface.register(_ATTENTION, quantized_attention)
+AttentionMaskInterface.register(_ATTENTION, padding_mask)
+
+
+def _dynamic(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """ONNX's DynamicQuantizeLinear: uint8 codes, scale, zero point; one scale per tensor."""
+    codes, scale, zero = symbolic_multi_out(
+        "DynamicQuantizeLinear",
+        (x,),
+        dtypes=(torch.uint8, torch.float32, torch.uint8),
+        shapes=(x.shape, (), ()),
+    )
+    return codes, scale, zero
+
+
+def _round_trip(x: Tensor) -> Tensor:
+    codes, scale, zero = _dynamic(x)
+    return symbolic("DequantizeLinear", (codes, scale, zero), dtype=torch.float32, shape=x.shape)
+
+
+def _symmetric(x: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes of an ``int`` scheme, moved up by 128: uint8 products are the kernel's fastest."""
+    top = scheme.levels[1]
+    size = x.abs()
+    token = scheme.granularity == "token"
+    largest = size.amax(-1, keepdim=True) if token else size.flatten().amax(0)
+    inverse = top / torch.where(largest > 0, largest, torch.ones_like(largest))
+    codes = (x * inverse).round() + 128
+    return codes.to(torch.uint8), largest / top, torch.tensor(128, dtype=torch.uint8)
+
+
+def _gather(rows: Tensor, ids: Tensor) -> Tensor:
+    """``rows[ids]`` as ONNX's Gather, whatever the type."""
+    return symbolic(
+        "Gather", (rows, ids), {"axis": 0}, dtype=rows.dtype, shape=(*ids.shape, *rows.shape[1:])
+    )
+
+
+class _Unpacked(nn.Module):
+    """What both layers share: bytes, the table that opens them, fp16 scales."""
+
+    def __init__(self, packed: _Packed, table: Tensor) -> None:
+        super().__init__()
+        self.rows, self.columns = packed.rows, packed.columns
+        self.register_buffer("bytes", packed.weight.squeeze(-1))
+        self.register_buffer("table", table)
+        scale = packed.weight_scale
+        if len(scale) > 1:
+            scale = scale.repeat_interleave(self.rows // len(scale))
+        self.register_buffer("scale", scale.float())
+        zero = getattr(packed, "weight_zero", None)
+        if zero is not None and len(zero) > 1:
+            zero = zero.repeat_interleave(self.rows // len(zero))
+        self.register_buffer("zero", zero)
+
+    def open(self, rows: Tensor) -> Tensor:
+        """Bytes (…, n) → integers (…, columns)."""
+        found = _gather(self.table, rows.int()).flatten(-2)
+        return found if found.shape[-1] == self.columns else found[..., : self.columns]
+
+
+class _OnnxLinear(_Unpacked):
+    """A packed linear layer as ONNX Runtime computes it."""
+
+    def __init__(self, packed: PackedLinear, table: Tensor, activations: Scheme | None) -> None:
+        super().__init__(packed, table)
+        self.activations, self.bias = activations, packed.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.open(self.bytes).T  # (inputs, outputs)
+        if self.activations is None:
+            y, scale = x @ self.centred(weight), self.scale
+        else:
+            codes, x_scale, zero = (
+                _dynamic(x) if self.activations == DYNAMIC else _symmetric(x, self.activations)
+            )
+            operands = [codes, weight, zero] + ([self.zero] if self.zero is not None else [])
+            shape = *x.shape[:-1], self.rows
+            y = symbolic("MatMulInteger", operands, dtype=torch.int32, shape=shape).float()
+            scale = self.scale
+            if x_scale.ndim:
+                # One scale a token: ONNX Runtime (1.23 to 1.31) would fuse y · (x_scale · scale)
+                # into MatMulIntegerToFloat and use the first token's scale for all.
+                y = y * x_scale
+            else:
+                scale = x_scale * scale
+        y = y * scale
+        return y if self.bias is None else y + self.bias
+
+    def centred(self, weight: Tensor) -> Tensor:
+        return weight.float() if self.zero is None else weight.float() - self.zero.float()
+
+
+class _OnnxEmbedding(_Unpacked):
+    """A packed embedding: gathers bytes, expands only the rows that are looked up."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        found = self.open(_gather(self.bytes, ids)).float()
+        if self.zero is not None:
+            found = found - self.at(self.zero, ids).float()
+        return found * self.at(self.scale, ids)
+
+    @staticmethod
+    def at(per_row: Tensor, ids: Tensor) -> Tensor:
+        return _gather(per_row, ids).unsqueeze(-1) if len(per_row) > 1 else per_row
+
+
+class _Logits(nn.Module):
+    """The model as a function of its inputs, in their order."""
+
+    def __init__(self, model: PreTrainedModel, inputs: list[str]) -> None:
+        super().__init__()
+        self.model, self.inputs = model, inputs
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.model(**dict(zip(self.inputs, tensors, strict=True))).logits
+
+
+def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dynamic") -> Path:
+    """Writes a packed model as one ``.onnx`` file with packed weights; returns its path.
+
+    ``activations``: ``dynamic`` (uint8, one scale per tensor, ONNX's DynamicQuantizeLinear: the
+    fastest) or ``trained`` (the scheme of the model, to the same integers). Inputs are int64 of
+    shape (batch, length), both dynamic; the output ``logits`` is (batch, classes). Labels, the
+    longest length and the scheme stand in the file's metadata. An old file survives a failure.
+
+    Raises ``ValueError`` for a model without packed layers and for other ``activations``.
+    """
+    if activations not in ACTIVATIONS:
+        raise ValueError(
+            f"activations must be one of {', '.join(ACTIVATIONS)}, received {activations!r}"
+        )
+    packed = [m for m in model.modules() if isinstance(m, _Packed)]
+    if not packed:
+        raise ValueError(
+            f"this {type(model).__name__} was never quantized: it has no packed layer to export. "
+            "Compress it first (`xtc compress`), or export it in fp32 by `torch.onnx.export`"
+        )
+    schemes = {m.activations for m in packed if isinstance(m, PackedLinear) and m.activations}
+    foreign = [s for s in schemes if s.family == "uint" and s != DYNAMIC]
+    if activations == "trained" and foreign:
+        raise ValueError(
+            f"ONNX has no product for activations {foreign[0]}, whose zero point is not one uint8 "
+            f"a tensor: export with activations='dynamic', or train with {DYNAMIC}"
+        )
+    model = copy.deepcopy(model).cpu().eval()
+    tables: dict = {}
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, _Packed):
+            continue
+        signed = module.weights.family != "uint"
+        table = tables.setdefault(
+            (module.width, module.offset, signed), byte_table(module.width, module.offset)
+        )
+        if isinstance(module, PackedEmbedding):
+            replace_module_(model, name, _OnnxEmbedding(module, table))
+        else:
+            scheme = module.activations
+            if scheme is not None and activations == "dynamic":
+                scheme = DYNAMIC
+            replace_module_(model, name, _OnnxLinear(module, table, scheme))
+    config = model.config
+    about = {
+        "xtc": json.dumps(
+            {
+                "activations": activations,
+                "labels": list(config.id2label.values()),
+                "max_length": config.max_position_embeddings,
+            }
+        )
+    }
+    return write_bytes(path, to_onnx(model, about))
+
+
+def to_onnx(model: PreTrainedModel, metadata: dict[str, str] | None = None) -> bytes:
+    """Any classifier as the bytes of an ONNX file; floats that fp16 holds exactly are fp16 in it.
+
+    Raises ``ImportError`` if the extra ``onnx`` is not installed.
+    """
+    _require_onnx()
+    inputs = [name for name in INPUTS if name in inspect.signature(model.forward).parameters]
+    before = model.config._attn_implementation
+    model.set_attn_implementation(_ATTENTION)
+    ids = torch.full((2, 5), 5)
+    example = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
+    try:
+        return trace(_Logits(model, inputs), {n: example[n] for n in inputs}, "logits", metadata)
+    finally:
+        model.set_attn_implementation(before)
+
+
+def trace(
+    module: nn.Module, example: dict[str, Tensor], output: str, metadata: dict | None = None
+) -> bytes:
+    """Any module of named inputs (batch, length, …) and one output, as an ONNX file's bytes."""
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(example.values()),
+            input_names=list(example),
+            output_names=[output],
+            dynamic_shapes=((sizes,) * len(example),),
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=False,  # would open small packed weights; `_serialized` leaves them
+            verbose=False,
+        )
+    return _serialized(program.model, metadata or {})
+
+
+def _require_onnx() -> None:
+    try:
+        import onnx_ir  # noqa: F401
+        import onnxscript  # noqa: F401 - torch's exporter needs it
+    except ImportError as error:
+        raise ImportError(
+            f"exporting to ONNX needs {error.name}: pip install 'xtclib[onnx]'"
+        ) from error
+
+
+def _serialized(model, metadata: dict[str, str]) -> bytes:
+    """An ``onnx_ir`` model as bytes: folded where it is small, floats in fp16, no traces of code.
+
+    Only constants of up to 16 numbers are folded, so packed weights stay packed.
+    """
+    import onnx_ir as ir
+    from onnx_ir.passes import common as passes
+    from onnxscript import optimizer
+
+    optimizer.optimize_ir(model, input_size_limit=16)
+    halve_(model.graph)
+    for tidy in (
+        passes.DeduplicateInitializersPass(size_limit=2**31),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.RemoveUnusedNodesPass(),
+        passes.ClearMetadataAndDocStringPass(),  # paths and source lines of this machine
+    ):
+        tidy(model)
+    model.producer_name, model.producer_version = "xtclib", None
+    model.metadata_props.clear()
+    model.metadata_props.update(metadata)
+    proto = ir.to_proto(model)
+    proto.graph.ClearField("value_info")  # readers infer it; stale for tools that rewrite weights
+    return proto.SerializeToString()
+
+
+def halve_(graph) -> None:
+    """Stores fp32 constants that fp16 holds exactly in fp16, with a Cast behind; in place."""
+    import onnx_ir as ir
+
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor.dtype != ir.DataType.FLOAT or tensor.size < 2:
+            continue
+        numbers = tensor.numpy()
+        half = numbers.astype(np.float16)
+        if not np.array_equal(half.astype(np.float32), numbers):
+            continue
+        small = ir.Value(
+            name=f"{value.name}_fp16",
+            type=ir.TensorType(ir.DataType.FLOAT16),
+            shape=ir.Shape(half.shape),
+            const_value=ir.tensor(half, name=f"{value.name}_fp16"),
+        )
+        cast = ir.node("Cast", [small], {"to": ir.DataType.FLOAT.value})
+        cast.outputs[0].type, cast.outputs[0].shape = value.type, value.shape
+        graph.initializers.add(small)
+        graph.insert_before(graph[0], cast)
+        value.replace_all_uses_with(cast.outputs[0])
+        del graph.initializers[value.name]
+        cast.outputs[0].name = value.name
+
+
+@contextlib.contextmanager
+def _quiet():
+    """The exporter's own notes say nothing to who exports a model that is known to work."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+class OnnxModel(nn.Module):
+    """An exported file in ONNX Runtime, called like the model it came from.
+
+    ``model(input_ids, attention_mask, token_type_ids).logits``; masks and types may be left out.
+    ``labels``, ``max_length`` and ``activations`` come from the file. ``threads``: PyTorch's by
+    default. Raises ``ValueError`` for a file of another program and for inputs past ``max_length``.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+        super().__init__()
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError(
+                "running ONNX files needs onnxruntime: pip install 'xtclib[onnx]'"
+            ) from error
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no ONNX file at {path}: write one by `xtc export`")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.log_severity_level = 3
+        try:
+            self.session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime's errors share no public base class
+            raise ValueError(f"{path} cannot be read by ONNX Runtime: {error}") from None
+        about = json.loads(self.session.get_modelmeta().custom_metadata_map.get("xtc", "null"))
+        if about is None:
+            raise ValueError(f"{path} was not exported by xtclib: it carries no labels")
+        self.labels: list[str] = about["labels"]
+        self.max_length: int = about["max_length"]
+        self.activations: str = about["activations"]
+        self.inputs = [value.name for value in self.session.get_inputs()]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> SequenceClassifierOutput:
+        if input_ids.shape[-1] > self.max_length:
+            raise ValueError(
+                f"received {input_ids.shape[-1]} tokens, but the file has {self.max_length} "
+                "positions: truncate, or export with more"
+            )
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": torch.ones_like(input_ids) if attention_mask is None
+            else attention_mask,
+            "token_type_ids": torch.zeros_like(input_ids) if token_type_ids is None
+            else token_type_ids,
+        }  # fmt: skip
+        feeds = {name: given[name].numpy() for name in self.inputs}
+        return SequenceClassifierOutput(
+            logits=torch.from_numpy(self.session.run(["logits"], feeds)[0])
+        )
