@@ -1,9 +1,12 @@
 import copy
 import json
+import math
 import os
+import resource
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -12,8 +15,9 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from xtclib import artefact, recipes
 from xtclib.layers import PackedEmbedding, PackedLinear
+from xtclib.ledger import byte_ledger
 from xtclib.quantizers import Scheme
-from xtclib.techniques import Quantize, apply_all
+from xtclib.techniques import Quantize, Storage, apply_all
 
 BINARY = [Quantize()]
 PTQ = "ptq-1bit", "ptq-2bit", "ptq-4bit", "ptq-8bit"
@@ -122,10 +126,18 @@ def newer(folder):
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def other_layers(folder):
+def configure(folder, **values):
     config = json.loads((folder / "config.json").read_text())
-    config["num_hidden_layers"] = 3
+    (folder / "config.json").write_text(json.dumps(config | values))
+
+
+def scheme(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["techniques"][0]["quantize"]["activations"]["scheme"] = "int4"
     (folder / "config.json").write_text(json.dumps(config))
+
+
+SCALE = "bert.encoder.layer.1.output.dense.weight_scale"
 
 
 @pytest.mark.parametrize(
@@ -146,7 +158,27 @@ def other_layers(folder):
             r"unexpected \['x'\]",
         ),
         (newer, "this artefact has format 3; this xtclib reads up to 2: update it"),
-        (other_layers, r"unexpected \['bert.encoder.layer.3.*config.json may belong to another"),
+        (
+            lambda f: configure(f, num_hidden_layers=3),
+            "num_hidden_layers=3, .* written with 4",
+        ),
+        (lambda f: configure(f, num_attention_heads=4), "num_attention_heads=4, .* written with 2"),
+        (lambda f: configure(f, layer_norm_eps=0.5), "says layer_norm_eps=0.5, .* 1e-12: one of"),
+        (lambda f: rewrite(f, lambda t: t.pop(SCALE)), f"tensor '{SCALE}' is missing"),
+        (lambda f: rewrite(f, lambda t: t.pop(SCALE), checked=True), rf"missing \['{SCALE}'\]"),
+        (
+            lambda f: rewrite(f, lambda t: t[SCALE].fill_(math.nan), checked=True),
+            f"tensor '{SCALE}' holds NaN or infinite values",
+        ),
+        (
+            lambda f: rewrite(f, lambda t: t.update({SCALE: torch.ones(2).half()}), checked=True),
+            rf"tensor '{SCALE}' has shape \(2,\), but config.json makes it \(1,\)",
+        ),
+        (scheme, r"config.json says techniques=.*, but model.safetensors was written with"),
+        (
+            lambda f: (f / artefact.WEIGHTS).write_bytes(b"\xff" * 8 + b"{}" * 99),
+            "cannot be read .*header.*truncated or no safetensors file",
+        ),
     ],
 )
 def test_a_damaged_artefact_gives_one_clear_error(saved, damage, message):
@@ -177,17 +209,9 @@ def test_the_size_on_disk_is_what_the_bits_come_to(weights, bert, tokenizer, tmp
     # fp16: 5 biases of 32, one of 64 and two LayerNorms a layer; positions, types, LayerNorm,
     # pooler, classifier.
     rest = 2 * (4 * (5 * 32 + 64 + 4 * 32) + (64 + 2 + 2) * 32 + 32 * 33 + 2 * 33)
-    rows = artefact.ledger(folder)
-    assert sum(r["bytes"] for r in rows if r["tensor"] != "header") == 4 * linear + table + rest
-
-
-def test_the_ledger_adds_up_to_the_file(saved):
-    rows = artefact.ledger(saved)
-    assert sum(r["bytes"] for r in rows) == (saved / artefact.WEIGHTS).stat().st_size
-    sizes = [r["bytes"] for r in rows[:-1]]
-    assert sizes == sorted(sizes, reverse=True) and rows[-1]["tensor"] == "header"
-    table = next(r for r in rows if r["tensor"] == "bert.embeddings.word_embeddings.weight")
-    assert (table["shape"][:2], table["dtype"], table["bytes"]) == ((200, 4), "uint8", 800)
+    entries = byte_ledger(folder)[:-1]
+    assert sum(entry.bytes for entry in entries) == 4 * linear + table + rest
+    assert sum(entry.minimum for entry in entries) == 4 * linear + table + rest  # nothing is padded
 
 
 @pytest.mark.parametrize("weights", ["binary", "ternary-row", "int4-group8", "int8", "uint4-row"])
@@ -224,6 +248,115 @@ def test_a_save_that_fails_leaves_nothing_behind(bert, tmp_path):
     with pytest.raises(OSError, match="disk full"):
         artefact.save(packed(bert), Broken(), tmp_path / "new")
     assert os.listdir(tmp_path) == []
+
+
+FULL = """
+import resource, signal, sys
+import torch, transformers
+from xtclib import artefact
+model, tokenizer = artefact.load(sys.argv[1])
+model.classifier.bias.data += 1
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))  # no file may grow past 9 kB: a full disk
+try:
+    artefact.save(model, tokenizer, sys.argv[1], replace=True)
+except OSError as error:
+    print("OSError:", error)
+"""
+
+
+def test_the_old_artefact_survives_a_full_disk(saved, batch):
+    with torch.no_grad():
+        wanted = artefact.load(saved)[0](**batch).logits
+    found = subprocess.run(
+        [sys.executable, "-c", FULL, str(saved)], capture_output=True, text=True, timeout=120
+    )
+    assert "OSError: cannot write the artefact to" in found.stdout, found.stderr[-2000:]
+    assert "nothing there was changed" in found.stdout
+    assert os.listdir(saved.parent) == [saved.name]
+    with torch.no_grad():
+        assert torch.equal(artefact.load(saved)[0](**batch).logits, wanted)
+
+
+def test_replacing_an_artefact_leaves_only_the_new_one(saved, bert, tokenizer, batch):
+    (saved / "mine.txt").write_text("old")
+    model = packed(bert, [Quantize("int8", "int8-row")])
+    artefact.save(model, tokenizer, saved, replace=True)
+    with torch.no_grad():
+        assert torch.equal(artefact.load(saved)[0](**batch).logits, model(**batch).logits)
+    assert os.listdir(saved.parent) == [saved.name] and not (saved / "mine.txt").exists()
+
+
+@pytest.fixture
+def valid(bert, tokenizer, tmp_path, batch):
+    """An artefact with every kind of tensor, its bytes and its logits."""
+    chosen = [Quantize("ternary", "ternary-row"), Storage("uint4-row", "int8-row", ternary=1.6)]
+    model = packed(bert, chosen)
+    folder = artefact.save(model, tokenizer, tmp_path / "saved")
+    with torch.no_grad():
+        return folder, (folder / artefact.WEIGHTS).read_bytes(), model(**batch).logits
+
+
+def corrupt(content, rng):
+    """One random damage: bytes changed, cut, put in, moved, or the header's numbers altered."""
+    content = bytearray(content)
+    header = 8 + int.from_bytes(content[:8], "little")
+    kind = rng.integers(7)
+    at = int(rng.integers(len(content)))
+    if kind == 0:
+        content[at] ^= 1 << int(rng.integers(8))
+    elif kind == 1:
+        content[int(rng.integers(header))] = int(rng.integers(256))
+    elif kind == 2:
+        del content[at:]
+    elif kind == 3:
+        content[at:at] = rng.bytes(int(rng.integers(1, 99)))
+    elif kind == 4:
+        other = int(rng.integers(len(content)))
+        content[at : at + 64], content[other : other + 64] = (
+            content[other : other + 64], content[at : at + 64],
+        )  # fmt: skip
+    elif kind == 5:
+        content[:8] = int(rng.integers(2**62)).to_bytes(8, "little")
+    else:  # another digit in the header: offsets, shapes, sums
+        digits = [i for i in range(8, header) if chr(content[i]).isdigit()]
+        content[digits[int(rng.integers(len(digits)))]] = 48 + int(rng.integers(10))
+    return bytes(content)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_damaged_file_is_refused_or_harmless(valid, batch, seed):
+    """Never a crash, a hang, a large allocation, or another model without a word."""
+    folder, content, logits = valid
+    rng = np.random.default_rng(seed)
+    before, refused = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
+    for _ in range(50):
+        (folder / artefact.WEIGHTS).write_bytes(corrupt(content, rng))
+        try:
+            model, _ = artefact.load(folder)
+        except ValueError:
+            refused += 1
+        else:
+            with torch.no_grad():
+                assert torch.equal(model(**batch).logits, logits)
+    assert refused >= 35  # what is left hit a byte with its own value, or the order of the header
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_damaged_config_is_refused_or_harmless(valid, batch, seed):
+    folder, _, logits = valid
+    text = (folder / "config.json").read_text()
+    rng = np.random.default_rng(seed)
+    for _ in range(40):
+        at, new = int(rng.integers(len(text))), chr(int(rng.integers(32, 127)))
+        (folder / "config.json").write_text(text[:at] + new + text[at + 1 :])
+        try:
+            model, _ = artefact.load(folder)
+        except (ValueError, TypeError, OSError, KeyError, AttributeError):
+            continue  # the rest are transformers' own words for a config that is no config
+        with torch.no_grad():
+            assert torch.equal(model(**batch).logits, logits), (text[at - 20 : at + 20], new)
 
 
 def test_a_digest_sees_type_shape_and_content():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 plots = pytest.importorskip("xtclib.plots", exc_type=ImportError)
+from xtclib.ledger import Entry  # noqa: E402
 from xtclib.results import Record  # noqa: E402
 
 
@@ -214,8 +215,7 @@ def test_scores_heatmap():
 def test_ledger_adds_up():
     names = ["bert.encoder.layer.0.attention.self.query.weight", "bert.encoder.layer.1.output.x",
              "bert.embeddings.word_embeddings.weight", "classifier.bias", "header"]  # fmt: skip
-    rows = [{"tensor": n, "shape": (i,), "dtype": "uint8", "bytes": 10 * i + 1}
-            for i, n in enumerate(names)]  # fmt: skip
+    rows = [Entry(n, (i,), "uint8", 10 * i + 1, i, 8, 1) for i, n in enumerate(names)]
     (tree,) = plots.ledger(rows).data
     sizes = dict(zip(tree.ids, tree.values, strict=True))
     assert sizes["file"] == 105 and sizes["layers"] == 12 and sizes["layers/layer 2"] == 11

@@ -12,6 +12,7 @@ from transformers import (
 
 from xtclib import artefact, recipes
 from xtclib.layers import PackedEmbedding, PackedLinear
+from xtclib.ledger import byte_ledger
 from xtclib.techniques import LayerReduction, Quantize, Storage, apply_all
 
 SMALL = {"pooler": "int8-row", "positions": "int8-row"}
@@ -50,8 +51,11 @@ def test_bert_base_on_disk(bert_base, tmp_path, layers, bits, storage, at_most):
     chosen += [quantize(bits), Storage(**storage)]
     packed, size = saved(bert_base, chosen, tmp_path / "a")
     assert 0.97 * at_most < size <= at_most
-    ledger = artefact.ledger(tmp_path / "a")
-    assert sum(row["bytes"] for row in ledger) == (tmp_path / "a/model.safetensors").stat().st_size
+    entries = byte_ledger(tmp_path / "a")
+    total = sum(entry.bytes for entry in entries)
+    assert total == (tmp_path / "a/model.safetensors").stat().st_size
+    # Of 174 MB of values at these widths, less than 2 % is header, padding and rounding up.
+    assert 1 < total / sum(entry.minimum for entry in entries) < 1.02
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "a")
     ids = torch.arange(1000, 1020).view(1, -1)
     with torch.no_grad():

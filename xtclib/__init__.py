@@ -41,6 +41,7 @@ _MODULES = {
     "grammar",
     "latency",
     "layers",
+    "ledger",
     "metrics",
     "mini",
     "mlm",

@@ -70,21 +70,23 @@ class XtcQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model, checkpoint_files=(), **kwargs) -> None:
         path = Path((checkpoint_files or [""])[0])
-        keys = check_file(path)
+        shapes = check_file(path)
+        _check_config(model, path)
         for config in self.quantization_config.techniques:
             technique(config).rebuild(model)
-        _check_keys(model, keys, path)
+        _check_tensors(model, shapes, path)
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         return model
 
     def get_state_dict_and_metadata(self, model):
-        """Floats as fp16, bytes as they are, and a sha256 for each."""
+        """Floats as fp16, bytes as they are, a sha256 for each, and what the config must say."""
         tensors = {
             name: (t.detach().half() if t.is_floating_point() else t.detach()).cpu().contiguous()
             for name, t in model.state_dict().items()
         }
-        return tensors, {"xtc": json.dumps({name: digest(t) for name, t in tensors.items()})}
+        sums = {name: digest(t) for name, t in tensors.items()}
+        return tensors, {"xtc": json.dumps(sums), "xtc_config": json.dumps(_numeric(model.config))}
 
 
 def digest(tensor: Tensor) -> str:
@@ -99,17 +101,31 @@ def digest(tensor: Tensor) -> str:
     ).hexdigest()
 
 
-def check_file(path: Path) -> set[str]:
-    """Names of the tensors in an artefact's file, after checking every one against its sha256.
+# What of a config decides the numbers, over BERT's relatives; a model may lack some.
+_NUMERIC = (
+    "model_type hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act "
+    "layer_norm_eps vocab_size max_position_embeddings type_vocab_size embedding_size "
+    "pad_token_id num_labels problem_type"
+).split()
 
-    Raises ``ValueError`` for a missing, truncated, foreign or altered file.
+
+def _numeric(config) -> dict:
+    found = {name: getattr(config, name) for name in _NUMERIC if hasattr(config, name)}
+    return {**found, "techniques": config.quantization_config.techniques}
+
+
+def check_file(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in an artefact's file, after checking every one.
+
+    Raises ``ValueError`` for a missing, truncated, foreign or altered file, and for NaN in it.
     """
     if not path.is_file():
         raise ValueError(f"no {WEIGHTS} at {path.parent}: the artefact's folder is incomplete")
+    shapes = {}
     try:
         with safe_open(path, "pt") as file:
-            sums = json.loads((file.metadata() or {}).get("xtc", "null"))
-            if not isinstance(sums, dict):
+            sums = _metadata(file, "xtc")
+            if sums is None:
                 raise ValueError(
                     f"{path.name} in {path.parent.name} carries no checksums of an xtc artefact: "
                     "it was written by another program; load it with its own, or pack it again"
@@ -121,32 +137,70 @@ def check_file(path: Path) -> set[str]:
                         f"{path.name}: tensor {name!r} is {'missing' if name in sums else 'extra'};"
                         " the file was altered, copy the artefact again"
                     )
-                if digest(file.get_tensor(name)) != sums[name]:
+                tensor = file.get_tensor(name)
+                if digest(tensor) != sums[name]:
                     raise ValueError(
                         f"{path.name}: tensor {name!r} does not match its sha256; the file was "
                         "altered or damaged, copy the artefact again"
                     )
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    raise ValueError(
+                        f"{path.name}: tensor {name!r} holds NaN or infinite values; the model "
+                        "was damaged before it was saved, pack it again"
+                    )
+                shapes[name] = tuple(tensor.shape)
     except SafetensorError as error:
         raise ValueError(
             f"{path.name} in {path.parent.name} cannot be read ({error}); the file is truncated or "
             "no safetensors file, copy the artefact again"
         ) from None
-    return names
+    return shapes
 
 
-def _check_keys(model: PreTrainedModel, keys: set[str], path: Path) -> None:
+def _metadata(file, key: str) -> dict | None:
+    """One JSON object of a file's metadata; ``None`` if it is absent or no object."""
+    try:
+        found = json.loads((file.metadata() or {}).get(key, "null"))
+    except json.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _check_config(model: PreTrainedModel, path: Path) -> None:
+    """``config.json`` must say of the computation what it said when the weights were written."""
+    with safe_open(path, "pt") as file:
+        written = _metadata(file, "xtc_config") or {}
+    here = json.loads(json.dumps(_numeric(model.config)))
+    for name, value in written.items():
+        if name in here and here[name] != value and name not in _HEAD:
+            raise ValueError(
+                f"config.json says {name}={here[name]!r}, but {path.name} was written with "
+                f"{value!r}: one of them was altered, copy the artefact again"
+            )
+
+
+_HEAD = "num_labels", "problem_type"  # a base model, or a task's own head, may differ here
+
+
+def _check_tensors(model: PreTrainedModel, shapes: dict, path: Path) -> None:
     """Missing and unexpected tensors are errors: nothing may be initialised at random."""
-    wanted = set(model.state_dict())
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     base = model.base_model_prefix + "."
     if model.base_model is model:  # AutoModel: the same tensors without head and prefix
-        keys = {k.removeprefix(base) for k in keys if k.startswith(base)}
-    missing, unexpected = sorted(wanted - keys), sorted(keys - wanted)
+        shapes = {k.removeprefix(base): v for k, v in shapes.items() if k.startswith(base)}
+    missing, unexpected = sorted(wanted.keys() - shapes), sorted(shapes.keys() - wanted)
     if missing or unexpected:
         raise ValueError(
             f"{path.name} does not fit {type(model).__name__}: missing {missing[:3] or 'nothing'}, "
             f"unexpected {unexpected[:3] or 'nothing'} ({len(missing)} and {len(unexpected)} in "
             "all); its config.json may belong to another file, or the class to another head"
         )
+    for name, shape in wanted.items():
+        if shapes[name] != shape:
+            raise ValueError(
+                f"{path.name}: tensor {name!r} has shape {shapes[name]}, but config.json makes it "
+                f"{shape}: one of them was altered, copy the artefact again"
+            )
 
 
 def finalize(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrainedModel:
@@ -210,14 +264,25 @@ def with_activations(model: PreTrainedModel, scheme: Scheme | str) -> PreTrained
     return model
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> Path:
-    """Writes an artefact whole or not at all; refuses a folder that holds something.
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    replace: bool = False,
+) -> Path:
+    """Writes an artefact whole or not at all.
 
-    Raises ``FileExistsError`` for a folder that is not empty.
+    ``replace``: an older artefact there goes once the new one is complete; otherwise raises
+    ``FileExistsError`` for a folder that is not empty. ``OSError`` if it cannot be written.
     """
-    with staged_folder(folder) as partial:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+    try:
+        with staged_folder(folder, replace) as partial:
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+    except SafetensorError as error:
+        raise OSError(
+            f"cannot write the artefact to {folder}: {error}; nothing there was changed"
+        ) from None
     return Path(folder)
 
 
@@ -239,28 +304,9 @@ def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         )
     except SafetensorError as error:
         raise ValueError(f"{WEIGHTS} in {folder} is truncated or damaged: {error}") from None
+    except RuntimeError as error:  # what transformers raises for weights of other shapes
+        raise ValueError(
+            f"{WEIGHTS} in {folder} does not fit config.json: one of them was altered, copy the "
+            f"artefact again ({str(error).splitlines()[0]})"
+        ) from None
     return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-def ledger(folder: str | Path) -> list[dict]:
-    """What every tensor of an artefact costs, largest first.
-
-    Rows of ``tensor``, ``shape`` as stored, ``dtype`` and ``bytes``; then ``header``, the file's
-    own bytes, so that the sum is the size on disk.
-    """
-    path = Path(folder) / WEIGHTS
-    rows = []
-    with safe_open(path, "pt") as file:
-        for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-            t = file.get_tensor(name)
-            rows.append(
-                {
-                    "tensor": name,
-                    "shape": tuple(t.shape),
-                    "dtype": str(t.dtype)[6:],
-                    "bytes": t.numel() * t.element_size(),
-                }
-            )
-    rows.sort(key=lambda row: -row["bytes"])
-    header = path.stat().st_size - sum(row["bytes"] for row in rows)
-    return [*rows, {"tensor": "header", "shape": (), "dtype": "json", "bytes": header}]

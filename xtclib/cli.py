@@ -97,6 +97,17 @@ def export(
 
 
 @app.command()
+def ledger(
+    folder: Annotated[Path, typer.Argument(help="A saved artefact or classifier.")],
+    rows: Annotated[int, typer.Option(help="How many tensors to list.")] = 12,
+) -> None:
+    """Show what every tensor of a file costs, and how close the file is to its minimum."""
+    from xtclib import ledger as ledgers
+
+    typer.echo(ledgers.table(ledgers.byte_ledger(folder), rows))
+
+
+@app.command()
 def pretrain(
     model: Annotated[str, typer.Argument(help="A folder or Hub id; built in: 'mini'.")],
     text: Annotated[

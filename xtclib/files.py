@@ -98,11 +98,12 @@ def check_new_folder(path: str | os.PathLike[str]) -> None:
 
 
 @contextmanager
-def staged_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+def staged_folder(path: str | os.PathLike[str], replace: bool = False) -> Iterator[Path]:
     """Build a folder as `.<name>.partial-…` beside `path`; rename it into place on success.
 
     On an error the partial folder is removed and `path` stays as it was. Raises
-    `FileExistsError` as `check_new_folder` does.
+    `FileExistsError` as `check_new_folder` does, unless `replace`: then an older folder is
+    removed once the new one is in its place.
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "artefact"
@@ -112,7 +113,8 @@ def staged_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     ['config.json']
     """
     path = Path(path)
-    check_new_folder(path)
+    if not (replace and path.is_dir() and not path.is_symlink()):
+        check_new_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(path)
     partial.mkdir()
@@ -121,12 +123,27 @@ def staged_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         for file in partial.rglob("*"):
             if file.is_file() and not file.is_symlink():
                 _flush_to_disk(file)
-        if path.is_dir():
-            path.rmdir()  # empty, as checked above; raises if something arrived meanwhile
-        os.rename(partial, path)
+        if path.is_dir() and replace:
+            _swap(partial, path)
+        else:
+            if path.is_dir():
+                path.rmdir()  # empty, as checked above; raises if something arrived meanwhile
+            os.rename(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Puts `new` in the place of `path`, and the old folder back should that fail."""
+    old = _beside(path)
+    os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except BaseException:
+        os.rename(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

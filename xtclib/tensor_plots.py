@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
+from xtclib.ledger import Entry
 from xtclib.plot_style import COLOURS, DASHES, GREY, log_ticks, marker_of, new_figure
 from xtclib.quantizers import Scheme, quantize, relative_error
 
@@ -222,23 +223,24 @@ def scores_heatmap(
     return figure
 
 
-def ledger(rows: Sequence[Mapping], title: str | None = None) -> go.Figure:
-    """What the bytes of an artefact go to, as nested areas; ``rows`` of ``artefact.ledger``.
+def ledger(entries: Sequence[Entry], title: str | None = None) -> go.Figure:
+    """What the bytes of an artefact go to, as nested areas; of ``ledger.byte_ledger``.
 
-    >>> figure = ledger([{"tensor": "bert.embeddings.word_embeddings.weight", "shape": (4, 2),
-    ...                   "dtype": "uint8", "bytes": 8}])
+    >>> figure = ledger([Entry("bert.embeddings.word_embeddings.weight", (4, 2), "uint8", 8, 64,
+    ...                        width=1, limit=8)])
     >>> figure.data[0].ids, figure.data[0].values
     (('file', 'embeddings', 'embeddings/word_embeddings.weight'), (8, 8, 8))
     """
-    paths = {row["tensor"]: _place(row["tensor"]) for row in rows}
+    paths = {entry.tensor: _place(entry.tensor) for entry in entries}
     sizes: dict[str, int] = {}
     notes: dict[str, str] = {}
-    for row in rows:
-        path = paths[row["tensor"]]
+    for entry in entries:
+        path = paths[entry.tensor]
         parts = path.split("/")
         for key in ("file", *("/".join(parts[: i + 1]) for i in range(len(parts)))):
-            sizes[key] = sizes.get(key, 0) + row["bytes"]
-        notes[path] = f"{row['dtype']} {' × '.join(map(str, row['shape']))}"
+            sizes[key] = sizes.get(key, 0) + entry.bytes
+        bits = f", {entry.bits:.3g} bits a value" if entry.values else ""
+        notes[path] = f"{entry.dtype} {' × '.join(map(str, entry.shape))}{bits}"
     tops = [k for k in sizes if k != "file" and "/" not in k]
     largest = max(tops, key=sizes.__getitem__)
     title = (
