@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from xtclib.artefact import digest
-from xtclib.packing import decode, encode, packed_length
+from xtclib.packing import decode, encode, pack_sparse, packed_length, unpack_sparse
 from xtclib.quantizers import Scheme
 
 TEXT = (Path(__file__).resolve().parent.parent / "FORMAT.md").read_text(encoding="utf-8")
@@ -42,3 +42,27 @@ def test_sums_are_of_type_shape_and_bytes(shape, text):
     assert digest(tensor) == wanted and f"torch.float16{text}" in TEXT.replace(
         "torch.uint8", "torch.float16"
     )
+
+
+HALVES = re.findall(r"^\| (-?[\d.]+) \| ([0-9a-f]{2} [0-9a-f]{2}) \|$", TEXT, re.M)
+SPARSE = re.findall(r"^\| ([-\d. ;]+) \| ([0-9a-f ]+) \| ([0-9a-f ]*)\|$", TEXT, re.M)
+
+
+@pytest.mark.parametrize("number, stored", HALVES)
+def test_fp16_vectors(number, stored):
+    tensor = torch.tensor([float(number)], dtype=torch.float16)
+    assert float(tensor) == float(number)
+    assert tensor.view(torch.uint8).tolist() == list(bytes.fromhex(stored))
+
+
+@pytest.mark.parametrize("rows, mask, values", SPARSE)
+def test_sparse_vectors(rows, mask, values):
+    matrix = torch.tensor([[float(x) for x in row.split()] for row in rows.split(";")])
+    packed, kept = pack_sparse(matrix)
+    assert packed.flatten().tolist() == list(bytes.fromhex(mask))
+    assert kept.view(torch.uint8).tolist() == list(bytes.fromhex(values))
+    assert torch.equal(unpack_sparse(packed, kept, matrix.shape[1]), matrix)
+
+
+def test_there_are_vectors_of_both():
+    assert len(HALVES) == 4 and len(SPARSE) == 3

@@ -1,10 +1,21 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xtclib.packing import decode, encode, pack, packed_length, storage_bits, unpack
+from xtclib.packing import (
+    decode,
+    encode,
+    pack,
+    pack_sparse,
+    packed_length,
+    storage_bits,
+    unpack,
+    unpack_sparse,
+)
 
 
 @given(
@@ -132,3 +143,36 @@ def test_trits_that_do_not_fit_are_refused():
         pack(torch.tensor([3]), 1.6)
     with pytest.raises(ValueError, match="a byte of 243 cannot hold five numbers to base 3"):
         unpack(torch.tensor([243], dtype=torch.uint8), 1.6, 5)
+
+
+@given(rows=st.integers(0, 5), columns=st.integers(0, 19), density=st.floats(0, 1),
+       seed=st.integers(0, 99))  # fmt: skip
+def test_sparse_round_trips(rows, columns, density, seed):
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.rand(rows, columns, generator=generator) < density
+    matrix = torch.randn(rows, columns, generator=generator).half().float() * kept
+    mask, values = pack_sparse(matrix)
+    assert mask.dtype == torch.uint8 and mask.shape == (rows, -(-columns // 8))
+    assert values.dtype == torch.float16 and len(values) == int((matrix != 0).sum())
+    assert torch.equal(unpack_sparse(mask, values, columns), matrix)
+    exact = torch.randn(rows, columns, generator=generator) * kept  # fp32 keeps every bit
+    assert torch.equal(unpack_sparse(*pack_sparse(exact, torch.float32), columns), exact)
+
+
+def test_a_tenth_of_the_weights_takes_a_twelfth_of_fp32():
+    torch.manual_seed(0)
+    matrix = torch.randn(768, 768) * (torch.rand(768, 768) < 0.1)
+    size = sum(t.numel() * t.element_size() for t in pack_sparse(matrix))
+    assert size / (4 * 768 * 768) == pytest.approx((1 + 16 * 0.1) / 32, rel=0.01)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e5, 1e-9])
+def test_sparse_values_that_fp16_cannot_hold_are_refused(value):
+    with pytest.raises(ValueError, match=r"shape \(2, 2\) holds values that torch.float16 cannot"):
+        pack_sparse(torch.tensor([[0.0, 1.0], [value, 0.0]]))
+
+
+def test_a_mask_and_values_that_do_not_belong_together_are_refused():
+    mask, values = pack_sparse(torch.eye(3))
+    with pytest.raises(ValueError, match="a mask with 3 ones came with 2 values"):
+        unpack_sparse(mask, values[:2], 3)
