@@ -69,7 +69,7 @@ def main() -> None:
         models = {n: m for n, m in models.items() if n in ["PyTorch fp32", *args.only.split(",")]}
     with torch.inference_mode():
         runs = {name: (lambda model=model: model(ids)) for name, model in models.items()}
-        times = latency.in_turns(runs, args.repeats)
+        times = latency.in_turns(runs, args.repeats, pause=0.1)
     print(
         f"{args.model}, {args.layers} layers, 1 bit, batch {args.batch}, length {args.length}, "
         f"{torch.get_num_threads()} threads, median of {args.repeats}"

@@ -25,11 +25,16 @@ def _quartiles(times: list[float]) -> dict[str, float]:
 
 
 def in_turns(
-    runs: Mapping[str, Callable[[], object]], repeats: int = 20, warm_up: int = 3
+    runs: Mapping[str, Callable[[], object]],
+    repeats: int = 20,
+    warm_up: int = 3,
+    pause: float = 0.0,
 ) -> dict[str, dict[str, float]]:
     """Milliseconds of each callable, measured in turns so that all meet the same machine.
 
     Gives ``median``, ``low`` and ``high`` (the quartiles) of ``repeats`` after ``warm_up``.
+    ``pause``: seconds to wait before each, followed by a run that is not counted. Give some where
+    several runtimes take turns: threads of one go on spinning for a while and slow the next down.
 
     >>> sorted(in_turns({"nothing": lambda: None}, repeats=2)["nothing"])
     ['high', 'low', 'median']
@@ -37,6 +42,10 @@ def in_turns(
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(warm_up + repeats):
         for name, run in runs.items():
+            if pause:
+                time.sleep(pause)
+                run()
+                _wait()
             start = time.perf_counter()
             run()
             _wait()

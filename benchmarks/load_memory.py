@@ -1,0 +1,109 @@
+"""What loading a packed model takes: seconds, and peak memory against what it then occupies.
+
+    python benchmarks/load_memory.py [--layers 12] [--repeats 3]
+
+BERT-base's shape at one bit, random weights. Each repeat is a fresh process, which first loads and
+runs a tiny packed model, so that the libraries' own memory is not counted. *Occupies*: bytes of the
+model's tensors, packed as loaded, and with the int8 weights of its first run. *Peak*: the process's
+highest resident memory less that before (Linux only). Not a timed test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForSequenceClassification, BertConfig
+
+from xtclib import architectures, artefact
+from xtclib.layers import PackedLinear
+from xtclib.techniques import LayerReduction, Quantize, Storage, apply_all
+
+
+def status(key: str) -> float:
+    """A line of this process's status, in MB of 10⁶ bytes."""
+    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) * 1024 / 1e6
+
+
+def occupied(model) -> float:
+    """MB of a model's parameters and buffers, and of the weights it unpacked."""
+    tensors = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        if isinstance(module, PackedLinear) and module._unpacked is not None:
+            tensors += module._unpacked[:2]
+    return sum(t.numel() * t.element_size() for t in tensors) / 1e6
+
+
+def measure(folder: str, tiny: str) -> dict[str, float]:
+    """Loads and runs the model of a folder in this process."""
+    ids = torch.arange(5, 21).view(1, -1)
+
+    def run(path: str):
+        start = time.perf_counter()
+        model = AutoModelForSequenceClassification.from_pretrained(path)
+        seconds, packed, loaded = time.perf_counter() - start, occupied(model), status("VmHWM")
+        with torch.inference_mode():
+            model(ids)
+        return {"seconds": seconds, "packed": packed, "loading": loaded,
+                "unpacked": occupied(model), "running": status("VmHWM")}  # fmt: skip
+
+    run(tiny)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = status("VmRSS")
+    found = run(folder)
+    return found | {"loading": found["loading"] - before, "running": found["running"] - before}
+
+
+def make(folder: Path, config: BertConfig, layers: int) -> Path:
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    chosen = [Quantize(), Storage(pooler="int8-row", positions="int8-row")]
+    if layers < config.num_hidden_layers:
+        chosen.insert(0, LayerReduction(layers=layers))
+    packed = artefact.finalize(apply_all(model, chosen), chosen)
+    start = time.perf_counter()
+    packed.save_pretrained(folder)
+    print(f"{layers} layers: saved in {time.perf_counter() - start:.2f} s, "
+          f"{(folder / artefact.WEIGHTS).stat().st_size / 1e6:.2f} MB")  # fmt: skip
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--folders", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.folders:
+        print(json.dumps(measure(*args.folders)))
+        return
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        tiny_config = BertConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=2,
+                                 intermediate_size=64, vocab_size=99)  # fmt: skip
+        tiny = make(Path(folder, "tiny"), tiny_config, 1)
+        target = make(Path(folder, "model"), architectures.config_of("bert-base"), args.layers)
+        command = [sys.executable, __file__, "--folders", str(target), str(tiny)]
+        found = [
+            json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
+            for _ in range(args.repeats)
+        ]
+    middle = {key: statistics.median(run[key] for run in found) for key in found[0]}
+    print(f"loaded in {middle['seconds']:.2f} s (medians of {args.repeats} processes)")
+    for name, own, peak in (("packed", "packed", "loading"), ("unpacked", "unpacked", "running")):
+        print(f"{name:<10}occupies {middle[own]:>7.1f} MB, peak {middle[peak]:>7.1f} MB: "
+              f"{middle[peak] / middle[own]:.2f} ×")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
