@@ -10,7 +10,7 @@ FLOORS = {
     "ground": "files costs quantizers distillation packing published",
     "one": "layers attention glue metrics english grammar mini",
     "two": "architectures breakdown latency first_principles models techniques",
-    "three": "artefact ledger onnx_export recipes batches evaluation",
+    "three": "artefact ledger onnx_export deployment recipes batches evaluation",
     "four": "training teachers mlm",
     "five": "settings results study",
     "top": "plot_style cost_plots tensor_plots plots widgets cli",

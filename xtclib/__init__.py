@@ -32,6 +32,7 @@ _MODULES = {
     "breakdown",
     "cost_plots",
     "costs",
+    "deployment",
     "distillation",
     "english",
     "evaluation",

@@ -33,8 +33,9 @@ def in_turns(
     """Milliseconds of each callable, measured in turns so that all meet the same machine.
 
     Gives ``median``, ``low`` and ``high`` (the quartiles) of ``repeats`` after ``warm_up``.
-    ``pause``: seconds to wait before each, followed by a run that is not counted. Give some where
-    several runtimes take turns: threads of one go on spinning for a while and slow the next down.
+    ``pause``: seconds to wait before each, followed by a run that is not counted, unless runs take
+    half a second. Give some where several runtimes take turns: threads of one go on spinning for a
+    while and slow the next down.
 
     >>> sorted(in_turns({"nothing": lambda: None}, repeats=2)["nothing"])
     ['high', 'low', 'median']
@@ -44,8 +45,9 @@ def in_turns(
         for name, run in runs.items():
             if pause:
                 time.sleep(pause)
-                run()
-                _wait()
+                if not times[name] or times[name][-1] < 500:
+                    run()
+                    _wait()
             start = time.perf_counter()
             run()
             _wait()

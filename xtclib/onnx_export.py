@@ -232,17 +232,18 @@ def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dy
             if scheme is not None and activations == "dynamic":
                 scheme = DYNAMIC
             replace_module_(model, name, _OnnxLinear(module, table, scheme))
+    return write_bytes(path, to_onnx(model, about(model, activations)))
+
+
+def about(model: PreTrainedModel, activations: str) -> dict[str, str]:
+    """The metadata that :class:`OnnxModel` reads."""
     config = model.config
-    about = {
-        "xtc": json.dumps(
-            {
-                "activations": activations,
-                "labels": list(config.id2label.values()),
-                "max_length": config.max_position_embeddings,
-            }
-        )
+    said = {
+        "activations": activations,
+        "labels": list(config.id2label.values()),
+        "max_length": config.max_position_embeddings,
     }
-    return write_bytes(path, to_onnx(model, about))
+    return {"xtc": json.dumps(said)}
 
 
 def to_onnx(model: PreTrainedModel, metadata: dict[str, str] | None = None) -> bytes:

@@ -1,0 +1,91 @@
+"""A real student's answers in every scheme and runtime, over a whole dev set.
+
+    python benchmarks/onnx_agreement.py --glue-dir FOLDER [--task sst2] [--budget 2000steps]
+                                        [--recipes xtc-1bit,xtc-1bit-uint8] [--out FILE.json]
+
+Takes the students of profile ``minilm`` from the cache, or trains them. For each: the metric in
+PyTorch with the scheme it was trained with and with ONNX's (uint8, one scale a tensor), and in ONNX
+Runtime with both; how many labels agree with the scheme that is deployed, and how far the logits
+are apart. Then the same rows one at a time: one scale a tensor makes an answer depend on its batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from datetime import datetime, timezone
+from pathlib import Path
+
+import onnxruntime
+import transformers
+
+from xtclib import artefact, deployment, evaluation, files, metrics, onnx_export, study
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--glue-dir", required=True)
+    parser.add_argument("--task", default="sst2")
+    parser.add_argument("--budget", default="2000steps")
+    parser.add_argument("--recipes", default="xtc-1bit,xtc-1bit-uint8")
+    parser.add_argument("--out", help="a JSON file")
+    args = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    found = []
+    for name in args.recipes.split(","):
+        run = study.compress(
+            name, args.task, "minilm", args.budget, 0, args.glue_dir, progress=False
+        )
+        found += compare(name, run)
+    if args.out:
+        about = {
+            "task": args.task, "budget": args.budget, "seed": 0, "rows": found,
+            "machine": study._machine(), "commit": study._commit(),
+            "versions": study._versions() | {"onnxruntime": onnxruntime.__version__},
+            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        }  # fmt: skip
+        files.write_json(args.out, about)
+
+
+def compare(name: str, run: study.Run) -> list[dict]:
+    """Rows of one student: what runs, against what, metric, agreement."""
+    ((split_name, split),) = run.data.evaluation.items()
+    trained = run.student
+    tensor = artefact.with_activations(trained, onnx_export.DYNAMIC)
+    with tempfile.TemporaryDirectory() as folder:
+        onnx_files = {
+            chosen: onnx_export.OnnxModel(
+                onnx_export.export_onnx(trained, Path(folder, f"{chosen}.onnx"), chosen)
+            )
+            for chosen in onnx_export.ACTIVATIONS
+        }
+
+    def predict(model, batch: int = 64):
+        return evaluation.predict(model, run.tokenizer, split, 128, batch)
+
+    own, dynamic = predict(trained), predict(tensor)
+    cases = [
+        ("PyTorch, as trained", own, "itself", own),
+        ("PyTorch, ONNX's scheme", dynamic, "PyTorch, as trained", own),
+        ("ONNX, as trained", predict(onnx_files["trained"]), "PyTorch, as trained", own),
+        ("ONNX, ONNX's scheme", predict(onnx_files["dynamic"]), "PyTorch, ONNX's scheme", dynamic),
+        ("PyTorch, as trained, one by one", predict(trained, 1), "PyTorch, as trained", own),
+        ("PyTorch, ONNX's scheme, one by one", predict(tensor, 1), "PyTorch, ONNX's scheme",
+         dynamic),
+    ]  # fmt: skip
+    rows = []
+    print(f"\n{name}, {run.data.task.name} {split_name}, {len(split.labels)} rows")
+    for what, logits, against, wanted in cases:
+        decided = evaluation.decide(run.data.task, logits)
+        score = metrics.score(run.data.task, decided, split.labels)
+        row = {"recipe": name, "what": what, "against": against, "metrics": score,
+               **deployment.agreement(wanted, logits)}  # fmt: skip
+        rows.append(row)
+        shown = ", ".join(f"{k} {v:.2f}" for k, v in score.items())
+        print(f"{what:<36}{shown:<18}{row['labels']:>7.2f} % of labels as {against:<24}"
+              f"logits apart {row['median']:.1e}, at most {row['largest']:.1e}")  # fmt: skip
+    return rows
+
+
+if __name__ == "__main__":
+    main()
