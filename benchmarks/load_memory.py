@@ -19,12 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from xtclib import architectures, artefact
+from xtclib import architectures, artefact, files, study
 from xtclib.layers import PackedLinear
 from xtclib.techniques import LayerReduction, Quantize, Storage, apply_all
 
@@ -65,7 +67,8 @@ def measure(folder: str, tiny: str) -> dict[str, float]:
     return found | {"loading": found["loading"] - before, "running": found["running"] - before}
 
 
-def make(folder: Path, config: BertConfig, layers: int) -> Path:
+def make(folder: Path, config: BertConfig, layers: int) -> dict[str, float]:
+    """Writes a packed model of random weights; how long that took and how large it is."""
     model = AutoModelForSequenceClassification.from_config(config).eval()
     chosen = [Quantize(), Storage(pooler="int8-row", positions="int8-row")]
     if layers < config.num_hidden_layers:
@@ -73,36 +76,47 @@ def make(folder: Path, config: BertConfig, layers: int) -> Path:
     packed = artefact.finalize(apply_all(model, chosen), chosen)
     start = time.perf_counter()
     packed.save_pretrained(folder)
-    print(f"{layers} layers: saved in {time.perf_counter() - start:.2f} s, "
-          f"{(folder / artefact.WEIGHTS).stat().st_size / 1e6:.2f} MB")  # fmt: skip
-    return folder
+    seconds = time.perf_counter() - start
+    return {"saving": seconds, "file": (folder / artefact.WEIGHTS).stat().st_size / 1e6}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", help="a JSON file")
     parser.add_argument("--folders", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.folders:
         print(json.dumps(measure(*args.folders)))
         return
+    transformers.logging.disable_progress_bar()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         tiny_config = BertConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=2,
                                  intermediate_size=64, vocab_size=99)  # fmt: skip
-        tiny = make(Path(folder, "tiny"), tiny_config, 1)
-        target = make(Path(folder, "model"), architectures.config_of("bert-base"), args.layers)
-        command = [sys.executable, __file__, "--folders", str(target), str(tiny)]
-        found = [
+        make(Path(folder, "tiny"), tiny_config, 1)
+        saved = make(Path(folder, "model"), architectures.config_of("bert-base"), args.layers)
+        command = [sys.executable, __file__, "--folders", f"{folder}/model", f"{folder}/tiny"]
+        runs = [
             json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
             for _ in range(args.repeats)
         ]
-    middle = {key: statistics.median(run[key] for run in found) for key in found[0]}
-    print(f"loaded in {middle['seconds']:.2f} s (medians of {args.repeats} processes)")
+    found = saved | {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    print(f"{args.layers} layers, {found['file']:.2f} MB: saved in {found['saving']:.2f} s, "
+          f"loaded in {found['seconds']:.2f} s (medians of {args.repeats} processes)")  # fmt: skip
     for name, own, peak in (("packed", "packed", "loading"), ("unpacked", "unpacked", "running")):
-        print(f"{name:<10}occupies {middle[own]:>7.1f} MB, peak {middle[peak]:>7.1f} MB: "
-              f"{middle[peak] / middle[own]:.2f} ×")  # fmt: skip
+        print(f"{name:<10}occupies {found[own]:>7.1f} MB, peak {found[peak]:>7.1f} MB: "
+              f"{found[peak] / found[own]:.2f} ×")  # fmt: skip
+    if args.out:
+        about = {
+            "model": f"bert-base, {args.layers} layers", "student": "1 bit",
+            "megabytes and seconds": {key: round(value, 3) for key, value in found.items()},
+            "repeats": args.repeats, "machine": study._machine(), "versions": study._versions(),
+            "commit": study._commit(),
+            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        }  # fmt: skip
+        files.write_json(args.out, about)
 
 
 if __name__ == "__main__":

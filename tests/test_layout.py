@@ -13,7 +13,7 @@ FLOORS = {
     "three": "artefact ledger onnx_export deployment recipes batches evaluation",
     "four": "training teachers mlm",
     "five": "settings results study",
-    "top": "plot_style cost_plots tensor_plots plots widgets cli",
+    "top": "plot_style cost_plots deployment_plots tensor_plots plots widgets cli",
 }
 ORDER = [(floor, name) for floor, names in FLOORS.items() for name in names.split()]
 MODULES = [name for _, name in ORDER]

@@ -66,3 +66,17 @@ def test_a_model_that_is_not_packed_has_a_ledger_too(bert, tmp_path):
 def test_a_folder_without_a_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="no model.safetensors in .*: expected an artefact"):
         ledger.byte_ledger(tmp_path)
+
+
+def test_a_plan_is_the_file_to_a_few_bytes(bert12, tmp_path):
+    chosen = [
+        LayerReduction(),
+        Quantize("ternary", "int4-row"),
+        Storage("uint8-row", "binary-row", length=16, ternary=1.6),
+    ]
+    planned = ledger.plan(bert12.config, chosen)
+    assert bert12.config.num_hidden_layers == 12 and bert12.config.max_position_embeddings == 64
+    artefact.finalize(apply_all(bert12, chosen), chosen).save_pretrained(tmp_path / "a")
+    found = ledger.byte_ledger(tmp_path / "a")
+    assert sorted(map(str, planned[:-1])) == sorted(map(str, found[:-1]))
+    assert planned[-1].bytes == pytest.approx(found[-1].bytes, rel=0.15)

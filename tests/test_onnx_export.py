@@ -3,7 +3,6 @@
 import copy
 import itertools
 import json
-from collections import Counter
 
 import pytest
 import torch
@@ -44,16 +43,6 @@ def packed(model, techniques):
 def difference(ours, theirs, batch):
     with torch.no_grad():
         return float((ours(**batch).logits - theirs(**batch).logits).abs().max())
-
-
-def optimized(path, tmp_path):
-    """What ONNX Runtime makes of a file while it loads: its nodes, counted."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    graph = onnx.load(options.optimized_model_filepath).graph
-    return Counter(node.op_type for node in graph.node)
 
 
 WEIGHTS = "binary", "ternary-row", "int4-group8", "int8", "uint4-row", "uint8"
@@ -124,9 +113,7 @@ def test_quantized_attention_deploys_at_uint8(bert, batch, tmp_path):
     path = onnx_export.export_onnx(model, tmp_path / "a.onnx")
     found = onnx_export.OnnxModel(path)
     assert difference(found, model, batch) < 0.1  # int8 against uint8: not the same numbers
-    graph = onnx.load(path).graph
-    round_trips = sum(node.op_type == "DequantizeLinear" for node in graph.node)
-    assert round_trips == 4 * len(bert.bert.encoder.layer)
+    assert onnx_export.operators(path)["DequantizeLinear"] == 4 * len(bert.bert.encoder.layer)
     assert difference(found, plain, batch) > 0
 
 
@@ -147,7 +134,7 @@ def test_batch_length_masks_and_labels_travel(exported):
     assert not torch.equal(types, found(ids).logits)
 
 
-def test_the_file_holds_bits_and_the_runtime_int8_kernels(exported, tmp_path):
+def test_the_file_holds_bits_and_the_runtime_int8_kernels(exported):
     model, path = exported
     graph = onnx.load(path).graph
     onnx.checker.check_model(str(path), full_check=True)
@@ -159,7 +146,7 @@ def test_the_file_holds_bits_and_the_runtime_int8_kernels(exported, tmp_path):
     assert sum(int(torch.tensor(i.dims).prod()) for i in wide) < 50
     content = path.read_bytes()
     assert b".py" not in content and b"site-packages" not in content
-    count, layers = optimized(path, tmp_path), 2
+    count, layers = onnx_export.operators(path, optimized=True), 2
     # Query, key and value share one DynamicQuantizeLinear; the other three have theirs inside.
     assert count["DynamicQuantizeMatMul"] == 3 * layers
     assert count["MatMulIntegerToFloat"] == 3 * layers

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import BertConfig
 
 widgets = pytest.importorskip("xtclib.widgets", exc_type=ImportError)
 WEIGHTS = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
@@ -56,3 +57,16 @@ def test_breakdown_explorer_without_anywidget(monkeypatch):
     assert len(view.outputs) == 1
     controls.children[1].value = 4
     assert len(view.outputs) == 1 and sentence.value.startswith("<b>2.0 M")
+
+
+def test_size_explorer_plans_the_file():
+    figure, controls, sentence = widgets.size_explorer(BertConfig(), layers=6).children
+    by_name = {control.description: control for control in controls.children}
+    assert list(by_name) == ["layers", "weights", "pooler", "positions", "length"]
+    assert sentence.value.startswith("<b>9.4") and "46 × smaller" in sentence.value
+    by_name["pooler"].value, by_name["length"].value = "1 bit", 128
+    assert sentence.value.startswith("<b>8.6") and "51 × smaller" in sentence.value
+    by_name["weights"].value = "ternary, 1.6 bits"
+    before = figure.data[0].values[0]
+    by_name["weights"].value = "ternary, 2 bits"
+    assert figure.data[0].values[0] > 1.15 * before

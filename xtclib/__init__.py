@@ -33,6 +33,7 @@ _MODULES = {
     "cost_plots",
     "costs",
     "deployment",
+    "deployment_plots",
     "distillation",
     "english",
     "evaluation",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +10,17 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from xtclib.artefact import WEIGHTS
 from xtclib.layers import _Packed
-from xtclib.techniques import technique
+from xtclib.models import trim_positions_
+from xtclib.techniques import LayerReduction, Storage, Technique, technique
 
 
 @dataclass(frozen=True)
@@ -52,51 +59,75 @@ def byte_ledger(folder: str | Path) -> list[Entry]:
     path = Path(folder) / WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"no {WEIGHTS} in {folder}: expected an artefact's folder")
-    packed = _packed_layers(Path(folder))
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    held = getattr(config, "quantization_config", None) or {"techniques": ()}
+    packed = _packed_layers(_empty(config, held["techniques"]))
     entries = []
     with safe_open(path, "pt") as file:
         for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
             tensor = file.get_slice(name)
-            shape = tuple(tensor.get_shape())
             dtype = getattr(torch, _TYPES[tensor.get_dtype()])
-            count, width = math.prod(shape), 8.0 * dtype.itemsize
-            values, bits, limit = count, width, width
-            layer = packed.get(name)
-            if layer is not None:
-                values, bits = layer.rows * layer.columns, layer.width
-                limit = math.log2(_levels(layer.weights))
-            entries.append(
-                Entry(
-                    tensor=name,
-                    shape=shape,
-                    dtype=str(dtype)[6:],
-                    bytes=count * dtype.itemsize,
-                    values=values,
-                    width=bits,
-                    limit=values * limit / 8,
-                )
-            )
-    entries.sort(key=lambda entry: -entry.bytes)
+            entries.append(_entry(name, tuple(tensor.get_shape()), dtype, packed.get(name)))
     header = path.stat().st_size - sum(entry.bytes for entry in entries)
+    return _with_header(entries, header)
+
+
+def plan(config: PretrainedConfig, techniques: Sequence[Technique]) -> list[Entry]:
+    """The ledger that a model of this config will have, before anything is trained or packed.
+
+    Exact but for the header, whose JSON is counted at 230 bytes a tensor.
+
+    >>> from transformers import BertConfig
+    >>> from xtclib.techniques import Quantize
+    >>> entries = plan(BertConfig(), [Quantize(), Storage("int8-row", "int8-row")])
+    >>> round(sum(entry.bytes for entry in entries) / 1e6, 1)
+    14.9
+    """
+    model = _empty(config, techniques, new=True)
+    packed = _packed_layers(model)
+    entries = [
+        _entry(name, tuple(t.shape), torch.float16 if t.is_floating_point() else t.dtype,
+               packed.get(name))
+        for name, t in model.state_dict().items()
+    ]  # fmt: skip
+    return _with_header(entries, 230 * len(entries))
+
+
+def _with_header(entries: list[Entry], header: int) -> list[Entry]:
+    entries.sort(key=lambda entry: -entry.bytes)
     return [*entries, Entry("header", (), "json", header, 0, 0, 0)]
 
 
 _TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "U8": "uint8", "I64": "int64"}
 
 
-def _levels(scheme) -> int:
-    low, high = scheme.levels
-    return 2 if scheme.family == "binary" else high - low + 1
+def _entry(name: str, shape: tuple, dtype: torch.dtype, layer: _Packed | None) -> Entry:
+    values, width = math.prod(shape), 8.0 * dtype.itemsize
+    size, limit = values * dtype.itemsize, width
+    if layer is not None:
+        low, high = layer.weights.levels
+        values, width = layer.rows * layer.columns, layer.width
+        limit = math.log2(2 if layer.weights.family == "binary" else high - low + 1)
+    return Entry(name, shape, str(dtype)[6:], size, values, width, values * limit / 8)
 
 
-def _packed_layers(folder: Path) -> dict[str, _Packed]:
-    """Packed layers by the name of their bytes, from the config alone: no weight is read."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    held = getattr(config, "quantization_config", None) or {}
+def _empty(
+    config: PretrainedConfig, techniques: Sequence[Technique | dict], new: bool = False
+) -> PreTrainedModel:
+    """A finalized model without memory; ``new``: the config is the teacher's, not the student's."""
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config)
-    for item in held.get("techniques", ()) if isinstance(held, dict) else held.techniques:
-        technique(item).rebuild(model)
+        model = AutoModelForSequenceClassification.from_config(copy.deepcopy(config))
+    for item in map(technique, techniques):
+        if new and isinstance(item, LayerReduction):
+            model = item.apply(model)
+        if new and isinstance(item, Storage) and item.length is not None:
+            trim_positions_(model, min(item.length, model.config.max_position_embeddings))
+        item.rebuild(model)
+    return model
+
+
+def _packed_layers(model: PreTrainedModel) -> dict[str, _Packed]:
+    """Packed layers by the name of their bytes."""
     return {f"{n}.weight": m for n, m in model.named_modules() if isinstance(m, _Packed)}
 
 

@@ -20,7 +20,9 @@ import inspect
 import io
 import json
 import logging
+import tempfile
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -281,6 +283,22 @@ def trace(
             verbose=False,
         )
     return _serialized(program.model, metadata or {})
+
+
+def operators(path: str | Path, optimized: bool = False) -> Counter[str]:
+    """How often each operator stands in an ONNX file, or in what ONNX Runtime makes of it."""
+    import onnx
+
+    if not optimized:
+        return Counter(node.op_type for node in onnx.load(str(path)).graph.node)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns that the result suits this machine alone
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return operators(options.optimized_model_filepath)
 
 
 def _require_onnx() -> None:

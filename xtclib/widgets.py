@@ -9,11 +9,13 @@ from dataclasses import replace
 import ipywidgets as ui
 import plotly.graph_objects as go
 from torch import Tensor
-from transformers import BertConfig
+from transformers import BertConfig, PretrainedConfig
 
 from xtclib import cost_plots, plots
 from xtclib.breakdown import break_down
+from xtclib.ledger import plan
 from xtclib.quantizers import Scheme, relative_error
+from xtclib.techniques import LayerReduction, Quantize, Storage
 
 _FAMILIES = {1: "binary", 2: "ternary"}
 
@@ -114,6 +116,63 @@ def breakdown_explorer(
     for control in sliders.values():
         control.observe(redraw, "value")
     return ui.VBox([view, ui.VBox(list(sliders.values())), sentence])
+
+
+_WEIGHTS = {  # scheme, and the width of ternary weights
+    "1 bit": ("binary", 2),
+    "ternary, 1.6 bits": ("ternary", 1.6),
+    "ternary, 2 bits": ("ternary", 2),
+    "4 bits": ("int4", 2),
+    "8 bits": ("int8", 2),
+}
+
+
+def size_explorer(config: PretrainedConfig, layers: int | None = None) -> ui.VBox:
+    """The file of a model of this config, before it exists, under a control for each choice.
+
+    ``.children`` are the byte ledger as nested areas, the controls and a sentence; MB are 10⁶
+    bytes, fp32 is counted at 4 bytes a parameter.
+
+    >>> size_explorer(BertConfig(), layers=6).children[-1].value
+    '<b>9.46 MB, 46 × smaller than fp32</b>, 0.6 % above the minimum of its widths'
+    """
+    depth, positions = config.num_hidden_layers, config.max_position_embeddings
+    rest = {"8 bits": "int8-row", "1 bit": "binary-row", "fp16": None}
+    shorter = [n for n in (64, 128, 256) if n < positions]
+    controls = {
+        "layers": ui.IntSlider(layers or depth, min=1, max=depth),
+        "weights": ui.Dropdown(options=list(_WEIGHTS)),
+        "pooler": ui.Dropdown(options=list(rest)),
+        "positions": ui.Dropdown(options=list(rest)),
+        "length": ui.SelectionSlider(options=[*shorter, positions], value=positions),
+    }
+    for name, control in controls.items():
+        control.description, control.continuous_update = name, False
+        control.style.description_width = "7em"
+    sentence = ui.HTML()
+    full = 4 * break_down(config).parameters
+
+    def make() -> go.Figure:
+        scheme_, width = _WEIGHTS[controls["weights"].value]
+        techniques = [
+            Quantize(scheme_, f"{scheme_}-row"),
+            Storage(*(rest[controls[n].value] for n in ("pooler", "positions")),
+                    controls["length"].value, width),
+        ]  # fmt: skip
+        if controls["layers"].value < depth:
+            techniques.insert(0, LayerReduction(layers=controls["layers"].value))
+        entries = plan(config, techniques)
+        size, least = sum(e.bytes for e in entries), sum(e.minimum for e in entries)
+        sentence.value = (
+            f"<b>{size / 1e6:.2f} MB, {full / size:.0f} × smaller than fp32</b>, "
+            f"{100 * (size / least - 1):.1f} % above the minimum of its widths"
+        )
+        return plots.ledger(entries, f"{size / 1e6:.2f} MB, {full / size:.0f} × smaller than fp32")
+
+    view, redraw = _live(make)
+    for control in controls.values():
+        control.observe(redraw, "value")
+    return ui.VBox([view, ui.VBox(list(controls.values())), sentence])
 
 
 def _live(make: Callable[[], go.Figure]) -> tuple[ui.DOMWidget, Callable]:
