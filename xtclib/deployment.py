@@ -199,13 +199,14 @@ def noise_by_depth(
 
 
 def read_measured(path: str | Path) -> dict:
-    """What ``benchmarks/deployment.py`` wrote: latencies and sizes with machine and versions.
+    """What a benchmark wrote with ``--out``: rows, with machine, versions and commit.
 
     Raises ``FileNotFoundError`` that says how to make it.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"no measurements at {path}: write them by `python benchmarks/deployment.py`"
+            f"no measurements at {path}: deployment.py, load_memory.py and onnx_agreement.py in "
+            "benchmarks/ write them by --out"
         )
     return json.loads(path.read_text(encoding="utf-8"))

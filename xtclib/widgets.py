@@ -134,7 +134,7 @@ def size_explorer(config: PretrainedConfig, layers: int | None = None) -> ui.VBo
     bytes, fp32 is counted at 4 bytes a parameter.
 
     >>> size_explorer(BertConfig(), layers=6).children[-1].value
-    '<b>9.46 MB, 46 × smaller than fp32</b>, 0.6 % above the minimum of its widths'
+    '<b>9.45 MB, 46 × smaller than fp32</b>, 0.4 % above the minimum of its widths'
     """
     depth, positions = config.num_hidden_layers, config.max_position_embeddings
     rest = {"8 bits": "int8-row", "1 bit": "binary-row", "fp16": None}
