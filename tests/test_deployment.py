@@ -99,7 +99,7 @@ def test_speed_shows_ratios_in_a_panel_a_batch():
     assert [list(t.y) for t in packed] == [[4, 4], [4, 4]] and [t.xaxis for t in packed] == [
         "x", "x2",
     ]  # fmt: skip
-    assert sum(bool(t.showlegend) for t in figure.data) == 2
+    assert sum(bool(t.showlegend) for t in figure.data) == 1 and len(figure.layout.shapes) == 2
 
 
 def test_size_and_speed_is_of_one_shape():

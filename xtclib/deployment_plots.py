@@ -55,20 +55,22 @@ def widths(title: str | None = None) -> go.Figure:
 
 
 def speed(rows: Sequence[Mapping], title: str | None = None) -> go.Figure:
-    """How many times as fast as the first runtime each is, over lengths, a panel a batch size.
+    """How many times as fast as the first runtime (the dotted line) each is, a panel a batch size.
 
     ``rows`` of :func:`xtclib.deployment.latencies`.
     """
-    names = list(dict.fromkeys(row["runtime"] for row in rows))
+    base, *names = dict.fromkeys(row["runtime"] for row in rows)
     batches = sorted({row["batch"] for row in rows})
     lengths = sorted({row["length"] for row in rows})
     ours = [row for row in rows if row["runtime"] == "ONNX packed"]
     if title is None and ours:
         low, high = (f(1 / row["ratio"] for row in ours) for f in (min, max))
-        title = f"A packed ONNX file runs {low:.1f} to {high:.1f} × as fast as {names[0]}"
+        title = f"A packed ONNX file runs {low:.1f} to {high:.1f} × as fast as {base}"
     panels = {"rows": len(batches), "cols": 1, "vertical_spacing": 0.13, "shared_xaxes": True,
               "subplot_titles": [f"batch {batch}" for batch in batches]}  # fmt: skip
     figure = new_figure(title or "How fast each runtime is", 250 * len(batches) + 150, panels, 14)
+    for panel in range(1, len(batches) + 1):
+        figure.add_hline(y=1, line={"color": GREY, "dash": "dot"}, row=panel, col=1)
     for i, name in enumerate(names):
         for panel, batch in enumerate(batches, 1):
             here = [r for r in rows if r["runtime"] == name and r["batch"] == batch]
@@ -85,7 +87,7 @@ def speed(rows: Sequence[Mapping], title: str | None = None) -> go.Figure:
     ticks = log_ticks(min(ratios), max(ratios))
     figure.update_xaxes(type="log", tickvals=lengths, ticktext=[str(n) for n in lengths])
     figure.update_xaxes(title_text="tokens in each sequence", row=len(batches), col=1)
-    figure.update_yaxes(type="log", title_text=f"× as fast as {names[0]}", tickvals=ticks,
+    figure.update_yaxes(type="log", title_text=f"× as fast as {base}", tickvals=ticks,
                         ticktext=[f"{t:g}" for t in ticks])  # fmt: skip
     return figure.update_layout(margin_b=60 + 24 * math.ceil(len(names) / 2))
 
@@ -165,4 +167,4 @@ def noise(lines: Mapping[str, Sequence[float]], title: str | None = None) -> go.
     figure.update_xaxes(title_text="layer (0: embeddings)", dtick=1 if len(values) < 14 else 2)
     figure.update_yaxes(type="log", title_text="relative difference", exponentformat="power",
                         dtick=1)  # fmt: skip
-    return figure.update_layout(margin_b=60 + 24 * len(lines))
+    return figure.update_layout(margin_b=90)
