@@ -3,8 +3,11 @@ import json
 import math
 import os
 import resource
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -248,6 +251,31 @@ def test_a_save_that_fails_leaves_nothing_behind(bert, tmp_path):
     with pytest.raises(OSError, match="disk full"):
         artefact.save(packed(bert), Broken(), tmp_path / "new")
     assert os.listdir(tmp_path) == []
+
+
+def test_what_is_pushed_to_the_hub_is_the_artefact(bert, tokenizer, batch, tmp_path, monkeypatch):
+    sent = tmp_path / "hub"
+    sent.mkdir()
+
+    class Hub:
+        def create_repo(self, repo_id, **_):
+            return SimpleNamespace(repo_id=repo_id)
+
+        def create_commit(self, operations, **_):
+            for item in operations:
+                shutil.copy(item.path_or_fileobj, sent / item.path_in_repo)
+
+    card = SimpleNamespace(save=lambda path: Path(path).write_text("card"))
+    monkeypatch.setattr("transformers.utils.hub.hf_api", Hub)
+    monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *a, **k: card)
+    model = packed(bert)
+    model.push_to_hub("me/one-bit")
+    tokenizer.push_to_hub("me/one-bit")
+    artefact.save(model, tokenizer, tmp_path / "local")
+    weights = [(folder / artefact.WEIGHTS).stat().st_size for folder in (sent, tmp_path / "local")]
+    assert weights[0] == weights[1]
+    with torch.no_grad():
+        assert torch.equal(artefact.load(sent)[0](**batch).logits, model(**batch).logits)
 
 
 FULL = """

@@ -4,7 +4,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from xtclib import artefact, cli, recipes
+from xtclib import artefact, cli, recipes, teachers
 from xtclib.results import Record
 from xtclib.settings import ROOT
 from xtclib.techniques import Quantize
@@ -130,6 +130,41 @@ def test_evaluating_a_damaged_artefact_is_one_line(xtc, bert, tokenizer, tmp_pat
     path.write_bytes(path.read_bytes()[:-9])
     code, _, err = xtc("evaluate", tmp_path / "a", "--profile", "smoke")
     assert code == 2 and "truncated" in err
+
+
+def test_export_then_evaluate_the_onnx_file(xtc, make_bert, tmp_path):
+    pytest.importorskip("onnxruntime")
+    tokenizer = teachers.load_tokenizer(BACKBONE.parent, 48)
+    model = make_bert(1)
+    model.resize_token_embeddings(len(tokenizer))
+    model = artefact.finalize(Quantize(activations="uint8").apply(model), [Quantize()])
+    folder = artefact.save(model, tokenizer, tmp_path / "a")
+    code, out, err = xtc("export", folder)
+    assert code == 0 and f"onnx     {folder / 'model.onnx'} (" in out, err
+    scores = []
+    for path in (folder, folder / "model.onnx"):
+        code, text, err = xtc("evaluate", path, "--profile", "smoke")
+        assert code == 0, err
+        scores.append(json.loads(text[text.index("{") : text.rindex("}") + 1]))
+    assert abs(scores[0]["dev"]["accuracy"] - scores[1]["dev"]["accuracy"]) < 2
+    code, _, err = xtc("export", folder, "--activations", "int4")
+    assert code == 2 and "activations must be one of dynamic, trained, received 'int4'" in err
+    make_bert(1).save_pretrained(tmp_path / "plain")
+    tokenizer.save_pretrained(tmp_path / "plain")
+    code, _, err = xtc("export", tmp_path / "plain")
+    assert code == 2 and "was never quantized" in err and err.count("\n") == 1
+    code, _, err = xtc("evaluate", folder / "none.onnx")
+    assert code == 2 and "no ONNX file at" in err
+
+
+def test_ledger_prints_every_tensor(xtc, bert, tokenizer, tmp_path):
+    item = Quantize()
+    folder = artefact.save(artefact.finalize(item.apply(bert), [item]), tokenizer, tmp_path / "a")
+    code, out, err = xtc("ledger", folder, "--rows", "2")
+    assert code == 0 and "above the minimum of its widths" in out, err
+    assert out.splitlines()[1].startswith("bert.embeddings.position_embeddings.weight")
+    code, _, err = xtc("ledger", tmp_path)
+    assert code == 2 and "no model.safetensors" in err
 
 
 def test_breakdown_prints_the_parts(xtc):
