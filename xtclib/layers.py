@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xtclib.packing import TRIT, decode, encode, packed_length
-from xtclib.quantizers import Quantized, Scheme, fake_quantize, quantize
+from xtclib.quantizers import Quantized, Scheme, asymmetric, fake_quantize, quantize
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -38,9 +38,8 @@ def _input_codes(x: Tensor, scheme: Scheme, dtype: torch.dtype) -> tuple:
     """Codes in ``dtype``, scale, and what to add to the codes: asymmetric ones miss int8 by 255."""
     if scheme.family == "int" or dtype != torch.int8:
         return *quantize(x, scheme, dtype)[:2], None
-    codes, scale, zero = quantize(x, scheme)
-    shift = 128 - zero
-    return (codes - shift).to(dtype), scale, shift.int()
+    numbers, scale, zero = asymmetric(x, scheme)
+    return numbers.sub_(128).to(dtype), scale, (128 - zero).int()
 
 
 def _quantize_input(x: Tensor, scheme: Scheme | None, dtype: torch.dtype) -> tuple:
@@ -222,6 +221,7 @@ class _Packed(nn.Module):
         self.rows, self.columns, self.weights = rows, columns, weights
         self.width: float = weights.bits  # of a stored weight
         self._unpacked: Quantized | None = None
+        self._row_sums: Tensor | None = None
         n = weights.groups_of(rows)
         length = packed_length(columns, self.width)
         empty = torch.empty
@@ -338,13 +338,14 @@ class PackedLinear(_Packed):
         if self._unpacked is None or self._unpacked.codes.dtype != dtype:
             with torch.inference_mode(False), torch.no_grad():  # usable under autograd later too
                 self._unpacked = self.quantized(dtype=dtype)  # once; the weights no longer change
+                self._row_sums = self._unpacked.codes.sum(1, dtype=torch.int32)
         codes, scale = self._unpacked[:2]
         x_codes, x_scale, shift = _quantize_input(x, self.activations, dtype)
         if not integers:
             return _rescale(F.linear(x_codes, codes), x_scale, scale, self.bias)
         y = integer_linear(x_codes, codes)
         if shift is not None:  # Σ (x + shift)·w = Σ x·w + shift · Σ w
-            y += shift * codes.sum(1, dtype=torch.int32)
+            y += shift * self._row_sums
         return _rescale(y.to(x.dtype), x_scale, scale, self.bias)
 
     def runs_on_integers(self, x: Tensor) -> bool:

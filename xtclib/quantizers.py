@@ -228,14 +228,28 @@ def quantize(x: Tensor, scheme: Scheme | str, dtype: torch.dtype | None = None) 
         _check_finite(largest, x)
         inverse = top / torch.where(largest > 0, largest, 1)
         return Quantized((x * inverse).round_().to(dtype), largest / top)
-    low, high = values.aminmax(dim=1, keepdim=True)
+    numbers, scale, zero = asymmetric(x, scheme)
+    return Quantized(numbers.sub_(zero).to(dtype), scale, zero)
+
+
+def asymmetric(x: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
+    """The numbers ``0 … 2ᵏ−1`` of a uint scheme, in fp32, their scale and zero point.
+
+    :func:`quantize` subtracts the zero point from them; integer kernels want them as they are.
+
+    >>> numbers, scale, zero = asymmetric(torch.tensor([-1.0, 0.0, 2.0]), Scheme.parse("uint8"))
+    >>> numbers.tolist(), int(zero)
+    ([0.0, 85.0, 255.0], 85)
+    """
+    top, values = scheme.levels[1], _grouped(x, scheme)
+    # Over everything at once is several times as fast as over the one row of a (1, n) matrix.
+    low, high = values.aminmax() if len(values) == 1 else values.aminmax(dim=1, keepdim=True)
     low = _spread(low.float().clamp_(max=0), x, scheme)
     scale = (_spread(high.float().clamp_(min=0), x, scheme) - low) / top
     _check_finite(scale, x)
     safe = torch.where(scale > 0, scale, 1)
     zero = (-low / safe).round_()
-    codes = ((x / safe).round_() + zero).clamp_(0, top).sub_(zero)
-    return Quantized(codes.to(dtype), scale, zero)
+    return (x / safe).round_().add_(zero).clamp_(0, top), scale, zero
 
 
 class _StraightThrough(torch.autograd.Function):
