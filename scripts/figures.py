@@ -14,7 +14,7 @@ from pathlib import Path
 import plotly.io as pio
 import torch
 
-from xtclib import cost_plots, distillation, plots
+from xtclib import cost_plots, deployment, deployment_plots, distillation, plots
 from xtclib.breakdown import break_down, sweep
 from xtclib.results import RESULTS, Record, common, records
 from xtclib.settings import ROOT
@@ -60,6 +60,12 @@ def gallery(results: Path) -> dict:
         "glue-against-size": cost_plots.glue_against_size(),
         "glue-against-gflops": cost_plots.glue_against_gflops(),
     }
+    path = results / "deployment" / "bert-base.json"
+    if path.is_file():
+        found = deployment.read_measured(path)
+        rows = [r for r in found["rows"] if (r["batch"], r["length"]) == (1, 128)]
+        figures["deployment"] = deployment_plots.size_and_speed(rows, found["sizes"])
+        figures["deployment-speed"] = deployment_plots.speed(found["rows"])
     for profile in sorted(p.name for p in results.glob("*") if p.is_dir()):
         found = records(profile, results)
         if not found:

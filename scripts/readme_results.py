@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from xtclib import recipes, results
+from xtclib import deployment, recipes, results
 from xtclib.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- results -->", "<!-- /results -->"
-GALLERY = ("minilm-size-accuracy", "mini-budgets", "quantization")
+GALLERY = ("minilm-size-accuracy", "deployment", "mini-budgets", "quantization")
 NAMES = {"sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC test", "mnli": "MNLI"}
 
 
@@ -80,7 +80,28 @@ def section() -> str:
         "of `model.safetensors`, read from disk. Latency: the student's forward pass over its "
         "teacher's, measured in turns in fp32."
     )
-    return "\n".join(parts)
+    return "\n".join([*parts, "", deployed()])
+
+
+def deployed(batch: int = 1, length: int = 128) -> str:
+    """One row a runtime: file, speed, milliseconds; of BERT-base's shape at one bit."""
+    found = deployment.read_measured(ROOT / "data" / "results" / "deployment" / "bert-base.json")
+    rows = [r for r in found["rows"] if (r["batch"], r["length"]) == (batch, length)]
+    many = {r["runtime"]: r for r in found["rows"] if (r["batch"], r["length"]) == (8, length)}
+    lines = [
+        f"**BERT-base's shape, 1 bit, in every runtime** ({found['machine']['threads']} threads, "
+        f"length {length}, medians of {found['repeats']} in turns)\n",
+        f"| runtime | file, MB | ms, batch {batch} | × as fast | × as fast, batch 8 |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        name = row["runtime"]
+        lines.append(
+            f"| {name} | {found['sizes'][name] / 1e6:.1f} | {row['median']:.0f} "
+            f"({row['low']:.0f}–{row['high']:.0f}) | {1 / row['ratio']:.1f} "
+            f"| {1 / many[name]['ratio']:.1f} |"
+        )
+    return "\n".join(lines)
 
 
 def gallery() -> str:
