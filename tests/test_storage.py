@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from transformers import (
+    AutoModel,
     AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
@@ -87,6 +88,20 @@ def test_an_artefact_with_storage_is_format_2_and_unpacks_to_train(bert, tmp_pat
     assert torch.allclose(model(ids[None]).logits, before, atol=1e-4)
     model(ids[None]).logits.sum().backward()
     assert model.bert.pooler.dense.weight.grad is not None
+
+
+def test_the_classifier_has_a_width_of_its_own(bert, tmp_path):
+    chosen = [quantize(1), Storage(pooler="int8-row", classifier="int4-row")]
+    packed, _ = saved(bert, chosen, tmp_path / "a")
+    entries = {e.tensor: e for e in byte_ledger(tmp_path / "a")}
+    assert (entries["classifier.weight"].bytes, entries["classifier.weight"].width) == (32, 4)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "a")
+    ids = torch.arange(5, 15)[None]
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, packed(ids).logits)
+        base = AutoModel.from_pretrained(tmp_path / "a")  # without the head
+        assert torch.equal(base(ids).last_hidden_state, packed.bert(ids).last_hidden_state)
+    assert "classifier" not in Storage().to_dict()["storage"]  # older hashes stay what they were
 
 
 def test_storage_trains_what_it_stores(bert):

@@ -241,10 +241,10 @@ class Quantize(Technique):
 class Storage(Technique):
     """How the rest of the file is stored: what :class:`Quantize` leaves in fp16. List it after.
 
-    ``pooler`` and ``positions`` take a scheme for the weights of the pooler and the position table
-    (inputs stay as they are); ``length`` trims the positions to that many, where there are more;
-    ``ternary`` is the width of ternary weights: 2 bits, or 1.6 (five to a byte). On before
-    training, training sees all but the last.
+    ``pooler``, ``positions`` and ``classifier`` take a scheme for the weights of the pooler, the
+    position table and the last layer (inputs stay as they are); ``length`` trims the positions to
+    that many, where there are more; ``ternary`` is the width of ternary weights: 2 bits, or 1.6
+    (five to a byte). On before training, training sees all but the last.
 
     >>> Storage(pooler="int8-row", length=128).to_dict()["storage"]["length"]
     128
@@ -255,9 +255,10 @@ class Storage(Technique):
     positions: Scheme | None = None
     length: int | None = None
     ternary: float = 2
+    classifier: Scheme | None = None
 
     def __post_init__(self) -> None:
-        for field in ("pooler", "positions"):
+        for field in ("pooler", "positions", "classifier"):
             if getattr(self, field) is not None:
                 object.__setattr__(self, field, Scheme.parse(getattr(self, field)))
         if self.ternary not in (TRIT, 2):
@@ -272,9 +273,9 @@ class Storage(Technique):
             block.position_embeddings = QuantEmbedding.from_embedding(
                 block.position_embeddings, self.positions
             )
-        if self.pooler is not None:
-            pooler = _pooler(model)
-            pooler.dense = QuantLinear.from_linear(pooler.dense, self.pooler)
+        for name, scheme in self._linears(model).items():
+            linear = QuantLinear.from_linear(model.get_submodule(name), scheme)
+            replace_module_(model, name, linear)
         return model
 
     def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -290,13 +291,30 @@ class Storage(Technique):
             block = embeddings(model)
             rows, columns = block.position_embeddings.weight.shape
             block.position_embeddings = PackedEmbedding(rows, columns, self.positions, device)
-        if self.pooler is not None:
-            pooler = _pooler(model)
-            shape = pooler.dense.in_features, pooler.dense.out_features
-            pooler.dense = PackedLinear(
-                *shape, pooler.dense.bias is not None, self.pooler, device=device
-            )
+        for name, scheme in self._linears(model).items():
+            linear = model.get_submodule(name)
+            shape = linear.in_features, linear.out_features, linear.bias is not None
+            replace_module_(model, name, PackedLinear(*shape, scheme, device=device))
         self._set_widths(model)
+
+    def to_dict(self) -> dict:
+        """Without ``classifier`` where it is unset, as before there was one: hashes stay."""
+        values = super().to_dict()[self.name]
+        return {self.name: {k: v for k, v in values.items() if k != "classifier" or v is not None}}
+
+    def _linears(self, model: PreTrainedModel) -> dict[str, Scheme]:
+        """Names and schemes of the linear layers outside the encoder that are packed."""
+        whole = model.base_model is not model  # else AutoModel's: no head, no prefix
+        prefix = f"{model.base_model_prefix}." if whole else ""
+        wanted = {f"{prefix}pooler.dense": self.pooler}
+        if whole:
+            wanted["classifier"] = self.classifier
+        found = {name: scheme for name, scheme in wanted.items() if scheme is not None}
+        modules = dict(model.named_modules())
+        for name in found:
+            if not isinstance(modules.get(name), nn.Linear):
+                raise TypeError(f"{type(model).__name__} has no linear layer at `{name}`")
+        return found
 
     def _set_widths(self, model: PreTrainedModel) -> None:
         for module in model.modules():
@@ -307,13 +325,6 @@ class Storage(Technique):
 
 def _positions(model: PreTrainedModel) -> int:
     return embeddings(model).position_embeddings.weight.shape[0]
-
-
-def _pooler(model: PreTrainedModel) -> nn.Module:
-    pooler = getattr(model.base_model, "pooler", None)
-    if not isinstance(getattr(pooler, "dense", None), nn.Linear):
-        raise TypeError(f"{type(model).__name__} has no linear layer at `pooler.dense`")
-    return pooler
 
 
 TECHNIQUES: dict[str, type[Technique]] = {c.name: c for c in (LayerReduction, Quantize, Storage)}
