@@ -9,7 +9,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "xtclib"
 FLOORS = {
     "ground": "files costs quantizers distillation packing published",
     "one": "layers attention glue metrics english grammar mini",
-    "two": "architectures breakdown latency first_principles models techniques",
+    "two": "models structure architectures breakdown latency first_principles techniques",
     "three": "artefact ledger onnx_export deployment recipes batches evaluation",
     "four": "training teachers mlm",
     "five": "settings results study",

@@ -57,6 +57,7 @@ _MODULES = {
     "recipes",
     "results",
     "settings",
+    "structure",
     "study",
     "teachers",
     "techniques",

@@ -27,6 +27,8 @@ from transformers import (
     SqueezeBertConfig,
 )
 
+from xtclib.structure import resize_, saved_widths
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -320,4 +322,7 @@ def build(source: str | Path | PretrainedConfig | nn.Module) -> nn.Module:
     )
     config._attn_implementation = "eager"
     with torch.device("meta"):
-        return AutoModelForSequenceClassification.from_config(config).eval()
+        model = AutoModelForSequenceClassification.from_config(config).eval()
+    if saved_widths(found):
+        resize_(model, saved_widths(found))
+    return model

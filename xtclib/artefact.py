@@ -26,25 +26,45 @@ from transformers import (
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from xtclib import attention
+from xtclib import attention, structure
 from xtclib.files import staged_folder
 from xtclib.layers import PackedLinear, QuantEmbedding, QuantLinear, _Packed
 from xtclib.models import replace_module_
 from xtclib.quantizers import Scheme
-from xtclib.techniques import Quantize, Storage, Technique, finalize_all, technique
+from xtclib.techniques import (
+    PruneHeads,
+    PruneNeurons,
+    Quantize,
+    Storage,
+    Technique,
+    finalize_all,
+    pack,
+    technique,
+)
 
-FORMAT = 2  # 2 knows `storage`; what does without it is written as 1
+FORMAT = 3  # 2 knows `storage`, 3 `layers`; what does without them is written as 1
 WEIGHTS = "model.safetensors"
 
 
 @register_quantization_config("xtc")
 class XtcConfig(QuantizationConfigMixin):
-    """What ``config.json`` says of an artefact: its techniques and the format's version."""
+    """What ``config.json`` says of an artefact: its techniques and the format's version.
 
-    def __init__(self, techniques: Sequence[dict] = (), format: int = 1, **kwargs) -> None:
+    ``layers``: heads and neurons of every layer, where some were removed.
+    """
+
+    def __init__(
+        self,
+        techniques: Sequence[dict] = (),
+        format: int = 1,
+        layers: Sequence[dict[str, int]] | None = None,
+        **kwargs,
+    ) -> None:
         self.quant_method = "xtc"
         self.techniques = list(techniques)
         self.format = format
+        if layers is not None:
+            self.layers = list(layers)
         if format > FORMAT:
             raise ValueError(
                 f"this artefact has format {format}; this xtclib reads up to {FORMAT}: update it"
@@ -72,6 +92,8 @@ class XtcQuantizer(HfQuantizer):
         path = Path((checkpoint_files or [""])[0])
         shapes = check_file(path)
         _check_config(model, path)
+        if structure.saved_widths(model.config):
+            structure.resize_(model, structure.saved_widths(model.config))
         for config in self.quantization_config.techniques:
             technique(config).rebuild(model)
         _check_tensors(model, shapes, path)
@@ -216,9 +238,12 @@ def finalize(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrai
     ):
         model.set_attn_implementation("sdpa")
     stored = [t for t in techniques if isinstance(t, (Quantize, Storage))]
-    if stored:
-        version = 2 if any(isinstance(t, Storage) for t in stored) else 1
-        config.quantization_config = XtcConfig([t.to_dict() for t in stored], version)
+    cut = any(isinstance(t, (PruneHeads, PruneNeurons)) for t in techniques)
+    layers = structure.widths(model) if cut else None
+    if stored or cut:
+        model = pack(model)  # where nothing is quantized: rounds to fp16, as it is stored
+        version = 3 if cut else 2 if any(isinstance(t, Storage) for t in stored) else 1
+        config.quantization_config = XtcConfig([t.to_dict() for t in stored], version, layers)
         model.hf_quantizer = XtcQuantizer(config.quantization_config, pre_quantized=True)
         model.is_quantized = True
     return model

@@ -20,6 +20,7 @@ from transformers import (
 from xtclib.artefact import WEIGHTS
 from xtclib.layers import _Packed
 from xtclib.models import trim_positions_
+from xtclib.structure import resize_, saved_widths
 from xtclib.techniques import LayerReduction, Storage, Technique, technique
 
 
@@ -117,6 +118,8 @@ def _empty(
     """A finalized model without memory; ``new``: the config is the teacher's, not the student's."""
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(copy.deepcopy(config))
+    if saved_widths(config):
+        resize_(model, saved_widths(config))
     for item in map(technique, techniques):
         if new and isinstance(item, LayerReduction):
             model = item.apply(model)
