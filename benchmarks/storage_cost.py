@@ -1,0 +1,80 @@
+"""What a smaller rest of the file costs: one trained student, each choice by itself.
+
+    python benchmarks/storage_cost.py --glue-dir FOLDER [--task sst2] [--budget 2000steps]
+                                      [--recipe xtc-1bit] [--out FILE.json]
+
+Takes a student of profile ``minilm`` from the cache, or trains it, and stores its pooler, positions
+and classifier at other widths *after* training. Prints size on disk, the metric over the whole dev
+set, and how many labels stay. Recipes ``xtc-1bit-rest8`` and ``-rest1`` train the same choices in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import tempfile
+from datetime import datetime, timezone
+from pathlib import Path
+
+import transformers
+
+from xtclib import artefact, deployment, evaluation, files, metrics, recipes, study
+from xtclib.techniques import Storage
+
+CHOICES = {
+    "as trained, fp16": {},
+    "positions trimmed to 128": {"length": 128},
+    "positions at 8 bits": {"positions": "int8-row"},
+    "positions at 4 bits": {"positions": "int4-row"},
+    "positions at 1 bit": {"positions": "binary-row"},
+    "pooler at 8 bits": {"pooler": "int8-row"},
+    "pooler at 4 bits": {"pooler": "int4-row"},
+    "pooler at 1 bit": {"pooler": "binary-row"},
+    "classifier at 8 bits": {"classifier": "int8-row"},
+    "pooler and positions at 8 bits": {"pooler": "int8-row", "positions": "int8-row"},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--glue-dir", required=True)
+    parser.add_argument("--task", default="sst2")
+    parser.add_argument("--budget", default="2000steps")
+    parser.add_argument("--recipe", default="xtc-1bit")
+    parser.add_argument("--out", help="a JSON file")
+    args = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    run = study.compress(
+        args.recipe, args.task, "minilm", args.budget, 0, args.glue_dir, progress=False
+    )
+    techniques = recipes.load(args.recipe).techniques
+    ((name, split),) = run.data.evaluation.items()
+    rows, base = [], None
+    print(f"\n{args.recipe}, {args.task} {name}, {len(split.labels)} rows")
+    for what, values in CHOICES.items():
+        storage = Storage(**values)
+        model = artefact.finalize(storage.apply(copy.deepcopy(run.student)), [*techniques, storage])
+        logits = evaluation.predict(model, run.tokenizer, split)
+        base = logits if base is None else base
+        score = metrics.score(run.data.task, evaluation.decide(run.data.task, logits), split.labels)
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            size = (Path(folder) / artefact.WEIGHTS).stat().st_size
+        row = {"what": what, "storage": values, "bytes": size, "metrics": score,
+               **deployment.agreement(base, logits)}  # fmt: skip
+        rows.append(row)
+        print(f"{what:<32}{size / 1e6:>7.2f} MB{score['score']:>8.2f}{row['labels']:>8.2f} % of "
+              f"labels stay, logits move by {row['median']:.1e}")  # fmt: skip
+    if args.out:
+        about = {
+            "recipe": args.recipe, "task": args.task, "budget": args.budget, "seed": 0,
+            "rows": rows, "machine": study._machine(), "versions": study._versions(),
+            "commit": study._commit(),
+            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        }  # fmt: skip
+        files.write_json(args.out, about)
+
+
+if __name__ == "__main__":
+    main()
