@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from datetime import datetime, timezone
+from pathlib import Path
 
 import onnxruntime
 import torch
@@ -50,10 +51,12 @@ def main() -> None:
     args = parser.parse_args()
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
+    if bool(args.artefact) != bool(args.teacher):
+        parser.error("--teacher and --artefact go together: two folders")
     if args.artefact:
         packed, _ = artefact.load(args.artefact)
-        fp32 = AutoModelForSequenceClassification.from_pretrained(args.teacher).eval()
-        name = args.model
+        fp32, _ = artefact.load(args.teacher)
+        name = f"{Path(args.artefact).name}, {fp32.config.num_hidden_layers} layers"
     else:
         fp32, packed = random_models(args.model, args.layers)
         name = f"{args.model}, {fp32.config.num_hidden_layers} layers"
@@ -61,7 +64,8 @@ def main() -> None:
         fp32, packed, args.only.split(",") if args.only else deployment.RUNTIMES
     )
     rows = deployment.latencies(ready, args.shapes, fp32.config.vocab_size, args.repeats)
-    print(f"{name}, 1 bit, {torch.get_num_threads()} threads, median of {args.repeats}")
+    schemes = packed.config.quantization_config.techniques
+    print(f"{name}, {torch.get_num_threads()} threads, median of {args.repeats}")
     sizes = {r.name: r.bytes for r in ready}
     for row in rows:
         print(
@@ -71,7 +75,7 @@ def main() -> None:
         )
     if args.out:
         found = {
-            "model": name, "student": "1 bit", "sizes": sizes, "rows": rows,
+            "model": name, "student": schemes, "sizes": sizes, "rows": rows,
             "repeats": args.repeats, "machine": study._machine(), "commit": study._commit(),
             "versions": study._versions() | {"onnxruntime": onnxruntime.__version__},
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),

@@ -1,6 +1,6 @@
 """What loading a packed model takes: seconds, and peak memory against what it then occupies.
 
-    python benchmarks/load_memory.py [--layers 12] [--repeats 3]
+    python benchmarks/load_memory.py [--layers 12] [--repeats 3] [--out FILE.json]
 
 BERT-base's shape at one bit, random weights. Each repeat is a fresh process, which first loads and
 runs a tiny packed model, so that the libraries' own memory is not counted. *Occupies*: bytes of the
@@ -82,7 +82,7 @@ def make(folder: Path, config: BertConfig, layers: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--layers", type=int, default=12, choices=range(1, 13))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", help="a JSON file")
     parser.add_argument("--folders", nargs=2, help=argparse.SUPPRESS)

@@ -6,17 +6,20 @@
 Takes the students of profile ``minilm`` from the cache, or trains them. For each: the metric in
 PyTorch with the scheme it was trained with and with ONNX's (uint8, one scale a tensor), and in ONNX
 Runtime with both; how many labels agree with the scheme that is deployed, and how far the logits
-are apart. Then the same rows one at a time: one scale a tensor makes an answer depend on its batch.
+are apart. *Disturbed*: PyTorch against itself with noise of 1e-7 on the embeddings, the floor under
+any agreement. Then the rows one at a time: one scale a tensor makes an answer depend on its batch.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 
 import onnxruntime
+import torch
 import transformers
 
 from xtclib import artefact, deployment, evaluation, files, metrics, onnx_export, study
@@ -63,12 +66,25 @@ def compare(name: str, run: study.Run) -> list[dict]:
     def predict(model, batch: int = 64):
         return evaluation.predict(model, run.tokenizer, split, 128, batch)
 
+    def disturbed(model):
+        """The same model with noise of relative size 1e-7 on its embeddings: a last digit's."""
+        model = copy.deepcopy(model)
+        generator = torch.Generator().manual_seed(0)
+        model.base_model.embeddings.register_forward_hook(
+            lambda _m, _i, out: out * (1 + 1e-7 * torch.randn(out.shape, generator=generator))
+        )
+        return predict(model)
+
     own, dynamic = predict(trained), predict(tensor)
+    in_onnx = predict(onnx_files["dynamic"])
     cases = [
         ("PyTorch, as trained", own, "itself", own),
         ("PyTorch, ONNX's scheme", dynamic, "PyTorch, as trained", own),
         ("ONNX, as trained", predict(onnx_files["trained"]), "PyTorch, as trained", own),
-        ("ONNX, ONNX's scheme", predict(onnx_files["dynamic"]), "PyTorch, ONNX's scheme", dynamic),
+        ("ONNX, ONNX's scheme", in_onnx, "PyTorch, ONNX's scheme", dynamic),
+        ("ONNX, ONNX's scheme", in_onnx, "PyTorch, as trained", own),
+        ("PyTorch, as trained, disturbed", disturbed(trained), "PyTorch, as trained", own),
+        ("PyTorch, ONNX's scheme, disturbed", disturbed(tensor), "PyTorch, ONNX's scheme", dynamic),
         ("PyTorch, as trained, one by one", predict(trained, 1), "PyTorch, as trained", own),
         ("PyTorch, ONNX's scheme, one by one", predict(tensor, 1), "PyTorch, ONNX's scheme",
          dynamic),

@@ -177,6 +177,7 @@ SCALE = "bert.encoder.layer.1.output.dense.weight_scale"
             lambda f: rewrite(f, lambda t: t.update({SCALE: torch.ones(2).half()}), checked=True),
             rf"tensor '{SCALE}' has shape \(2,\), but config.json makes it \(1,\)",
         ),
+        (lambda f: configure(f, is_decoder=True), "says is_decoder=True, .* written with False"),
         (scheme, r"config.json says techniques=.*, but model.safetensors was written with"),
         (
             lambda f: (f / artefact.WEIGHTS).write_bytes(b"\xff" * 8 + b"{}" * 99),
@@ -385,6 +386,26 @@ def test_a_damaged_config_is_refused_or_harmless(valid, batch, seed):
             continue  # the rest are transformers' own words for a config that is no config
         with torch.no_grad():
             assert torch.equal(model(**batch).logits, logits), (text[at - 20 : at + 20], new)
+
+
+def test_other_activations_are_saved_as_such(bert, tokenizer, batch, tmp_path):
+    model = packed(bert)
+    other = artefact.with_activations(model, "uint8-tensor")
+    folder = artefact.save(other, tokenizer, tmp_path / "a")
+    with torch.no_grad():
+        wanted = other(**batch).logits
+        assert torch.equal(artefact.load(folder)[0](**batch).logits, wanted)
+        assert not torch.equal(model(**batch).logits, wanted)
+    assert model.config.quantization_config.techniques == [Quantize().to_dict()]
+    with pytest.raises(ValueError, match="has no packed layer that quantizes its input"):
+        artefact.with_activations(bert, "uint8-tensor")
+
+
+def test_a_model_without_a_classifier_is_refused(bert, tokenizer, tmp_path):
+    bert.bert.save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    with pytest.raises(ValueError, match="holds no 'classifier.bias': it is no classifier"):
+        artefact.load(tmp_path / "encoder")
 
 
 def test_a_digest_sees_type_shape_and_content():

@@ -153,6 +153,17 @@ def test_export_then_evaluate_the_onnx_file(xtc, make_bert, tmp_path):
     tokenizer.save_pretrained(tmp_path / "plain")
     code, _, err = xtc("export", tmp_path / "plain")
     assert code == 2 and "was never quantized" in err and err.count("\n") == 1
+    code, out, err = xtc("export", folder, "--out", tmp_path / "far" / "m.onnx")
+    assert code == 0, err
+    far = ("evaluate", tmp_path / "far" / "m.onnx", "--profile", "smoke")
+    code, _, err = xtc(*far)
+    assert code == 2 and "no tokenizer.json in" in err and "--tokenizer" in err
+    code, _, err = xtc(*far, "--tokenizer", folder)
+    assert code == 0, err
+    model.config.id2label = {0: "positive", 1: "negative"}
+    artefact.save(model, tokenizer, folder, replace=True)
+    code, _, err = xtc("evaluate", folder, "--profile", "smoke")
+    assert code == 2 and "orders its labels ['positive', 'negative'], but" in err
     code, _, err = xtc("evaluate", folder / "none.onnx")
     assert code == 2 and "no ONNX file at" in err
 

@@ -33,7 +33,7 @@ def test_every_runtime_answers_and_has_a_size(ready, models):
         logits = {r.name: r.run(ids).logits.float() for r in ready}
     teacher, student = logits["PyTorch fp32"], logits["PyTorch packed"]
     assert (logits["ONNX fp32"] - teacher).abs().max() < 1e-4
-    assert (logits["ONNX packed, trained"] - student).abs().max() < 1e-3
+    assert (logits["ONNX packed as trained"] - student).abs().max() < 1e-3
     for name in ("PyTorch bf16", "PyTorch dynamic int8", "ONNX int8"):
         assert 0 < (logits[name] - teacher).abs().max() < 0.5
     sizes = {r.name: r.bytes for r in ready}

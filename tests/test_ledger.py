@@ -1,8 +1,11 @@
 """The byte ledger against the file, and against minima computed by hand."""
 
+import json
 import math
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from transformers import BertForSequenceClassification
 
 from xtclib import artefact, ledger
@@ -80,3 +83,23 @@ def test_a_plan_is_the_file_to_a_few_bytes(bert12, tmp_path):
     found = ledger.byte_ledger(tmp_path / "a")
     assert sorted(map(str, planned[:-1])) == sorted(map(str, found[:-1]))
     assert planned[-1].bytes == pytest.approx(found[-1].bytes, rel=0.15)
+
+
+def test_damaged_and_foreign_files_are_one_clear_error(saved):
+    config = json.loads((saved / "config.json").read_text())
+    other = config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (saved / "config.json").write_text(json.dumps(other))
+    with pytest.raises(ValueError, match="was quantized by 'gptq', not by xtclib"):
+        ledger.byte_ledger(saved)
+    (saved / "config.json").write_text(json.dumps(config))
+    path = saved / artefact.WEIGHTS
+    content = path.read_bytes()
+    path.write_bytes(content[:-10])
+    with pytest.raises(ValueError, match="cannot be read .*truncated or no safetensors file"):
+        ledger.byte_ledger(saved)
+    save_file({"classifier.bias": torch.zeros(2, dtype=torch.int8)}, path)
+    with pytest.raises(ValueError, match="tensor 'classifier.bias' has type I8"):
+        ledger.byte_ledger(saved)
+    (saved / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="no config.json in"):
+        ledger.byte_ledger(saved)

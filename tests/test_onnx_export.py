@@ -106,15 +106,29 @@ def test_a_model_gives_the_logits_of_the_scheme_it_deploys(name, make_bert, batc
         assert difference(deployed, model, batch) > 1e-4  # the schemes differ, so the test can fail
 
 
-def test_quantized_attention_deploys_at_uint8(bert, batch, tmp_path):
-    chosen = recipes.load("ternarybert").techniques
-    model = packed(bert, chosen)
-    plain = packed(bert, [Quantize(*(getattr(chosen[0], n) for n in ("weights", "embeddings")))])
+@pytest.mark.parametrize("attention", ["int8-tensor", "int8-token", UINT8])
+def test_quantized_attention_goes_along(attention, bert, batch, tmp_path):
+    model = packed(bert, [Quantize(activations=UINT8, attention=attention)])
+    plain = packed(bert, [Quantize(activations=UINT8)])
+    assert difference(model, plain, batch) > 1e-3
+    path = onnx_export.export_onnx(model, tmp_path / "a.onnx", "trained")
+    assert difference(onnx_export.OnnxModel(path), model, batch) < 1e-3
+    round_trips = onnx_export.operators(path)["DequantizeLinear"]
+    assert round_trips == (4 if attention == UINT8 else 0)
+
+
+def test_the_dynamic_scheme_replaces_that_of_attention_too(bert, tmp_path):
+    model = packed(bert, recipes.load("ternarybert").techniques)
     path = onnx_export.export_onnx(model, tmp_path / "a.onnx")
-    found = onnx_export.OnnxModel(path)
-    assert difference(found, model, batch) < 0.1  # int8 against uint8: not the same numbers
-    assert onnx_export.operators(path)["DequantizeLinear"] == 4 * len(bert.bert.encoder.layer)
-    assert difference(found, plain, batch) > 0
+    assert onnx_export.operators(path)["DequantizeLinear"] == 4
+
+
+def test_a_clip_of_the_activations_goes_along(bert, batch, tmp_path):
+    clipped = Scheme("int", 8, "token", clip=1.0)
+    model = packed(bert, [Quantize(activations=clipped)])
+    assert difference(model, packed(bert, [Quantize()]), batch) > 1e-2
+    path = onnx_export.export_onnx(model, tmp_path / "a.onnx", "trained")
+    assert difference(onnx_export.OnnxModel(path), model, batch) < 1e-3
 
 
 def test_batch_length_masks_and_labels_travel(exported):
@@ -195,8 +209,17 @@ def test_bad_input_is_one_clear_error(exported, make_bert, tmp_path):
     with pytest.raises(ValueError, match="no product for activations uint8-token.*'dynamic'"):
         onnx_export.export_onnx(other, tmp_path / "a.onnx", "trained")
     assert not list(tmp_path.iterdir())
+    narrow = onnx_export.OnnxModel(path)(torch.full((1, 3), 5, dtype=torch.int32)).logits
+    assert torch.equal(narrow, onnx_export.OnnxModel(path)(torch.full((1, 3), 5)).logits)
     with pytest.raises(ValueError, match="received 33 tokens, but the file has 32 positions"):
         onnx_export.OnnxModel(path)(torch.full((1, 33), 5))
+    for wrong in (torch.tensor([[9999]]), torch.arange(5, 9)):
+        with pytest.raises(ValueError, match="ONNX Runtime refused the inputs .*token ids"):
+            onnx_export.OnnxModel(path)(wrong)
+    for name in ("folder", "a.bin"):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match="expected the name of a file ending in .onnx"):
+            onnx_export.export_onnx(model, tmp_path / name)
     with pytest.raises(FileNotFoundError, match="no ONNX file at .*none.onnx"):
         onnx_export.OnnxModel(tmp_path / "none.onnx")
     (tmp_path / "cut.onnx").write_bytes(path.read_bytes()[:-1000])

@@ -38,7 +38,7 @@ def test_a_fitting_teacher_loads_in_eval_mode(folder, bert, batch):
 
 
 def test_a_wrong_number_of_labels_is_refused(folder):
-    with pytest.raises(ValueError, match="has 2 labels, but mnli has 3: use a teacher that was"):
+    with pytest.raises(ValueError, match="has 2 labels, but mnli has 3: use a model that was"):
         teachers.load_teacher(folder, "mnli")
 
 

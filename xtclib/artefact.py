@@ -12,6 +12,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -127,7 +128,7 @@ def digest(tensor: Tensor) -> str:
 _NUMERIC = (
     "model_type hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act "
     "layer_norm_eps vocab_size max_position_embeddings type_vocab_size embedding_size "
-    "pad_token_id num_labels problem_type"
+    "pad_token_id num_labels problem_type is_decoder add_cross_attention"
 ).split()
 
 
@@ -286,6 +287,11 @@ def with_activations(model: PreTrainedModel, scheme: Scheme | str) -> PreTrained
         )
     for linear in linears:
         linear.activations = scheme
+    held = model.config.quantization_config
+    held.techniques = [  # what is saved says what is computed
+        replace(t, activations=scheme).to_dict() if isinstance(t, Quantize) else t.to_dict()
+        for t in map(technique, held.techniques)
+    ]
     return model
 
 
@@ -315,7 +321,7 @@ def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """An artefact's model, in eval mode, and its tokenizer.
 
     Raises ``FileNotFoundError`` for a folder without ``config.json`` and ``ValueError`` for damaged
-    weights.
+    weights and for a model without a classifier.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -324,9 +330,10 @@ def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             "`xtc compress … --out`"
         )
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder, trust_remote_code=False, use_safetensors=True, local_files_only=True
-        )
+        model, about = AutoModelForSequenceClassification.from_pretrained(
+            folder, trust_remote_code=False, use_safetensors=True, local_files_only=True,
+            output_loading_info=True,
+        )  # fmt: skip
     except SafetensorError as error:
         raise ValueError(f"{WEIGHTS} in {folder} is truncated or damaged: {error}") from None
     except RuntimeError as error:  # what transformers raises for weights of other shapes
@@ -334,4 +341,9 @@ def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             f"{WEIGHTS} in {folder} does not fit config.json: one of them was altered, copy the "
             f"artefact again ({str(error).splitlines()[0]})"
         ) from None
+    if about["missing_keys"]:
+        raise ValueError(
+            f"{folder} holds no {sorted(about['missing_keys'])[0]!r}: it is no classifier; "
+            "fine-tune it first (`xtc compress` makes one)"
+        )
     return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -53,28 +53,32 @@ def evaluate(
     task: Task = "sst2",
     profile: ProfileName = "mini",
     glue_dir: GlueDir = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="For an .onnx file: where tokenizer.json is, if elsewhere.")
+    ] = None,
 ) -> None:
     """Score a saved model on a task and print its metrics and size."""
-    from xtclib import artefact, evaluation, settings
+    from xtclib import artefact, evaluation, settings, teachers
 
     data = settings.data_for(task, profile, glue_dir)
     file = folder / artefact.WEIGHTS
     if folder.suffix == ".onnx":
-        from xtclib import onnx_export, teachers
+        from xtclib import onnx_export
 
         model, file = onnx_export.OnnxModel(folder), folder
-        tokenizer, labels = teachers.load_tokenizer(folder.parent, model.max_length), model.labels
+        where = tokenizer or folder.parent
+        if not (where / "tokenizer.json").is_file():
+            raise FileNotFoundError(
+                f"no tokenizer.json in {where}: name the artefact's folder by --tokenizer"
+            )
+        words, labels = teachers.load_tokenizer(where, model.max_length), model.labels
     else:
-        model, tokenizer = artefact.load(folder)
-        labels = model.config.id2label
-    if len(labels) != data.task.num_labels:
-        raise ValueError(
-            f"{folder} has {len(labels)} labels, but {data.task.name} has "
-            f"{data.task.num_labels}: name the task that it was made for by --task"
-        )
+        model, words = artefact.load(folder)
+        labels = list(model.config.id2label.values())
+    teachers.check_labels(folder, labels, data.task)
     length = settings.profile(profile).teacher.max_length
     typer.echo(f"data     {data.source}")
-    typer.echo(json.dumps(evaluation.evaluate(model, tokenizer, data, length), indent=2))
+    typer.echo(json.dumps(evaluation.evaluate(model, words, data, length), indent=2))
     typer.echo(f"file     {file.stat().st_size / 1e6:.2f} MB")
 
 
@@ -99,7 +103,7 @@ def export(
 @app.command()
 def ledger(
     folder: Annotated[Path, typer.Argument(help="A saved artefact or classifier.")],
-    rows: Annotated[int, typer.Option(help="How many tensors to list.")] = 12,
+    rows: Annotated[int, typer.Option(min=0, help="How many tensors to list.")] = 12,
 ) -> None:
     """Show what every tensor of a file costs, and how close the file is to its minimum."""
     from xtclib import ledger as ledgers

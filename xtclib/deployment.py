@@ -8,17 +8,15 @@ PyTorch dynamic int8        ``torch.ao.quantization.quantize_dynamic`` of its li
 PyTorch packed              the compressed model as it loads: int8 products, the trained scheme
 ONNX fp32, ONNX int8        the uncompressed model; ONNX Runtime's own dynamic quantization of it
 ONNX packed                 the compressed model, uint8 activations, one scale per tensor
-ONNX packed, trained        the compressed model, activations as in training
+ONNX packed as trained      the compressed model, activations as in training
 ==========================  ====================================================================
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import io
 import json
-import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -37,7 +35,7 @@ from xtclib.models import encoder_layers
 
 RUNTIMES = (
     "PyTorch fp32", "PyTorch bf16", "PyTorch dynamic int8", "PyTorch packed", "ONNX fp32",
-    "ONNX int8", "ONNX packed", "ONNX packed, trained",
+    "ONNX int8", "ONNX packed", "ONNX packed as trained",
 )  # fmt: skip
 
 
@@ -90,7 +88,7 @@ def _make(name: str, model: PreTrainedModel, packed: PreTrainedModel, folder: Pa
 def _onnx(name: str, model: PreTrainedModel, packed: PreTrainedModel, folder: Path) -> Runtime:
     path = folder / f"{name}.onnx"
     if name.startswith("ONNX packed"):
-        chosen = "trained" if name.endswith("trained") else "dynamic"
+        chosen = "trained" if name.endswith("as trained") else "dynamic"
         onnx_export.export_onnx(packed, path, chosen)
         return Runtime(name, path.stat().st_size, onnx_export.OnnxModel(path))
     fp32 = folder / "ONNX fp32.onnx"
@@ -101,19 +99,9 @@ def _onnx(name: str, model: PreTrainedModel, packed: PreTrainedModel, folder: Pa
     if name == "ONNX int8":
         from onnxruntime.quantization import quantize_dynamic
 
-        with _no_logs():
+        with onnx_export.quiet():
             quantize_dynamic(fp32, path)
     return Runtime(name, path.stat().st_size, onnx_export.OnnxModel(path))
-
-
-@contextlib.contextmanager
-def _no_logs():
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(level)
 
 
 def latencies(

@@ -69,8 +69,6 @@ def speed(rows: Sequence[Mapping], title: str | None = None) -> go.Figure:
     panels = {"rows": len(batches), "cols": 1, "vertical_spacing": 0.13, "shared_xaxes": True,
               "subplot_titles": [f"batch {batch}" for batch in batches]}  # fmt: skip
     figure = new_figure(title or "How fast each runtime is", 250 * len(batches) + 150, panels, 14)
-    for panel in range(1, len(batches) + 1):
-        figure.add_hline(y=1, line={"color": GREY, "dash": "dot"}, row=panel, col=1)
     for i, name in enumerate(names):
         for panel, batch in enumerate(batches, 1):
             here = [r for r in rows if r["runtime"] == name and r["batch"] == batch]
@@ -83,6 +81,8 @@ def speed(rows: Sequence[Mapping], title: str | None = None) -> go.Figure:
                 hovertemplate=f"{name}, length %{{x}}<br>%{{y:.2f}} × as fast, "
                 "%{customdata:.1f} ms<extra></extra>",
             )  # fmt: skip
+    for panel in range(1, len(batches) + 1):
+        figure.add_hline(y=1, line={"color": GREY, "dash": "dot"}, row=panel, col=1)
     ratios = [1 / row["ratio"] for row in rows]
     ticks = log_ticks(min(ratios), max(ratios))
     figure.update_xaxes(type="log", tickvals=lengths, ticktext=[str(n) for n in lengths])

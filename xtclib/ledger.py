@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -55,20 +55,34 @@ class Entry:
 def byte_ledger(folder: str | Path) -> list[Entry]:
     """An :class:`Entry` for every tensor, the largest first, then ``header``: the sum is the file.
 
-    Raises ``FileNotFoundError`` for a folder without an artefact.
+    Raises ``FileNotFoundError`` for a folder without an artefact, ``ValueError`` for a damaged or
+    foreign one.
     """
     path = Path(folder) / WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"no {WEIGHTS} in {folder}: expected an artefact's folder")
+    if not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(f"no config.json in {folder}: expected an artefact's folder")
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    held = getattr(config, "quantization_config", None) or {"techniques": ()}
-    packed = _packed_layers(_empty(config, held["techniques"]))
+    held = getattr(config, "quantization_config", None) or {"quant_method": "xtc"}
+    if held.get("quant_method") != "xtc":
+        raise ValueError(f"{folder} was quantized by {held.get('quant_method')!r}, not by xtclib")
+    packed = _packed_layers(_empty(config, held.get("techniques", ())))
     entries = []
-    with safe_open(path, "pt") as file:
-        for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-            tensor = file.get_slice(name)
-            dtype = getattr(torch, _TYPES[tensor.get_dtype()])
-            entries.append(_entry(name, tuple(tensor.get_shape()), dtype, packed.get(name)))
+    try:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                tensor = file.get_slice(name)
+                dtype = tensor.get_dtype()
+                if dtype not in _TYPES:
+                    raise ValueError(f"{path.name}: tensor {name!r} has type {dtype}: not xtclib's")
+                shape = tuple(tensor.get_shape())
+                entries.append(_entry(name, shape, getattr(torch, _TYPES[dtype]), packed.get(name)))
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path.name} in {path.parent.name} cannot be read ({error}); the file is truncated or "
+            "no safetensors file, copy it again"
+        ) from None
     header = path.stat().st_size - sum(entry.bytes for entry in entries)
     return _with_header(entries, header)
 

@@ -23,6 +23,7 @@ import logging
 import tempfile
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,16 +55,13 @@ def quantized_attention(
     scaling: float | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """``softmax(q·kᵀ·scaling + mask)·v``, each operand through uint8 if the module says so."""
-    quantized = getattr(module, "attention_scheme", None) is not None
-    if quantized:
-        query, key, value = (_round_trip(x) for x in (query, key, value))
+    """``softmax(q·kᵀ·scaling + mask)·v``, each operand rounded if the module has a scheme."""
+    scheme = getattr(module, "attention_scheme", None)
+    query, key, value = (_rounded(x, scheme) for x in (query, key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
     masked = scores if attention_mask is None else scores + attention_mask
-    probabilities = torch.softmax(masked, -1)
-    if quantized:
-        probabilities = _round_trip(probabilities)
+    probabilities = _rounded(torch.softmax(masked, -1), scheme)
     return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), None
 
 
@@ -88,9 +86,15 @@ def _dynamic(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return codes, scale, zero
 
 
-def _round_trip(x: Tensor) -> Tensor:
-    codes, scale, zero = _dynamic(x)
-    return symbolic("DequantizeLinear", (codes, scale, zero), dtype=torch.float32, shape=x.shape)
+def _rounded(x: Tensor, scheme: Scheme | None) -> Tensor:
+    """To integers and back."""
+    if scheme is None:
+        return x
+    if scheme == DYNAMIC:
+        parts = _dynamic(x)
+        return symbolic("DequantizeLinear", parts, dtype=torch.float32, shape=x.shape)
+    codes, scale, _ = _symmetric(x, scheme)
+    return (codes.float() - 128) * scale
 
 
 def _symmetric(x: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,9 +144,12 @@ class _OnnxLinear(_Unpacked):
     def __init__(self, packed: PackedLinear, table: Tensor, activations: Scheme | None) -> None:
         super().__init__(packed, table)
         self.activations, self.bias = activations, packed.bias
+        self.clip = packed.activations.clip if packed.activations else None
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.open(self.bytes).T  # (inputs, outputs)
+        if self.clip is not None:
+            x = x.clamp(-self.clip, self.clip)
         if self.activations is None:
             y, scale = x @ self.centred(weight), self.scale
         else:
@@ -195,9 +202,11 @@ def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dy
     """Writes a packed model as one ``.onnx`` file with packed weights; returns its path.
 
     ``activations``: ``dynamic`` (uint8, one scale per tensor, ONNX's DynamicQuantizeLinear: the
-    fastest) or ``trained`` (the scheme of the model, to the same integers). Inputs are int64 of
+    fastest) or ``trained`` (the schemes of the model, to the same integers). Inputs are int64 of
     shape (batch, length), both dynamic; the output ``logits`` is (batch, classes). Labels, the
     longest length and the scheme stand in the file's metadata. An old file survives a failure.
+    8-bit weights may saturate on x86 processors without VNNI, as all of ONNX Runtime's int8 does
+    there; weights of up to 4 bits cannot.
 
     Raises ``ValueError`` for a model without packed layers and for other ``activations``.
     """
@@ -205,14 +214,17 @@ def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dy
         raise ValueError(
             f"activations must be one of {', '.join(ACTIVATIONS)}, received {activations!r}"
         )
-    packed = [m for m in model.modules() if isinstance(m, _Packed)]
-    if not packed:
+    path = Path(path)
+    if path.is_dir() or path.suffix != ".onnx":
+        raise ValueError(f"cannot export to {path}: expected the name of a file ending in .onnx")
+    if not any(isinstance(m, _Packed) for m in model.modules()):
         raise ValueError(
             f"this {type(model).__name__} was never quantized: it has no packed layer to export. "
             "Compress it first (`xtc compress`), or export it in fp32 by `torch.onnx.export`"
         )
-    schemes = {m.activations for m in packed if isinstance(m, PackedLinear) and m.activations}
-    foreign = [s for s in schemes if s.family == "uint" and s != DYNAMIC]
+    schemes = [getattr(m, n, None) for m in model.modules()
+               for n in ("activations", "attention_scheme")]  # fmt: skip
+    foreign = [s for s in schemes if s and s.family == "uint" and replace(s, clip=None) != DYNAMIC]
     if activations == "trained" and foreign:
         raise ValueError(
             f"ONNX has no product for activations {foreign[0]}, whose zero point is not one uint8 "
@@ -221,6 +233,8 @@ def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dy
     model = copy.deepcopy(model).cpu().eval()
     tables: dict = {}
     for name, module in list(model.named_modules()):
+        if activations == "dynamic" and getattr(module, "attention_scheme", None):
+            module.attention_scheme = DYNAMIC
         if not isinstance(module, _Packed):
             continue
         signed = module.weights.family != "uint"
@@ -230,7 +244,7 @@ def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dy
         if isinstance(module, PackedEmbedding):
             replace_module_(model, name, _OnnxEmbedding(module, table))
         else:
-            scheme = module.activations
+            scheme = module.activations and replace(module.activations, clip=None)
             if scheme is not None and activations == "dynamic":
                 scheme = DYNAMIC
             replace_module_(model, name, _OnnxLinear(module, table, scheme))
@@ -255,7 +269,7 @@ def to_onnx(model: PreTrainedModel, metadata: dict[str, str] | None = None) -> b
     """
     _require_onnx()
     inputs = [name for name in INPUTS if name in inspect.signature(model.forward).parameters]
-    before = model.config._attn_implementation
+    before, training = model.config._attn_implementation, model.training
     model.set_attn_implementation(_ATTENTION)
     ids = torch.full((2, 5), 5)
     example = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
@@ -263,6 +277,7 @@ def to_onnx(model: PreTrainedModel, metadata: dict[str, str] | None = None) -> b
         return trace(_Logits(model, inputs), {n: example[n] for n in inputs}, "logits", metadata)
     finally:
         model.set_attn_implementation(before)
+        model.train(training)
 
 
 def trace(
@@ -270,7 +285,7 @@ def trace(
 ) -> bytes:
     """Any module of named inputs (batch, length, …) and one output, as an ONNX file's bytes."""
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
             tuple(example.values()),
@@ -365,7 +380,7 @@ def halve_(graph) -> None:
 
 
 @contextlib.contextmanager
-def _quiet():
+def quiet():
     """The exporter's own notes say nothing to who exports a model that is known to work."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
@@ -399,7 +414,7 @@ class OnnxModel(nn.Module):
             raise FileNotFoundError(f"no ONNX file at {path}: write one by `xtc export`")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is raised
         try:
             self.session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
@@ -432,7 +447,13 @@ class OnnxModel(nn.Module):
             "token_type_ids": torch.zeros_like(input_ids) if token_type_ids is None
             else token_type_ids,
         }  # fmt: skip
-        feeds = {name: given[name].numpy() for name in self.inputs}
-        return SequenceClassifierOutput(
-            logits=torch.from_numpy(self.session.run(["logits"], feeds)[0])
-        )
+        feeds = {name: given[name].long().numpy() for name in self.inputs}
+        try:
+            (logits,) = self.session.run(["logits"], feeds)
+        except Exception as error:  # ONNX Runtime's errors share no public base class
+            shapes = {name: value.shape for name, value in feeds.items()}
+            raise ValueError(
+                f"ONNX Runtime refused the inputs {shapes}; expected (batch, length) of token ids "
+                f"in the vocabulary: {str(error).splitlines()[0]}"
+            ) from None
+        return SequenceClassifierOutput(logits=torch.from_numpy(logits))

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -207,24 +207,29 @@ def load_teacher(path: str | Path, task: Task | str, data: TaskData | None = Non
             f"no teacher at {path!r}: expected a folder with a fine-tuned model, or the id of one "
             f"on the Hub if it can be reached ({str(error).splitlines()[0]})"
         ) from None
-    if config.num_labels != task.num_labels:
-        raise ValueError(
-            f"{path} has {config.num_labels} labels, but {task.name} has {task.num_labels}: "
-            "use a teacher that was fine-tuned for this task"
-        )
-    named = [str(config.id2label[i]).lower() for i in range(config.num_labels)]
-    unnamed = all(name.startswith("label_") for name in named)
-    if task.labels and not unnamed and named != [label.lower() for label in task.labels]:
-        raise ValueError(
-            f"{path} orders its labels {named}, but {task.name} is {list(task.labels)}: "
-            "permute the classifier's rows or use another teacher"
-        )
+    check_labels(path, [config.id2label[i] for i in range(config.num_labels)], task)
     model = load_classifier(path, task).eval()
     check_finite(model, f"the teacher {path}")
     tokenizer = load_tokenizer(path)
     if data is not None:
         _check_knows(path, model, tokenizer, data)
     return Teacher(model, tokenizer, key(weights_id(path)), {"path": path}, True)
+
+
+def check_labels(path: str | Path, labels: Sequence[str], task: Task) -> None:
+    """Raises ``ValueError`` for labels that are not the task's, in its order; no names are fine."""
+    if len(labels) != task.num_labels:
+        raise ValueError(
+            f"{path} has {len(labels)} labels, but {task.name} has {task.num_labels}: use a model "
+            "that was fine-tuned for this task, or name its task by --task"
+        )
+    named = [str(label).lower() for label in labels]
+    unnamed = all(name.startswith("label_") for name in named)
+    if task.labels and not unnamed and named != [label.lower() for label in task.labels]:
+        raise ValueError(
+            f"{path} orders its labels {named}, but {task.name} is {list(task.labels)}: "
+            "permute the classifier's rows or use another model"
+        )
 
 
 def _check_knows(path: str, model, tokenizer, data: TaskData) -> None:
