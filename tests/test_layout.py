@@ -7,7 +7,7 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent / "xtclib"
 FLOORS = {
-    "ground": "files costs quantizers distillation packing published",
+    "ground": "files costs quantizers distillation packing published onnx_graph",
     "one": "layers attention glue metrics english grammar mini",
     "two": "models structure architectures breakdown latency first_principles techniques",
     "three": "artefact ledger onnx_export deployment recipes batches evaluation",

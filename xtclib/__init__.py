@@ -49,6 +49,7 @@ _MODULES = {
     "mlm",
     "models",
     "onnx_export",
+    "onnx_graph",
     "packing",
     "plot_style",
     "plots",

@@ -32,6 +32,7 @@ from xtclib import onnx_export
 from xtclib.files import unknown
 from xtclib.latency import in_turns
 from xtclib.models import encoder_layers
+from xtclib.onnx_graph import quiet
 
 RUNTIMES = (
     "PyTorch fp32", "PyTorch bf16", "PyTorch dynamic int8", "PyTorch packed", "ONNX fp32",
@@ -99,7 +100,7 @@ def _onnx(name: str, model: PreTrainedModel, packed: PreTrainedModel, folder: Pa
     if name == "ONNX int8":
         from onnxruntime.quantization import quantize_dynamic
 
-        with onnx_export.quiet():
+        with quiet():
             quantize_dynamic(fp32, path)
     return Runtime(name, path.stat().st_size, onnx_export.OnnxModel(path))
 

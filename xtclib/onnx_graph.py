@@ -1,0 +1,76 @@
+"""What becomes of an exported graph before it is written: folded, halved, deduplicated, silent."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+
+import numpy as np
+
+
+def serialized(model, metadata: dict[str, str]) -> bytes:
+    """An ``onnx_ir`` model as bytes: folded where it is small, floats in fp16, no traces of code.
+
+    Only constants of up to 16 numbers are folded, so packed weights stay packed.
+    """
+    import onnx_ir as ir
+    from onnx_ir.passes import common as passes
+    from onnxscript import optimizer
+
+    optimizer.optimize_ir(model, input_size_limit=16)
+    halve_(model.graph)
+    for tidy in (
+        passes.DeduplicateInitializersPass(size_limit=2**31),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.RemoveUnusedNodesPass(),
+        passes.ClearMetadataAndDocStringPass(),  # paths and source lines of this machine
+    ):
+        tidy(model)
+    model.producer_name, model.producer_version = "xtclib", None
+    model.metadata_props.clear()
+    model.metadata_props.update(metadata)
+    proto = ir.to_proto(model)
+    proto.graph.ClearField("value_info")  # readers infer it; stale for tools that rewrite weights
+    return proto.SerializeToString()
+
+
+def halve_(graph) -> None:
+    """Stores fp32 constants that fp16 holds exactly in fp16, with a Cast behind; in place."""
+    import onnx_ir as ir
+
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor.dtype != ir.DataType.FLOAT or tensor.size < 2:
+            continue
+        numbers = tensor.numpy()
+        half = numbers.astype(np.float16)
+        if not np.array_equal(half.astype(np.float32), numbers):
+            continue
+        small = ir.Value(
+            name=f"{value.name}_fp16",
+            type=ir.TensorType(ir.DataType.FLOAT16),
+            shape=ir.Shape(half.shape),
+            const_value=ir.tensor(half, name=f"{value.name}_fp16"),
+        )
+        cast = ir.node("Cast", [small], {"to": ir.DataType.FLOAT.value})
+        cast.outputs[0].type, cast.outputs[0].shape = value.type, value.shape
+        graph.initializers.add(small)
+        graph.insert_before(graph[0], cast)
+        value.replace_all_uses_with(cast.outputs[0])
+        del graph.initializers[value.name]
+        cast.outputs[0].name = value.name
+
+
+@contextlib.contextmanager
+def quiet():
+    """The exporter's own notes say nothing to who exports a model that is known to work."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
