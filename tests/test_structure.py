@@ -6,10 +6,11 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, TrainingArguments
 
 from xtclib import architectures, artefact, breakdown, ledger, structure
 from xtclib.models import encoder_layers
+from xtclib.recipes import Objective
 from xtclib.techniques import (
     LayerReduction,
     PruneHeads,
@@ -19,6 +20,7 @@ from xtclib.techniques import (
     apply_all,
     technique,
 )
+from xtclib.training import DistillationTrainer
 
 
 def finalized(model, techniques):
@@ -183,3 +185,12 @@ def test_pruned_models_train(bert, batch):
     model.train()(**batch).logits.sum().backward()
     gradient = encoder_layers(model)[0].attention.self.query.weight.grad
     assert gradient.shape == (16, 32) and float(gradient.abs().max()) > 0
+
+
+def test_scores_of_fewer_heads_are_refused_before_training(bert, tmp_path):
+    pruned = PruneHeads().apply(bert)
+    with pytest.raises(ValueError, match="layer 0 of the student has 1 heads and its teacher's 2"):
+        DistillationTrainer(
+            pruned, Objective(attention_scores=1), bert,
+            args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
+        )  # fmt: skip

@@ -34,7 +34,7 @@ from transformers import (
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from xtclib import attention
+from xtclib import attention, structure
 from xtclib.batches import LengthGroupedSampler, Rows, collate
 from xtclib.distillation import (
     attention_mse,
@@ -165,6 +165,7 @@ class DistillationTrainer(Trainer):
             if objective.hidden_states or objective.attention_scores:
                 self._layers = layer_map(*depth, objective.layer_map)
         if objective.attention_scores:
+            _check_heads(model, teacher, self._layers)
             attention.use(model)
 
     def _get_train_sampler(self, train_dataset=None):
@@ -217,6 +218,18 @@ def prepare_teacher(teacher: PreTrainedModel, device, bf16: bool) -> PreTrainedM
             if isinstance(module, nn.Linear):
                 module.to(torch.bfloat16)
     return teacher
+
+
+def _check_heads(student: PreTrainedModel, teacher: PreTrainedModel, layers: list[int]) -> None:
+    """Scores are compared head by head: a layer with fewer heads than its teacher's has none."""
+    ours, theirs = structure.widths(student), structure.widths(teacher)
+    for index, target in enumerate(layers[1:]):
+        pair = ours[index]["heads"], theirs[max(target, 1) - 1]["heads"]
+        if pair[0] != pair[1]:
+            raise ValueError(
+                f"attention_scores compares head by head, but layer {index} of the student has "
+                f"{pair[0]} heads and its teacher's {pair[1]}: leave the term out of this stage"
+            )
 
 
 class _StopOnDivergence(TrainerCallback):
