@@ -157,7 +157,7 @@ class _OnnxLinear(_Unpacked):
             y = symbolic("MatMulInteger", operands, dtype=torch.int32, shape=shape).float()
             scale = self.scale
             if x_scale.ndim:
-                # One scale a token: ONNX Runtime (1.23 to 1.31) would fuse y · (x_scale · scale)
+                # One scale a token: ONNX Runtime (seen in 1.31) would fuse y · (x_scale · scale)
                 # into MatMulIntegerToFloat and use the first token's scale for all.
                 y = y * x_scale
             else:
