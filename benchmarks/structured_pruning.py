@@ -11,6 +11,7 @@ removed counts. Embeddings, pooler and classifier are not pruned. Not a timed te
 from __future__ import annotations
 
 import argparse
+import copy
 import tempfile
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from xtclib import architectures, artefact, breakdown, latency, ledger
 from xtclib.techniques import PruneHeads, PruneNeurons, apply_all
 
 CUTS = {
-    "nothing removed": [PruneHeads(keep=1.0)],
+    "nothing removed": [],
     "half the heads": [PruneHeads()],
     "half the neurons": [PruneNeurons()],
     "half of both": [PruneHeads(), PruneNeurons()],
@@ -42,10 +43,13 @@ def main() -> None:
     model = AutoModelForSequenceClassification.from_config(architectures.config_of(args.model))
     models, encoder, files, operations = {}, {}, {}, {}
     for name, cuts in CUTS.items():
-        models[name] = artefact.finalize(apply_all(model.eval(), cuts), cuts).eval()
-        with tempfile.TemporaryDirectory() as folder:
-            models[name].save_pretrained(Path(folder))
-            entries = ledger.byte_ledger(folder)
+        models[name] = artefact.finalize(apply_all(copy.deepcopy(model.eval()), cuts), cuts).eval()
+        if cuts:
+            with tempfile.TemporaryDirectory() as folder:
+                models[name].save_pretrained(Path(folder))
+                entries = ledger.byte_ledger(folder)
+        else:
+            entries = ledger.plan(model.config, [])  # in fp16 like the others
         files[name] = sum(e.bytes for e in entries)
         encoder[name] = sum(e.bytes for e in entries if ".encoder." in e.tensor)
         operations[name] = breakdown.flops(models[name].config, 1, args.length)

@@ -11,7 +11,6 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from xtclib import artefact, recipes
 from xtclib.layers import PackedLinear, QuantLinear
-from xtclib.packing import byte_table
 from xtclib.quantizers import Scheme
 from xtclib.techniques import LayerReduction, Quantize, Storage, apply_all
 
@@ -75,10 +74,7 @@ def linear(weights, activations, columns):
 def side_by_side():
     """Every kind of layer, and ONNX Runtime's answers for all of them."""
     ours = [linear(*case) for case in CASES]
-    theirs = [
-        onnx_export._OnnxLinear(layer, byte_table(layer.width, layer.offset), layer.activations)
-        for layer in ours
-    ]
+    theirs = [onnx_export._OnnxLinear(layer, layer.activations) for layer in ours]
     content = onnx_export.trace(SideBySide(theirs), {"x": torch.randn(3, 5, 43)}, "y")
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return ours, lambda x: torch.from_numpy(session.run(["y"], {"x": x.numpy()})[0])

@@ -62,7 +62,9 @@ def test_removed_neurons_are_masked_neurons(bert, batch):
 @pytest.mark.parametrize("scope", ["layer", "model"])
 def test_keeping_everything_is_the_original_model(bert, batch, cls, scope):
     pruned = cls(keep=1.0, scope=scope).apply(bert)
-    assert torch.equal(logits(pruned, batch), logits(bert, batch)) and structure.uniform(pruned)
+    assert (
+        torch.equal(logits(pruned, batch), logits(bert, batch)) and structure.uneven(pruned) is None
+    )
 
 
 def test_magnitude_finds_the_planted_heads_and_neurons(bert):
@@ -84,7 +86,11 @@ def test_a_whole_model_is_ranked_together_and_no_layer_goes_empty(make_bert):
         encoder_layers(model)[2].intermediate.dense.weight *= 1e-3
     pruned = PruneNeurons(keep=0.5, scope="model").apply(model)
     neurons = [w["neurons"] for w in structure.widths(pruned)]
-    assert sum(neurons) == 128 and neurons[2] == 1 and not structure.uniform(pruned)
+    assert (
+        sum(neurons) == 128
+        and neurons[2] == 1
+        and structure.uneven(pruned) == structure.widths(pruned)
+    )
 
 
 def test_random_is_a_control_with_a_seed(bert, batch):
@@ -115,6 +121,15 @@ def test_every_structure_saves_and_reloads_to_the_same_bits(bert, tokenizer, bat
     assert sum(e.bytes for e in entries) == (folder / artefact.WEIGHTS).stat().st_size
     stored = sum(e.values for e in entries if not e.tensor.endswith(("_scale", "_zero")))
     assert stored == breakdown.parameters(model)
+
+
+def test_a_pruned_teacher_passes_its_structure_on(bert, tokenizer, batch, tmp_path):
+    """No technique of the student's says that heads were removed: its layers do."""
+    teacher = apply_all(bert, [PruneHeads(0.6, scope="model"), PruneNeurons()])
+    model = finalized(teacher, [LayerReduction("top", 3), Quantize()])
+    again, _ = artefact.load(artefact.save(model, tokenizer, tmp_path / "a"))
+    assert torch.equal(logits(again, batch), logits(model, batch))
+    assert structure.widths(again) == structure.widths(teacher)[1:]
 
 
 FRESH = """

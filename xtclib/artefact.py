@@ -33,8 +33,6 @@ from xtclib.layers import PackedLinear, QuantEmbedding, QuantLinear, _Packed
 from xtclib.models import replace_module_
 from xtclib.quantizers import Scheme
 from xtclib.techniques import (
-    PruneHeads,
-    PruneNeurons,
     Quantize,
     Storage,
     Technique,
@@ -128,7 +126,7 @@ def digest(tensor: Tensor) -> str:
 _NUMERIC = (
     "model_type hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act "
     "layer_norm_eps vocab_size max_position_embeddings type_vocab_size embedding_size "
-    "pad_token_id num_labels problem_type is_decoder add_cross_attention"
+    "pad_token_id is_decoder add_cross_attention"
 ).split()
 
 
@@ -195,14 +193,11 @@ def _check_config(model: PreTrainedModel, path: Path) -> None:
         written = _metadata(file, "xtc_config") or {}
     here = json.loads(json.dumps(_numeric(model.config)))
     for name, value in written.items():
-        if name in here and here[name] != value and name not in _HEAD:
+        if name in here and here[name] != value:
             raise ValueError(
                 f"config.json says {name}={here[name]!r}, but {path.name} was written with "
                 f"{value!r}: one of them was altered, copy the artefact again"
             )
-
-
-_HEAD = "num_labels", "problem_type"  # a base model, or a task's own head, may differ here
 
 
 def _check_tensors(model: PreTrainedModel, shapes: dict, path: Path) -> None:
@@ -239,11 +234,10 @@ def finalize(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrai
     ):
         model.set_attn_implementation("sdpa")
     stored = [t for t in techniques if isinstance(t, (Quantize, Storage))]
-    cut = any(isinstance(t, (PruneHeads, PruneNeurons)) for t in techniques)
-    layers = structure.widths(model) if cut else None
-    if stored or cut:
+    layers = structure.uneven(model)
+    if stored or layers:
         model = pack(model)  # where nothing is quantized: rounds to fp16, as it is stored
-        version = 3 if cut else 2 if any(isinstance(t, Storage) for t in stored) else 1
+        version = 3 if layers else 2 if any(isinstance(t, Storage) for t in stored) else 1
         config.quantization_config = XtcConfig([t.to_dict() for t in stored], version, layers)
         model.hf_quantizer = XtcQuantizer(config.quantization_config, pre_quantized=True)
         model.is_quantized = True

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,22 +28,24 @@ def score_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    rounded: Callable[[Tensor, Scheme], Tensor] = fake_quantize,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
     """``softmax(q·kᵀ·scaling + mask)·v`` and the scores; q, k, v (batch, heads, length, head dim).
 
     If the module carries ``attention_scheme``, query, key, value and probabilities are
     fake-quantized by it, as TernaryBERT does (arXiv:2009.12812, section 3.2 and its release).
+    ``rounded``: how, for a runtime that has its own way.
     """
     scheme: Scheme | None = getattr(module, "attention_scheme", None)
     if scheme is not None:
-        query, key, value = (fake_quantize(x, scheme) for x in (query, key, value))
+        query, key, value = (rounded(x, scheme) for x in (query, key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
     masked = scores if attention_mask is None else scores + attention_mask
     probabilities = F.dropout(F.softmax(masked, dim=-1), dropout, module.training)
     if scheme is not None:
-        probabilities = fake_quantize(probabilities, scheme)
+        probabilities = rounded(probabilities, scheme)
     context = torch.matmul(probabilities.to(value.dtype), value)
     return context.transpose(1, 2).contiguous(), scores
 

@@ -20,6 +20,7 @@ import json
 import tempfile
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from torch.onnx.ops import symbolic, symbolic_multi_out
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from xtclib.attention import score_attention
 from xtclib.files import write_bytes
 from xtclib.layers import PackedEmbedding, PackedLinear, _Packed
 from xtclib.models import replace_module_
@@ -42,33 +44,10 @@ ACTIVATIONS = ("dynamic", "trained")
 _ATTENTION = "xtc-onnx"
 
 
-def quantized_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **kwargs,
-) -> tuple[Tensor, None]:
-    """``softmax(q·kᵀ·scaling + mask)·v``, each operand rounded if the module has a scheme."""
-    scheme = getattr(module, "attention_scheme", None)
-    query, key, value = (_rounded(x, scheme) for x in (query, key, value))
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
-    masked = scores if attention_mask is None else scores + attention_mask
-    probabilities = _rounded(torch.softmax(masked, -1), scheme)
-    return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), None
-
-
 def padding_mask(attention_mask: Tensor, dtype=torch.float32, **kwargs) -> Tensor:
     """(batch, length) of 1 and 0 → (batch, 1, 1, length): 0, and the lowest number at padding."""
     padding = ~attention_mask[:, None, None, :].bool()
     return padding.to(dtype) * torch.finfo(dtype).min
-
-
-AttentionInterface.register(_ATTENTION, quantized_attention)
-AttentionMaskInterface.register(_ATTENTION, padding_mask)
 
 
 def _dynamic(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,15 +61,18 @@ def _dynamic(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return codes, scale, zero
 
 
-def _rounded(x: Tensor, scheme: Scheme | None) -> Tensor:
+def _rounded(x: Tensor, scheme: Scheme) -> Tensor:
     """To integers and back."""
-    if scheme is None:
-        return x
     if scheme == DYNAMIC:
         parts = _dynamic(x)
         return symbolic("DequantizeLinear", parts, dtype=torch.float32, shape=x.shape)
     codes, scale, _ = _symmetric(x, scheme)
     return (codes.float() - 128) * scale
+
+
+# As in training, but rounding by ONNX's operators, and a mask that broadcasts over queries.
+AttentionInterface.register(_ATTENTION, partial(score_attention, rounded=_rounded))
+AttentionMaskInterface.register(_ATTENTION, padding_mask)
 
 
 def _symmetric(x: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,19 +96,16 @@ def _gather(rows: Tensor, ids: Tensor) -> Tensor:
 class _Unpacked(nn.Module):
     """What both layers share: bytes, the table that opens them, fp16 scales."""
 
-    def __init__(self, packed: _Packed, table: Tensor) -> None:
+    def __init__(self, packed: _Packed) -> None:
         super().__init__()
         self.rows, self.columns = packed.rows, packed.columns
         self.register_buffer("bytes", packed.weight.squeeze(-1))
-        self.register_buffer("table", table)
-        scale = packed.weight_scale
-        if len(scale) > 1:
-            scale = scale.repeat_interleave(self.rows // len(scale))
-        self.register_buffer("scale", scale.float())
+        self.register_buffer("table", byte_table(packed.width, packed.offset))
+        self.register_buffer("scale", packed._rows_of(packed.weight_scale, None).flatten().float())
         zero = getattr(packed, "weight_zero", None)
-        if zero is not None and len(zero) > 1:
-            zero = zero.repeat_interleave(self.rows // len(zero))
-        self.register_buffer("zero", zero)
+        self.register_buffer(
+            "zero", zero if zero is None else packed._rows_of(zero, None).flatten()
+        )
 
     def open(self, rows: Tensor) -> Tensor:
         """Bytes (…, n) → integers (…, columns)."""
@@ -137,8 +116,8 @@ class _Unpacked(nn.Module):
 class _OnnxLinear(_Unpacked):
     """A packed linear layer as ONNX Runtime computes it."""
 
-    def __init__(self, packed: PackedLinear, table: Tensor, activations: Scheme | None) -> None:
-        super().__init__(packed, table)
+    def __init__(self, packed: PackedLinear, activations: Scheme | None) -> None:
+        super().__init__(packed)
         self.activations, self.bias = activations, packed.bias
         self.clip = packed.activations.clip if packed.activations else None
 
@@ -227,23 +206,18 @@ def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dy
             f"a tensor: export with activations='dynamic', or train with {DYNAMIC}"
         )
     model = copy.deepcopy(model).cpu().eval()
-    tables: dict = {}
     for name, module in list(model.named_modules()):
         if activations == "dynamic" and getattr(module, "attention_scheme", None):
             module.attention_scheme = DYNAMIC
         if not isinstance(module, _Packed):
             continue
-        signed = module.weights.family != "uint"
-        table = tables.setdefault(
-            (module.width, module.offset, signed), byte_table(module.width, module.offset)
-        )
         if isinstance(module, PackedEmbedding):
-            replace_module_(model, name, _OnnxEmbedding(module, table))
+            replace_module_(model, name, _OnnxEmbedding(module))
         else:
             scheme = module.activations and replace(module.activations, clip=None)
             if scheme is not None and activations == "dynamic":
                 scheme = DYNAMIC
-            replace_module_(model, name, _OnnxLinear(module, table, scheme))
+            replace_module_(model, name, _OnnxLinear(module, scheme))
     return write_bytes(path, to_onnx(model, about(model, activations)))
 
 

@@ -27,11 +27,17 @@ def widths(model: PreTrainedModel) -> list[dict[str, int]]:
     ]
 
 
-def uniform(model: PreTrainedModel) -> bool:
-    """Whether every layer has the widths that the config says."""
-    config = model.config
-    said = {"heads": config.num_attention_heads, "neurons": config.intermediate_size}
-    return all(found == said for found in widths(model))
+def uneven(model: PreTrainedModel) -> list[dict[str, int]] | None:
+    """The widths of a model whose layers are not as its config says; ``None`` where all are."""
+    if not isinstance(getattr(getattr(model.base_model, "encoder", None), "layer", None),
+                      nn.ModuleList):  # fmt: skip
+        return None  # no layers whose parts could have been removed
+    said = {
+        "heads": getattr(model.config, "num_attention_heads", None),
+        "neurons": getattr(model.config, "intermediate_size", None),
+    }
+    found = widths(model)
+    return None if all(width == said for width in found) else found
 
 
 def keep_heads_(layer: nn.Module, heads: Sequence[int]) -> None:
