@@ -203,8 +203,7 @@ def _measure(
     start = evaluate(untrained, tokenizer, data, length) if recipe.trains else metrics
     target = Path(out) if out is not None else _kept_artefact(recipe, chosen, teacher, stages)
     with teachers.locked(f"artefact-{target.name}"):
-        if out is not None or not target.is_dir():
-            artefact.save(student, tokenizer, target)
+        artefact.save(student, tokenizer, target, replace=out is None)
     batch, width = chosen.latency
     layer_flops = [breakdown.flops(m.config, 1, width) for m in (student, teacher_model)]
     times = latency.of_models(
@@ -260,8 +259,8 @@ def _verdict(recipe: Recipe, metrics: dict, floor: dict, untrained: dict) -> str
 
 
 def _kept_artefact(recipe: Recipe, chosen: Profile, teacher: Teacher, stages: list[dict]) -> Path:
-    """Where the cache keeps an artefact: a folder named by all that determines it."""
-    made_from = key(teacher.key, recipe.hash, [s["key"] for s in stages], xtclib.__version__)
+    """Where the cache keeps a run's latest artefact."""
+    made_from = key(teacher.key, recipe.hash, [s["key"] for s in stages])
     return cache_dir() / "artefacts" / f"{chosen.name}-{recipe.name}-{made_from}"
 
 
