@@ -7,10 +7,11 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent / "xtclib"
 FLOORS = {
-    "ground": "files costs quantizers distillation packing published onnx_graph",
-    "one": "layers attention glue metrics english grammar mini",
-    "two": "models structure architectures breakdown latency first_principles techniques",
-    "three": "artefact ledger onnx_export deployment recipes batches evaluation",
+    "ground": "files costs quantizers distillation packing sparsity published onnx_graph",
+    "one": "layers masked attention glue metrics english grammar mini",
+    "two": "batches interface models structure architectures breakdown latency first_principles "
+    "pruning sparsify techniques",
+    "three": "artefact ledger onnx_export deployment recipes evaluation",
     "four": "training teachers mlm",
     "five": "settings results study",
     "top": "plot_style cost_plots deployment_plots tensor_plots plots widgets cli",

@@ -30,18 +30,19 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from xtclib import attention, structure
 from xtclib.files import staged_folder
 from xtclib.layers import PackedLinear, QuantEmbedding, QuantLinear, _Packed
-from xtclib.models import replace_module_
+from xtclib.masked import MaskedLinear, SparseLinear
+from xtclib.models import pack_, replace_module_
 from xtclib.quantizers import Scheme
+from xtclib.sparsify import Sparsify
 from xtclib.techniques import (
     Quantize,
     Storage,
     Technique,
     finalize_all,
-    pack,
     technique,
 )
 
-FORMAT = 3  # 2 knows `storage`, 3 `layers`; what does without them is written as 1
+FORMAT = 4  # 2 knows `storage`, 3 `layers`, 4 `sparsify`; what does without is written as 1
 WEIGHTS = "model.safetensors"
 
 
@@ -95,6 +96,7 @@ class XtcQuantizer(HfQuantizer):
             structure.resize_(model, structure.saved_widths(model.config))
         for config in self.quantization_config.techniques:
             technique(config).rebuild(model)
+        _make_room(model, shapes)
         _check_tensors(model, shapes, path)
 
     def _process_model_after_weight_loading(self, model, **kwargs):
@@ -200,6 +202,15 @@ def _check_config(model: PreTrainedModel, path: Path) -> None:
             )
 
 
+def _make_room(model: PreTrainedModel, shapes: dict) -> None:
+    """How many values a sparse matrix keeps is in the file alone."""
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLinear):
+            known = f"{name}.weight_values", f"{model.base_model_prefix}.{name}.weight_values"
+            shape = next((shapes[key] for key in known if key in shapes), (0,))
+            module.set_count_(min(shape[0], module.rows * module.columns))
+
+
 def _check_tensors(model: PreTrainedModel, shapes: dict, path: Path) -> None:
     """Missing and unexpected tensors are errors: nothing may be initialised at random."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -233,11 +244,12 @@ def finalize(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrai
         getattr(t, "attention", None) for t in techniques
     ):
         model.set_attn_implementation("sdpa")
-    stored = [t for t in techniques if isinstance(t, (Quantize, Storage))]
+    stored = [t for t in techniques if t.stored]
     layers = structure.uneven(model)
     if stored or layers:
-        model = pack(model)  # where nothing is quantized: rounds to fp16, as it is stored
-        version = 3 if layers else 2 if any(isinstance(t, Storage) for t in stored) else 1
+        model = pack_(model)  # where nothing is quantized: rounds to fp16, as it is stored
+        kinds = {type(t) for t in stored}
+        version = 4 if Sparsify in kinds else 3 if layers else 2 if Storage in kinds else 1
         config.quantization_config = XtcConfig([t.to_dict() for t in stored], version, layers)
         model.hf_quantizer = XtcQuantizer(config.quantization_config, pre_quantized=True)
         model.is_quantized = True
@@ -255,6 +267,12 @@ def unpack(model: PreTrainedModel) -> PreTrainedModel:
                 module.in_features, module.out_features, module.bias is not None, device="meta"
             )
             linear.weight, linear.bias = weight, module.bias
+            if isinstance(module, SparseLinear):
+                linear = MaskedLinear.from_linear(linear)
+                linear.mask.copy_(module.present())
+            if isinstance(module, SparseLinear) and not module.quantizes:
+                replace_module_(model, name, linear)
+                continue
             new = QuantLinear.from_linear(linear, module.weights, module.activations)
         else:
             table = nn.Embedding(module.rows, module.columns, device="meta")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
-from xtclib.glue import Split
+from xtclib.glue import Split, TaskData
 
 
 class Rows(Dataset):
@@ -89,3 +90,33 @@ class LengthGroupedSampler(Sampler[int]):
         last = [batches.pop()] if len(batches[-1]) < self.batch_size else []  # stays last
         random.shuffle(batches)
         yield from np.concatenate(batches + last).tolist()
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The rows of a task that a technique may look at before training, and how they are read.
+
+    ``rows`` of them are drawn by ``seed`` for what runs the model; all are counted for words.
+    """
+
+    data: TaskData
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int = 128
+    rows: int = 256
+    batch_size: int = 8
+    seed: int = 0
+
+    def batches(self) -> Iterator[dict[str, Tensor]]:
+        """Collated batches with labels, the same at every call."""
+        train = self.data.train
+        order = np.random.default_rng(self.seed).permutation(len(train))[: self.rows].tolist()
+        rows = Rows.tokenize(train.select(order), self.tokenizer, self.max_length)
+        regression = self.data.task.is_regression
+        for start in range(0, len(rows), self.batch_size):
+            part = [rows[i] for i in range(start, min(start + self.batch_size, len(rows)))]
+            yield collate(part, self.tokenizer.pad_token_id, regression)
+
+    def token_counts(self) -> np.ndarray:
+        """How often each token id occurs in all training rows: (vocabulary,)."""
+        ids = Rows.tokenize(self.data.train, self.tokenizer, self.max_length).ids
+        return np.bincount(np.concatenate(ids), minlength=len(self.tokenizer))

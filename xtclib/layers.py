@@ -150,6 +150,7 @@ class QuantLinear(nn.Linear):
 
     weights: Scheme
     activations: Scheme | None
+    mask: Tensor | None = None  # of a pruned layer: what it removed stays 0
 
     @classmethod
     def from_linear(
@@ -170,12 +171,20 @@ class QuantLinear(nn.Linear):
         layer = cls(*shape, linear.bias is not None, device="meta")
         layer.weight, layer.bias = linear.weight, linear.bias
         layer.weights, layer.activations = weights, activations
+        if getattr(linear, "mask", None) is not None:
+            if weights.family != "int":
+                raise ValueError(
+                    f"pruned weights cannot be quantized to {weights}, which has no zero to spare: "
+                    "choose 'int8' or 'int4'"
+                )
+            layer.register_buffer("mask", linear.mask)
         return layer.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             x_codes, x_scale, _ = _quantize_input(x, self.activations, compute_dtype(x))
-        return _QuantLinearFunction.apply(x, x_codes, x_scale, self.weight, self.bias, self.weights)
+        weight = self.weight if self.mask is None else self.weight * self.mask
+        return _QuantLinearFunction.apply(x, x_codes, x_scale, weight, self.bias, self.weights)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, weights={self.weights}, activations={self.activations}"
@@ -323,14 +332,18 @@ class PackedLinear(_Packed):
             device=layer.weight.device,
         )
         packed.store_(layer.weight)
-        if layer.bias is not None:
-            bias = layer.bias.detach().half().float()
-            if not bool(bias.isfinite().all()):
-                raise ValueError(
-                    f"a bias of {float(layer.bias.detach().abs().max()):.3g} does not fit in fp16"
-                )
-            packed.bias = nn.Parameter(bias)
+        packed.store_bias_(layer.bias)
         return packed
+
+    def store_bias_(self, bias: Tensor | None) -> None:
+        """Rounds a bias to fp16; ``ValueError`` if it does not fit."""
+        if bias is None:
+            return
+        rounded = bias.detach().half().float()
+        if not bool(rounded.isfinite().all()):
+            largest = float(bias.detach().abs().max())
+            raise ValueError(f"a bias of {largest:.3g} does not fit in fp16")
+        self.bias = nn.Parameter(rounded)
 
     def forward(self, x: Tensor) -> Tensor:
         integers = self.runs_on_integers(x)

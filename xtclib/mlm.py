@@ -19,6 +19,8 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 from transformers.utils import logging
 
+from xtclib.interface import Technique
+
 IGNORED = -100  # the label of a token that is not guessed
 
 
@@ -110,6 +112,17 @@ def load_masked_lm(path: str | Path, seed: int = 0) -> PreTrainedModel:
     return model
 
 
+def under_head(model: PreTrainedModel, path: str | Path, seed: int = 0) -> PreTrainedModel:
+    """A masked language model around a classifier's own encoder, which it goes on sharing.
+
+    The head is that of the checkpoint at ``path``, or a fresh one, tied to the word embeddings.
+    """
+    found = load_masked_lm(path, seed)
+    setattr(found, found.base_model_prefix, model.base_model)
+    found.cls.predictions.decoder.weight = model.get_input_embeddings().weight
+    return found
+
+
 def split_texts(texts: Sequence[str], share: float = 0.05, seed: int = 0) -> tuple[list, list]:
     """Texts to train on, and a share kept apart to judge by: at least one, at most 1000.
 
@@ -170,12 +183,14 @@ def pretrain(
     always: Sequence[int] = (),
     others: float = 1.0,
     progress: bool = True,
+    techniques: Sequence[Technique] = (),
 ) -> list[float]:
     """Train a `BertForMaskedLM` in place and return the loss of each step.
 
     AdamW, gradients clipped at 1, a linear warm-up over the share `warmup` of the steps, then
     decay to zero. With `always`, the loss is the mean over those tokens plus `others`
     times the mean over the rest: a label word, one token of twenty, would hardly be heard.
+    The schedules of `techniques` run along.
     """
     if steps < 1 or not texts:
         raise ValueError(f"nothing to train on: {steps} steps, {len(texts)} texts")
@@ -194,7 +209,9 @@ def pretrain(
     losses, batches = [], masked_batches(encoded, tokenizer, batch, seed, share, always)
     model.train()
     bar = tqdm(range(steps), desc="pre-training", disable=not progress, mininterval=5)
-    for _, inputs in zip(bar, batches, strict=False):
+    for step, inputs in zip(bar, batches, strict=False):
+        for technique in techniques:
+            technique.before_step(model, step, steps)
         inputs = {name: value.to(device) for name, value in inputs.items()}
         labels = inputs.pop("labels")
         guessed = labels != IGNORED  # the head reads these alone, which is faster
@@ -205,6 +222,8 @@ def pretrain(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        for technique in techniques:
+            technique.after_step(model, step, steps, optimizer.param_groups[0]["lr"])
         schedule.step()
         optimizer.zero_grad()
         losses.append(loss.item())

@@ -15,6 +15,8 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from xtclib.glue import Task
+from xtclib.layers import PackedEmbedding, PackedLinear, QuantEmbedding, QuantLinear
+from xtclib.masked import SparseLinear
 
 
 def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -34,7 +36,9 @@ def word_embeddings(model: PreTrainedModel) -> nn.Module:
     return model.get_input_embeddings()
 
 
-def encoder_linears(model: nn.Module) -> dict[str, nn.Linear]:
+def encoder_linears(
+    model: nn.Module, kinds: type | tuple[type, ...] = nn.Linear
+) -> dict[str, nn.Linear]:
     """Every linear layer of the encoder by its full name: what XTC quantizes.
 
     Query, key, value, both output projections and the intermediate layer; not the pooler, not the
@@ -45,7 +49,7 @@ def encoder_linears(model: nn.Module) -> dict[str, nn.Linear]:
     return {
         f"{prefix}.{name}": module
         for name, module in layers.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, kinds)
     }
 
 
@@ -111,6 +115,30 @@ def check_finite(model: nn.Module, what: str) -> None:
                 f"{what}: the parameter {name!r} holds NaN or infinite values; use another "
                 "checkpoint, or train it again with a lower learning rate"
             )
+
+
+def pack_(model: PreTrainedModel) -> PreTrainedModel:
+    """Every quantizing or masked layer as the one that is stored, every other parameter in fp16."""
+    for name, module in list(model.named_modules()):
+        if getattr(module, "mask", None) is not None:
+            replace_module_(model, name, SparseLinear.from_masked(module))
+        elif isinstance(module, QuantLinear):
+            replace_module_(model, name, PackedLinear.from_quant(module))
+        elif isinstance(module, QuantEmbedding):
+            replace_module_(model, name, PackedEmbedding.from_quant(module))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half())
+    return model
+
+
+def refuse_packed(model: nn.Module) -> None:
+    """Raises ``ValueError`` for a model whose weights are stored, not trained."""
+    if any(isinstance(module, (PackedLinear, PackedEmbedding)) for module in model.modules()):
+        raise ValueError(
+            "the model is already packed; apply `xtclib.artefact.unpack` first to change or train "
+            "it on"
+        )
 
 
 def validate_keep(keep: Sequence[int], depth: int) -> list[int]:

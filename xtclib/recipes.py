@@ -16,7 +16,9 @@ from pathlib import Path
 import yaml
 
 from xtclib.files import unknown
-from xtclib.techniques import Technique, technique
+from xtclib.interface import Technique
+from xtclib.sparsify import Sparsify
+from xtclib.techniques import technique
 
 LAYER_MAPS = ("uniform", "last", "release")
 LOGITS_LOSSES = ("soft_cross_entropy", "kl_divergence")
@@ -142,13 +144,32 @@ def budget(name: str | Budget, known: dict[str, Budget]) -> Budget:
     return replace(known["A"], steps=None, epochs=float(match[1]))
 
 
+TASKS_OF_A_STAGE = ("its own", "mlm")
+STARTS = ("teacher", "backbone")
+
+
 @dataclass(frozen=True)
 class Stage:
-    """Techniques and what trains them; without an objective nothing is trained."""
+    """Techniques and what trains them; without an objective nothing is trained.
+
+    ``task``: ``its own``, the recipe's, or ``mlm``, guessing masked words, which has its own loss.
+    """
 
     name: str
     techniques: tuple[Technique, ...] = ()
     objective: Objective | None = None
+    task: str = "its own"
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS_OF_A_STAGE:
+            raise unknown("task of a stage", self.task, TASKS_OF_A_STAGE)
+        if self.task == "mlm" and self.objective:
+            raise ValueError(f"stage {self.name!r}: mlm has a loss of its own, leave objective out")
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is learned in this stage."""
+        return self.objective is not None or self.task == "mlm"
 
 
 @dataclass(frozen=True)
@@ -160,15 +181,18 @@ class Recipe:
     source: str
     stages: tuple[Stage, ...]
     left_out: str = ""
+    start: str = "teacher"  # or the pre-trained backbone under a fresh classifier
 
     def __post_init__(self) -> None:
         if not self.stages:
             raise ValueError(f"recipe {self.name!r} has no stages")
+        if self.start not in STARTS:
+            raise unknown("start", self.start, STARTS)
 
     @property
     def trains(self) -> bool:
         """Whether any stage trains."""
-        return any(stage.objective for stage in self.stages)
+        return any(stage.trains for stage in self.stages)
 
     @property
     def techniques(self) -> list[Technique]:
@@ -181,11 +205,13 @@ class Recipe:
             "summary": self.summary,
             "source": self.source,
             **({"left_out": self.left_out} if self.left_out else {}),
+            **({"start": self.start} if self.start != "teacher" else {}),
             "stages": [
                 {
                     s.name: {
                         "techniques": [t.to_dict() for t in s.techniques],
                         **({"objective": asdict(s.objective)} if s.objective else {}),
+                        **({"task": s.task} if s.task != "its own" else {}),
                     }
                 }
                 for s in self.stages
@@ -194,20 +220,23 @@ class Recipe:
 
     @property
     def hash(self) -> str:
-        """Twelve hex digits over everything that changes results: the stages.
+        """Twelve hex digits over everything that changes results: the stages and their start.
 
         >>> load("xtc-1bit").hash == load("xtc-2bit").hash
         False
         """
-        text = json.dumps(self.to_dict()["stages"], sort_keys=True)
+        values = self.to_dict()
+        decides = [values["stages"], values["start"]] if "start" in values else values["stages"]
+        text = json.dumps(decides, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def from_dict(name: str, values: dict) -> Recipe:
     """Builds a recipe from what its YAML holds; ``ValueError`` names any unknown key."""
+    known = ("summary", "source", "left_out", "start", "stages")
     for key in values:
-        if key not in ("summary", "source", "left_out", "stages"):
-            raise unknown(f"key of recipe {name}", key, ("summary", "source", "left_out", "stages"))
+        if key not in known:
+            raise unknown(f"key of recipe {name}", key, known)
     stages = []
     for entry in values.get("stages") or ():
         if not isinstance(entry, dict) or len(entry) != 1:
@@ -218,13 +247,14 @@ def from_dict(name: str, values: dict) -> Recipe:
         if objective is not None:
             objective = Objective(**_check_keys(Objective, objective, "objective"))
         techniques = tuple(technique(t) for t in body.get("techniques") or ())
-        stages.append(Stage(title, techniques, objective))
+        stages.append(Stage(title, techniques, objective, body.get("task", "its own")))
     return Recipe(
         name,
         values.get("summary", ""),
         values.get("source", ""),
         tuple(stages),
         values.get("left_out", ""),
+        values.get("start", "teacher"),
     )
 
 
@@ -237,7 +267,11 @@ def names() -> list[str]:
 def load(recipe: str | Recipe | Path) -> Recipe:
     """A built-in recipe by name, or a recipe from a ``.yaml`` file.
 
+    A recipe that prunes single weights takes its sparsity in percent behind its name: ``nip-90``.
     Raises ``ValueError`` with the nearest name, or ``FileNotFoundError`` for a missing file.
+
+    >>> load("nip-90").techniques[0].sparsity
+    0.9
     """
     if isinstance(recipe, Recipe):
         return recipe
@@ -251,10 +285,33 @@ def load(recipe: str | Recipe | Path) -> Recipe:
             where = " ".join(str(error).split())
             raise ValueError(f"{path} is no valid YAML: {where}") from None
         return from_dict(path.stem, values)
+    stem, _, percent = str(recipe).rpartition("-")
+    if stem in names() and recipe not in names() and percent.isdigit():
+        return at_sparsity(load(stem), int(percent) / 100, str(recipe))
     if recipe not in names():
         raise unknown("recipe", str(recipe), names())
     text = (resources.files("xtclib") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
     return from_dict(recipe, yaml.safe_load(text))
+
+
+def at_sparsity(recipe: Recipe, sparsity: float, name: str) -> Recipe:
+    """A recipe that prunes single weights, at another sparsity and under a name of its own."""
+    if not any(isinstance(t, Sparsify) for t in recipe.techniques):
+        raise ValueError(
+            f"unknown recipe {name!r}: {recipe.name} prunes no single weights, so no sparsity can "
+            "be given"
+        )
+    stages = [
+        replace(
+            stage,
+            techniques=tuple(
+                replace(t, sparsity=sparsity) if isinstance(t, Sparsify) else t
+                for t in stage.techniques
+            ),
+        )
+        for stage in recipe.stages
+    ]
+    return replace(recipe, name=name, stages=tuple(stages))
 
 
 def custom(name: str, stages: Sequence[Stage], summary: str = "", source: str = "") -> Recipe:

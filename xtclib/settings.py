@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from xtclib import teachers
 from xtclib.files import staged_folder, unknown
-from xtclib.glue import TaskData, find_task, load
+from xtclib.glue import TaskData, find_task, load, unlabelled
 from xtclib.recipes import Budget
 from xtclib.teachers import Teacher, cache_dir, key, load_tokenizer
 
@@ -142,6 +142,15 @@ def backbone_for(profile_: Profile | str) -> str:
     if chosen.backbone == "random":
         return str(_random_backbone())
     return chosen.backbone
+
+
+def texts_for(profile_: Profile | str, data: TaskData) -> list[str]:
+    """What the ``mlm`` task reads: the built-in corpus, else the task's own training sentences."""
+    chosen = profile(profile_)
+    if chosen.data == "mini":
+        texts = unlabelled(ROOT / "data" / "mini" / "corpus.txt")
+        return texts[: chosen.rows]
+    return [*data.train.first, *(data.train.second or ())]
 
 
 def _random_backbone() -> Path:

@@ -10,29 +10,31 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 import xtclib
-from xtclib import artefact, breakdown, latency, recipes, settings, teachers
+from xtclib import artefact, breakdown, latency, mlm, recipes, settings, teachers
+from xtclib.batches import Calibration
 from xtclib.evaluation import evaluate
 from xtclib.files import check_new_folder, folder_bytes, staged_folder, write_json
 from xtclib.glue import TASKS, TaskData, find_task
+from xtclib.interface import Technique
 from xtclib.metrics import majority
-from xtclib.models import encoder_layers
+from xtclib.models import encoder_layers, load_classifier
 from xtclib.recipes import Budget, Recipe, Stage
 from xtclib.results import RESULTS, Record, mean_score, record_path
 from xtclib.settings import ROOT, Profile
 from xtclib.teachers import Teacher, cache_dir, key
-from xtclib.techniques import apply_all
-from xtclib.training import set_dropout_, train_stage
+from xtclib.training import bf16_is_fast, default_device, set_dropout_, train_stage
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,14 @@ def compress(
         f"{'from the cache' if teacher.cached else 'fine-tuned now'} ({teacher.key})"
     )
     job = _Job(recipe, chosen, spent, budget_name, seed, data, teacher, progress, device)
-    untrained = _check_applies(recipe, teacher.model)
-    student, stages = teacher.model, []
+    begun = teacher.model if recipe.start == "teacher" else _backbone(job)
+    untrained, tokenizer = _check_applies(job, begun)
+    student, stages = begun, []
     done: list = []
     for index, stage in enumerate(recipe.stages):
-        student = apply_all(_fresh(student), stage.techniques, data)
+        student, job = _applied(job, student, stage.techniques)
         done += stage.techniques
-        if stage.objective is None:
+        if not stage.trains:
             continue
         say(
             f"stage    {index + 1}/{len(recipe.stages)} {stage.name}: "
@@ -114,17 +117,37 @@ def compress(
         student, notes = _trained(job, student, stage, done, stages)
         stages.append(notes)
     student = artefact.finalize(student, done)
-    return _measure(job, student, stages, untrained, out, say)
+    return _measure(replace(job, teacher=teacher), student, tokenizer, stages, untrained, out, say)
 
 
 def _fresh(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model).requires_grad_(True)
 
 
-def _check_applies(recipe: Recipe, teacher: PreTrainedModel) -> PreTrainedModel:
-    """The recipe's untrained counterpart, finalized; every bad setting shows before training."""
-    model = _fresh(teacher)
-    return artefact.finalize(apply_all(model, recipe.techniques), recipe.techniques)
+def _backbone(job: _Job) -> PreTrainedModel:
+    return load_classifier(settings.backbone_for(job.profile), job.data.task, job.seed).eval()
+
+
+def _applied(
+    job: _Job, student: PreTrainedModel, techniques: Iterable[Technique]
+) -> tuple[PreTrainedModel, _Job]:
+    """A student with techniques on, and the job with a teacher that reads the same token ids."""
+    student = _fresh(student)
+    for technique in techniques:
+        rows = Calibration(job.data, job.teacher.tokenizer, job.budget.max_length)
+        student = technique.apply(student, rows)
+        model, tokenizer = technique.reads(job.teacher.model, job.teacher.tokenizer, rows)
+        job = replace(job, teacher=replace(job.teacher, model=model, tokenizer=tokenizer))
+    return student, job
+
+
+def _check_applies(job: _Job, begun: PreTrainedModel) -> tuple[PreTrainedModel, object]:
+    """The recipe's untrained counterpart, finalized, and its tokenizer.
+
+    Every bad setting shows here, before training.
+    """
+    model, after = _applied(job, begun, job.recipe.techniques)
+    return artefact.finalize(model, job.recipe.techniques), after.teacher.tokenizer
 
 
 def _trained(
@@ -135,13 +158,14 @@ def _trained(
         job.teacher.key,
         job.data.fingerprint,
         [t.to_dict() for t in techniques],
-        asdict(stage.objective),
+        asdict(stage.objective) if stage.objective else stage.task,
         asdict(job.budget),
         job.seed,
         job.profile.precision,
         [s["key"] for s in before],
         torch.__version__,
         transformers.__version__,
+        *([job.recipe.start] if job.recipe.start != "teacher" else []),
     )
     folder = cache_dir() / "stages" / name
     with teachers.locked(name):
@@ -159,20 +183,24 @@ def _train(
     """Trains a stage and writes its folder whole or not at all."""
     start = time.perf_counter()
     run = cache_dir() / "runs" / folder.name
-    student, notes = train_stage(
-        student,
-        job.teacher.tokenizer,
-        job.data,
-        stage.objective,
-        job.budget,
-        run,
-        job.teacher.model,
-        job.seed,
-        job.profile.precision,
-        job.progress,
-        device=job.device,
-        finalize=lambda model: artefact.finalize(model, techniques),
-    )
+    if stage.task == "mlm":
+        student, notes = _pretrain(job, student, stage)
+    else:
+        student, notes = train_stage(
+            student,
+            job.teacher.tokenizer,
+            job.data,
+            stage.objective,
+            job.budget,
+            run,
+            job.teacher.model,
+            job.seed,
+            job.profile.precision,
+            job.progress,
+            device=job.device,
+            finalize=lambda model: artefact.finalize(model, techniques),
+            techniques=stage.techniques,
+        )
     notes |= {
         "name": stage.name,
         "key": folder.name,
@@ -185,20 +213,49 @@ def _train(
     shutil.rmtree(run, ignore_errors=True)  # its checkpoints are three times the model
 
 
+def _pretrain(job: _Job, student: PreTrainedModel, stage: Stage) -> tuple[PreTrainedModel, dict]:
+    """A stage of guessing masked words, by the encoder of a classifier; not resumable within."""
+    budget, tokenizer = job.budget, job.teacher.tokenizer
+    texts = settings.texts_for(job.profile, job.data)
+    steps = budget.total_steps(len(texts))
+    device = job.device or default_device()
+    model = mlm.under_head(student, settings.backbone_for(job.profile), job.seed).to(device)
+    losses = mlm.pretrain(
+        model,
+        tokenizer,
+        texts,
+        steps,
+        budget.batch_size,
+        budget.learning_rate,
+        seed=job.seed,
+        bf16=job.profile.precision != "fp32" and bf16_is_fast(device),
+        max_length=budget.max_length,
+        progress=job.progress,
+        techniques=stage.techniques,
+    )
+    tenth = max(steps // 20, 1)
+    means = [
+        {"step": i + tenth, "loss": round(float(np.mean(losses[i : i + tenth])), 6)}
+        for i in range(0, steps - tenth + 1, tenth)
+    ]
+    return student.eval(), {"steps": steps, "rows": len(texts), "task": "mlm", "losses": means}
+
+
 def _measure(
     job: _Job,
     student: PreTrainedModel,
+    tokenizer,
     stages: list[dict],
     untrained: PreTrainedModel,
     out: str | Path | None,
     say: Callable[[str], object],
 ) -> Run:
     recipe, chosen, data, teacher = job.recipe, job.profile, job.data, job.teacher
-    tokenizer, length = teacher.tokenizer, job.budget.max_length
+    length = job.budget.max_length
     student = student.to("cpu").eval()
     teacher_model = teacher.model.to("cpu").eval()
     metrics = evaluate(student, tokenizer, data, length)
-    teacher_metrics = evaluate(teacher_model, tokenizer, data, length)
+    teacher_metrics = evaluate(teacher_model, teacher.tokenizer, data, length)
     floor = {n: majority(data.task, s, data.train) for n, s in data.evaluation.items()}
     start = evaluate(untrained, tokenizer, data, length) if recipe.trains else metrics
     target = Path(out) if out is not None else _kept_artefact(recipe, chosen, teacher, stages)

@@ -1,86 +1,46 @@
 """Techniques: small frozen configs that turn a model into a smaller one.
 
-A technique gives ``apply(model) → model`` and, where it needs them, ``finalize(model)``, which
-rounds every tensor to the width it is stored in, and ``rebuild(model)``, which makes the same
-structure on an empty model so that a saved artefact can load. They compose in a list.
+A technique gives ``apply(model, data) → model`` and, where it needs them, what
+:class:`xtclib.interface.Technique` lists: schedules, a penalty, ``finalize`` (every tensor at the
+width it is stored in) and ``rebuild`` (the same structure on an empty model, so that a saved
+artefact can load). They compose in a list.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from xtclib import structure
 from xtclib.attention import quantize_attention_
+from xtclib.batches import Calibration
 from xtclib.files import unknown
+from xtclib.interface import Technique
 from xtclib.layers import PackedEmbedding, PackedLinear, QuantEmbedding, QuantLinear
+from xtclib.masked import SparseLinear
 from xtclib.models import (
     check_finite,
     embeddings,
     encoder_layers,
     encoder_linears,
     keep_layers,
+    pack_,
     refuse_longer_,
+    refuse_packed,
     replace_module_,
     trim_positions_,
     validate_keep,
     word_embeddings,
 )
 from xtclib.packing import TRIT
+from xtclib.pruning import PruneHeads, PruneNeurons
 from xtclib.quantizers import Scheme
+from xtclib.sparsify import ReweightedProximal, Sparsify
 
-
-class Technique:
-    """The interface; every method but ``apply`` has a default that does nothing."""
-
-    name: ClassVar[str]
-
-    def apply(self, model: PreTrainedModel, data=None) -> PreTrainedModel:
-        """The model with the technique on, ready to train. The input model is left as it is."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it is applied")
-
-    def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The trained model as it is stored."""
-        return model
-
-    def rebuild(self, model: PreTrainedModel) -> None:
-        """Gives an empty model the finalized structure, in place, before weights are loaded."""
-
-    def to_dict(self) -> dict:
-        """``{name: fields}``: what recipes and artefacts hold."""
-        return {self.name: {k: _plain(v) for k, v in asdict_shallow(self).items()}}
-
-
-def asdict_shallow(config) -> dict:
-    """Fields of a dataclass by name, without descending."""
-    return {f.name: getattr(config, f.name) for f in fields(config)}
-
-
-def _plain(value):
-    if isinstance(value, Scheme):
-        return {
-            "scheme": _scheme_name(value),
-            **{
-                k: v
-                for k, v in asdict(value).items()
-                if k in ("granularity", "groups", "clip") and v is not None
-            },
-        }
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _scheme_name(scheme: Scheme) -> str:
-    return str(scheme).partition("-")[0]
-
-
-CRITERIA = ("magnitude", "random")
-SCOPES = ("layer", "model")
 KEEP_NAMES = ("every-other", "top", "bottom")
 
 
@@ -150,94 +110,8 @@ class LayerReduction(Technique):
             )
         return count
 
-    def apply(self, model: PreTrainedModel, data=None) -> PreTrainedModel:
+    def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         return keep_layers(model, self.indices(len(encoder_layers(model))))
-
-
-@dataclass(frozen=True)
-class _Narrow(Technique):
-    """Removes a part of every layer for good; matrices get smaller, uneven if ``scope`` says so.
-
-    ``keep``: the share that stays, above 0 and at most 1. ``criterion``: ``magnitude``, or
-    ``random`` by ``seed`` as a control. ``scope``: ``layer`` keeps the same share in every layer,
-    ``model`` ranks all layers together and keeps at least one in each. List it before ``quantize``.
-    """
-
-    keep: float = 0.5
-    criterion: str = "magnitude"
-    scope: str = "layer"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1:
-            raise ValueError(f"keep must be above 0 and at most 1, received {self.keep}")
-        if self.criterion not in CRITERIA:
-            raise unknown("criterion", self.criterion, CRITERIA)
-        if self.scope not in SCOPES:
-            raise unknown("scope", self.scope, SCOPES)
-
-    def apply(self, model: PreTrainedModel, data=None) -> PreTrainedModel:
-        linears = encoder_linears(model).values()
-        if any(isinstance(m, (PackedLinear, PackedEmbedding)) for m in model.modules()):
-            raise ValueError(
-                "the model is already packed; apply `xtclib.artefact.unpack` first to prune it"
-            )
-        if any(isinstance(linear, QuantLinear) for linear in linears):
-            raise ValueError(f"{self.name} comes before quantize: list it first")
-        check_finite(model, "cannot prune this model")
-        model = copy.deepcopy(model)
-        scores = self.scores(model)
-        if self.criterion == "random":
-            generator = torch.Generator().manual_seed(self.seed)
-            scores = [torch.rand(len(s), generator=generator) for s in scores]
-        kept = structure.best([s.float().cpu() for s in scores], self.keep, self.scope)
-        for layer, numbers in zip(encoder_layers(model), kept, strict=True):
-            self.cut_(layer, numbers)
-        return model
-
-    scores: ClassVar[Callable[[PreTrainedModel], list[torch.Tensor]]]
-    cut_: ClassVar[Callable[[nn.Module, Sequence[int]], None]]
-
-
-@dataclass(frozen=True)
-class PruneHeads(_Narrow):
-    """Removes attention heads: their rows of query, key and value, their columns of the output.
-
-    Michel et al. 2019, arXiv:1905.10650, remove heads after training and find many of them idle.
-    Magnitude is the mean ``|w|`` of a head's four matrices.
-
-    >>> PruneHeads(keep=0.25).to_dict()["prune_heads"]["keep"]
-    0.25
-    """
-
-    name: ClassVar[str] = "prune_heads"
-    scores = staticmethod(structure.head_magnitudes)
-    cut_ = staticmethod(structure.keep_heads_)
-
-
-@dataclass(frozen=True)
-class PruneNeurons(_Narrow):
-    """Removes feed-forward neurons: a row of the first matrix and a column of the second.
-
-    Magnitude is ``‖w_in‖ · ‖w_out‖``, which scaling one up and the other down leaves as it is.
-    """
-
-    name: ClassVar[str] = "prune_neurons"
-    scores = staticmethod(structure.neuron_magnitudes)
-    cut_ = staticmethod(structure.keep_neurons_)
-
-
-def pack(model: PreTrainedModel) -> PreTrainedModel:
-    """Every quantizing layer as its packed one, every other parameter rounded to fp16, in place."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, QuantLinear):
-            replace_module_(model, name, PackedLinear.from_quant(module))
-        elif isinstance(module, QuantEmbedding):
-            replace_module_(model, name, PackedEmbedding.from_quant(module))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.half())
-    return model
 
 
 @dataclass(frozen=True)
@@ -268,11 +142,8 @@ class Quantize(Technique):
                 "give weights a scheme, such as 'int8'"
             )
 
-    def apply(self, model: PreTrainedModel, data=None) -> PreTrainedModel:
-        if any(isinstance(m, (PackedLinear, PackedEmbedding)) for m in model.modules()):
-            raise ValueError(
-                "the model is already packed; apply `xtclib.artefact.unpack` first to train it on"
-            )
+    def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
+        refuse_packed(model)
         check_finite(model, "cannot quantize this model")
         model = copy.deepcopy(model)
         if self.weights is not None:
@@ -286,25 +157,21 @@ class Quantize(Technique):
             quantize_attention_(model, self.attention)
         return model
 
+    @property
+    def stored(self) -> bool:
+        return True
+
     def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
-        return pack(model)
+        return pack_(model)
 
     def rebuild(self, model: PreTrainedModel) -> None:
         device = next(model.parameters()).device
         if self.weights is not None:
-            for name, linear in encoder_linears(model).items():
-                replace_module_(
-                    model,
-                    name,
-                    PackedLinear(
-                        linear.in_features,
-                        linear.out_features,
-                        linear.bias is not None,
-                        self.weights,
-                        self.activations,
-                        device,
-                    ),
-                )
+            for name, module in [*encoder_linears(model, (nn.Linear, SparseLinear)).items()]:
+                kind = SparseLinear if isinstance(module, SparseLinear) else PackedLinear
+                shape = module.in_features, module.out_features, module.bias is not None
+                new = kind(*shape, self.weights, self.activations, device)
+                replace_module_(model, name, new)
         if self.embeddings is not None:
             table = word_embeddings(model)
             rows, columns = table.weight.shape
@@ -340,7 +207,7 @@ class Storage(Technique):
         if self.ternary not in (TRIT, 2):
             raise ValueError(f"ternary weights take 1.6 or 2 bits, received {self.ternary}")
 
-    def apply(self, model: PreTrainedModel, data=None) -> PreTrainedModel:
+    def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         model = copy.deepcopy(model)
         if self.length is not None:
             trim_positions_(model, min(self.length, _positions(model)))
@@ -354,8 +221,12 @@ class Storage(Technique):
             replace_module_(model, name, linear)
         return model
 
+    @property
+    def stored(self) -> bool:
+        return True
+
     def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
-        model = pack(model)
+        model = pack_(model)
         self._set_widths(model)
         return model
 
@@ -404,7 +275,16 @@ def _positions(model: PreTrainedModel) -> int:
 
 
 TECHNIQUES: dict[str, type[Technique]] = {
-    c.name: c for c in (LayerReduction, PruneHeads, PruneNeurons, Quantize, Storage)
+    c.name: c
+    for c in (
+        LayerReduction,
+        PruneHeads,
+        PruneNeurons,
+        Sparsify,
+        ReweightedProximal,
+        Quantize,
+        Storage,
+    )
 }
 
 
@@ -431,7 +311,9 @@ def technique(config: Technique | dict | str) -> Technique:
     return cls(**values)
 
 
-def apply_all(model: PreTrainedModel, techniques: Sequence[Technique], data=None) -> nn.Module:
+def apply_all(
+    model: PreTrainedModel, techniques: Sequence[Technique], data: Calibration | None = None
+) -> nn.Module:
     """Applies a list of techniques in order."""
     for item in techniques:
         model = item.apply(model, data)

@@ -12,7 +12,7 @@ import ctypes
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,7 @@ from xtclib.distillation import (
 from xtclib.evaluation import evaluate
 from xtclib.files import write_json
 from xtclib.glue import Split, TaskData
+from xtclib.interface import Technique
 from xtclib.models import encoder_layers
 from xtclib.recipes import Budget, Objective
 
@@ -142,6 +143,7 @@ class DistillationTrainer(Trainer):
         teacher: PreTrainedModel | None = None,
         sampler: Sampler | None = None,
         bf16: bool = False,
+        techniques: Sequence[Technique] = (),
         **kwargs,
     ) -> None:
         # One process has one accelerate state, and refuses a second precision: a bf16 Trainer that
@@ -153,7 +155,7 @@ class DistillationTrainer(Trainer):
         self.bf16 = bf16
         # The loss is a mean over the batch: let Trainer divide it under gradient accumulation.
         self.loss_is_scaled_for_ga = False
-        self.objective, self._sampler = objective, sampler
+        self.objective, self._sampler, self.techniques = objective, sampler, techniques
         self.terms: dict[str, float] = {}
         self._counted = 0  # batches in `terms`
         self.teacher, self._layers = None, []
@@ -167,6 +169,20 @@ class DistillationTrainer(Trainer):
         if objective.attention_scores:
             _check_heads(model, teacher, self._layers)
             attention.use(model)
+
+    def create_optimizer(self, model=None):
+        """Trainer's, with a group of its own for the scores of masks and gates: a faster rate."""
+        optimizer = super().create_optimizer(model)
+        rates: dict[float, list] = {}
+        for module in self.model.modules():
+            if getattr(module, "score_learning_rate", 0.0):
+                rates.setdefault(module.score_learning_rate, []).append(module.scores)
+        moved = {id(scores) for found in rates.values() for scores in found}
+        for group in optimizer.param_groups if rates else ():
+            group["params"] = [p for p in group["params"] if id(p) not in moved]
+        for rate, found in rates.items():
+            optimizer.add_param_group({"params": found, "lr": rate, "weight_decay": 0.0})
+        return optimizer
 
     def _get_train_sampler(self, train_dataset=None):
         return self._sampler or super()._get_train_sampler(train_dataset)
@@ -189,6 +205,9 @@ class DistillationTrainer(Trainer):
         terms = distillation_loss(
             self.objective, student, teacher, labels, inputs["attention_mask"], self._layers
         )
+        penalties = [t.penalty(model) for t in self.techniques]
+        if any(penalty is not None for penalty in penalties):
+            terms["penalty"] = sum(penalty for penalty in penalties if penalty is not None)
         for name, value in terms.items():
             self.terms[name] = self.terms.get(name, 0.0) + value.detach()
         self._counted += 1
@@ -232,6 +251,22 @@ def _check_heads(student: PreTrainedModel, teacher: PreTrainedModel, layers: lis
             )
 
 
+class _Steps(TrainerCallback):
+    """Calls what techniques do before and after each optimizer step."""
+
+    def __init__(self, techniques: Sequence[Technique]) -> None:
+        self.techniques = techniques
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        for technique in self.techniques:
+            technique.before_step(model, state.global_step, state.max_steps)
+
+    def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
+        rate = optimizer.param_groups[0]["lr"]
+        for technique in self.techniques:
+            technique.after_step(model, state.global_step, state.max_steps, rate)
+
+
 class _StopOnDivergence(TrainerCallback):
     """Ends a run whose loss is no longer a number, with an error that says so."""
 
@@ -247,13 +282,17 @@ class _StopOnDivergence(TrainerCallback):
 class _KeepBest(TrainerCallback):
     """Scores the finalized student now and then, and keeps the best weights beside the run."""
 
-    def __init__(self, every: int, folder: Path, evaluate: Callable[[nn.Module], float]) -> None:
-        self.every, self.folder, self.evaluate = every, folder, evaluate
+    def __init__(
+        self, every: int, folder: Path, evaluate: Callable[[nn.Module], float], settled: float
+    ) -> None:
+        self.every, self.folder, self.evaluate, self.settled = every, folder, evaluate, settled
         self.weights, self.note = folder / "best.safetensors", folder / "best.json"
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % self.every and state.global_step < state.max_steps:
             return
+        if state.global_step <= self.settled * state.max_steps:
+            return  # still on its way to its size: a bigger student may not win
         best = json.loads(self.note.read_text())["score"] if self.note.exists() else -math.inf
         found = self.evaluate(model)
         if found > best:
@@ -276,11 +315,13 @@ def train_stage(
     finalize: Callable[[PreTrainedModel], PreTrainedModel] = lambda model: model,
     device: str | None = None,
     checkpoints: int = 5,
+    techniques: Sequence[Technique] = (),
 ) -> tuple[PreTrainedModel, dict]:
     """Trains ``student`` and returns it with notes on the training; resumes in ``folder``.
 
     ``precision``: ``auto`` (bf16 autocast where the processor has it), ``bf16`` or ``fp32``.
     A folder that holds a checkpoint of the same run is continued from there, to the same result.
+    ``techniques`` are those applied in this stage: their schedules and penalties run along.
     Raises ``FloatingPointError`` if the loss diverges, ``ValueError`` for an unknown precision.
     """
     if precision not in ("auto", "bf16", "fp32"):
@@ -318,7 +359,7 @@ def train_stage(
         dataloader_num_workers=0,
         dataloader_pin_memory=device != "cpu",
     )
-    callbacks: list[TrainerCallback] = [_StopOnDivergence()]
+    callbacks: list[TrainerCallback] = [_StopOnDivergence(), _Steps(techniques)]
     best = None
     if budget.keep != "last":
         splits = {"held-out": held_out} if budget.keep == "held-out" else data.evaluation
@@ -328,7 +369,8 @@ def train_stage(
             found = evaluate(model, tokenizer, data, budget.max_length, splits)
             return float(np.mean([s["score"] for s in found.values()]))
 
-        best = _KeepBest(max(total // budget.evaluations, 1), folder, scored)
+        settled = max((t.settled for t in techniques), default=0.0)
+        best = _KeepBest(max(total // budget.evaluations, 1), folder, scored, settled)
         callbacks.append(best)
     regression = data.task.is_regression
     trainer = DistillationTrainer(
@@ -337,6 +379,7 @@ def train_stage(
         teacher,
         LengthGroupedSampler(rows.lengths, budget.batch_size, seed),
         bf16,
+        techniques,
         args=args,
         train_dataset=rows,
         callbacks=callbacks,

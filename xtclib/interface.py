@@ -1,0 +1,86 @@
+"""What every technique offers, and what it may ask of the task it is applied for."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from typing import ClassVar
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from xtclib.batches import Calibration
+from xtclib.quantizers import Scheme
+
+
+class Technique:
+    """The interface; every method but ``apply`` has a default that does nothing.
+
+    Schedules are two plain functions of the step, ``before_step`` and ``after_step``, rather than
+    a ``TrainerCallback``: any training loop can call them.
+    """
+
+    name: ClassVar[str]
+
+    def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
+        """The model with the technique on, ready to train. The input model is left as it is."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is applied")
+
+    def reads(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Calibration
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """A teacher and a tokenizer that fit the student, where the technique changes token ids."""
+        return model, tokenizer
+
+    def before_step(self, model: PreTrainedModel, step: int, total: int) -> None:
+        """Called before every optimizer step, 0-based, of ``total``."""
+
+    def after_step(self, model: PreTrainedModel, step: int, total: int, rate: float) -> None:
+        """Called after every optimizer step, with the learning rate it was done at."""
+
+    def penalty(self, model: PreTrainedModel) -> Tensor | None:
+        """What the technique adds to the loss."""
+        return None
+
+    @property
+    def settled(self) -> float:
+        """The share of the run after which the student is as small as it will be."""
+        return 0.0
+
+    @property
+    def stored(self) -> bool:
+        """Whether a file needs to know of the technique to be read."""
+        return False
+
+    def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The trained model as it is stored."""
+        return model
+
+    def rebuild(self, model: PreTrainedModel) -> None:
+        """Gives an empty model the finalized structure, in place, before weights are loaded."""
+
+    def to_dict(self) -> dict:
+        """``{name: fields}``: what recipes and artefacts hold."""
+        return {self.name: {f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
+
+
+def needs(data: Calibration | None, what: str) -> Calibration:
+    """``data``, or a ``ValueError`` that says what it is needed for."""
+    if data is None:
+        raise ValueError(
+            f"{what} looks at the task's rows: give `apply` an `xtclib.batches.Calibration` "
+            "(`compress` does)"
+        )
+    return data
+
+
+def _plain(value):
+    if isinstance(value, Scheme):
+        return {
+            "scheme": str(value).partition("-")[0],
+            **{
+                k: v
+                for k, v in asdict(value).items()
+                if k in ("granularity", "groups", "clip") and v is not None
+            },
+        }
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,262 @@
+"""Unstructured pruning: single weights, n:m and blocks, by magnitude, movement or chance.
+
+Masks lie on every linear layer of the encoder (query, key, value, both outputs, the intermediate
+one). Embeddings, LayerNorm, biases, pooler and classifier are not pruned.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from xtclib.batches import Calibration
+from xtclib.files import unknown
+from xtclib.interface import Technique
+from xtclib.layers import QuantLinear
+from xtclib.masked import MaskedLinear, SparseLinear
+from xtclib.models import check_finite, encoder_linears, pack_, refuse_packed, replace_module_
+from xtclib.sparsity import (
+    SCOPES,
+    check_pattern,
+    cubic,
+    masks,
+    parse_pattern,
+    pattern_sparsity,
+    reweighting,
+    soft_threshold,
+)
+
+
+def _magnitude(layer: nn.Linear, generator: torch.Generator) -> Tensor:
+    return layer.weight.detach().abs()
+
+
+def _random(layer: nn.Linear, generator: torch.Generator) -> Tensor:
+    return torch.rand(layer.weight.shape, generator=generator).to(layer.weight.device)
+
+
+def _movement(layer: nn.Linear, generator: torch.Generator) -> Tensor:
+    return layer.scores.detach()
+
+
+CRITERIA: dict[str, Callable[[nn.Linear, torch.Generator], Tensor]] = {
+    "magnitude": _magnitude,  # |w|
+    "random": _random,  # the control
+    "movement": _movement,  # learned: S = −η Σ ∂L/∂w · w
+}
+
+
+@dataclass(frozen=True)
+class Sparsify(Technique):
+    """Sets a share of the encoder's weights to zero and keeps them there.
+
+    ``criterion``: ``magnitude``, ``random`` by ``seed``, or ``movement`` (Sanh et al. 2020,
+    arXiv:2005.07683), whose scores are learned at ``score_learning_rate``. The sparsity rises from
+    0 at ``begin`` to ``sparsity`` at ``end``, shares of the run, by :func:`sparsity.cubic`, masks
+    being drawn anew every ``every`` steps; then they stand still (movement's release goes on
+    moving them). ``end=0`` prunes once, before training. ``scope`` and ``pattern``: see
+    :func:`sparsity.masks`; ``n:m`` needs no ``sparsity``. ``recover=True`` lets the zeros train
+    on: information is deleted, capacity is not (Gordon et al. 2020, arXiv:2002.08307, section 3.2).
+
+    >>> Sparsify(pattern="2:4").sparsity, Sparsify(0.9, end=0.7).settled
+    (0.5, 0.7)
+    """
+
+    name: ClassVar[str] = "sparsify"
+    sparsity: float | None = None
+    criterion: str = "magnitude"
+    scope: str = "layer"
+    pattern: str | None = None
+    begin: float = 0.0
+    end: float = 0.0
+    every: int = 10
+    seed: int = 0
+    score_learning_rate: float = 1e-2
+    recover: bool = False
+
+    def __post_init__(self) -> None:
+        kind, *_ = parse_pattern(self.pattern)
+        if kind == "n:m":
+            implied = pattern_sparsity(self.pattern)
+            if self.sparsity not in (None, implied):
+                raise ValueError(
+                    f"the pattern {self.pattern} is a sparsity of {implied:g}, received "
+                    f"sparsity={self.sparsity}: leave it out"
+                )
+            if self.begin != self.end:
+                raise ValueError(f"{self.pattern} prunes in one step: give begin and end one value")
+            object.__setattr__(self, "sparsity", implied)
+        if not isinstance(self.sparsity, (int, float)) or not 0 <= self.sparsity < 1:
+            raise ValueError(
+                f"sparsity must be at least 0 and below 1, received {self.sparsity}: it is the "
+                "share of the weights that goes"
+            )
+        if self.criterion not in CRITERIA:
+            raise unknown("criterion", self.criterion, CRITERIA)
+        if self.scope not in SCOPES:
+            raise unknown("scope", self.scope, SCOPES)
+        if not 0 <= self.begin <= self.end < 1:
+            raise ValueError(
+                "pruning begins and ends within the run: expected 0 ≤ begin ≤ end < 1, received "
+                f"begin={self.begin}, end={self.end}"
+            )
+        if self.every < 1:
+            raise ValueError(f"every counts steps from 1, received {self.every}")
+        if self._learns and not self.end:
+            raise ValueError(
+                "movement learns its scores while it prunes: give an end after 0, such as 0.7"
+            )
+        if self.recover and self.end:
+            raise ValueError("recover deletes weights once, before training: leave begin and end 0")
+
+    @property
+    def _learns(self) -> bool:
+        return self.criterion == "movement"
+
+    @property
+    def settled(self) -> float:
+        return self.end
+
+    @property
+    def stored(self) -> bool:
+        return not self.recover
+
+    def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
+        refuse_packed(model)
+        for linear in encoder_linears(model).values():
+            check_pattern(self.pattern, linear.weight.shape)
+            if isinstance(linear, QuantLinear) or hasattr(linear, "alpha"):
+                raise ValueError(
+                    "sparsify comes before quantize and reweighted_proximal: list it first"
+                )
+            if isinstance(linear, MaskedLinear):
+                raise ValueError(
+                    "the model is pruned already: give one sparsify all that should go"
+                )
+        check_finite(model, "cannot prune this model")
+        model = copy.deepcopy(model)
+        for name, linear in encoder_linears(model).items():
+            rate = self.score_learning_rate if self._learns else 0.0
+            replace_module_(model, name, MaskedLinear.from_linear(linear, rate))
+        # What is there before any training: movement has no scores yet, and takes magnitudes.
+        self._draw_(model, self.sparsity, "magnitude" if self._learns else self.criterion)
+        return _deleted_(model) if self.recover else model
+
+    def before_step(self, model: PreTrainedModel, step: int, total: int) -> None:
+        if self.recover or not self.end:
+            return
+        last = min(round(self.end * total), total - 1)
+        first = min(round(self.begin * total), last)
+        if step <= last and (step in (0, last) or (step >= first and step % self.every == 0)):
+            share = cubic(step, total, first / total, last / total, self.sparsity)
+            self._draw_(model, share, self.criterion)
+
+    def _draw_(self, model: PreTrainedModel, sparsity: float, criterion: str) -> None:
+        layers = list(encoder_linears(model).values())
+        if criterion == "movement" and getattr(layers[0], "scores", None) is None:
+            raise ValueError(
+                "movement's scores learn on full-precision weights: quantize in a later stage"
+            )
+        generator = torch.Generator().manual_seed(self.seed)
+        scores = [CRITERIA[criterion](layer, generator) for layer in layers]
+        found = masks(scores, sparsity, self.scope, self.pattern)
+        for layer, mask in zip(layers, found, strict=True):
+            layer.mask.copy_(mask)
+
+    def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
+        return model if self.recover else pack_(model)
+
+    def rebuild(self, model: PreTrainedModel) -> None:
+        if self.recover:
+            return
+        device = next(model.parameters()).device
+        for name, linear in encoder_linears(model).items():
+            shape = linear.in_features, linear.out_features, linear.bias is not None
+            replace_module_(model, name, SparseLinear(*shape, device=device))
+
+
+def _deleted_(model: PreTrainedModel) -> PreTrainedModel:
+    """Ordinary layers again, with zeros where the masks are."""
+    for name, layer in encoder_linears(model).items():
+        linear = nn.Linear(
+            layer.in_features, layer.out_features, layer.bias is not None, device="meta"
+        )
+        linear.weight = nn.Parameter(layer.weight.detach() * layer.mask)
+        linear.bias = layer.bias
+        replace_module_(model, name, linear.train(layer.training))
+    return model
+
+
+@dataclass(frozen=True)
+class ReweightedProximal(Technique):
+    """RPP: after each optimizer step, every encoder weight is pulled towards zero by its own force.
+
+        w ← prox(w) = sign(w) · max(|w| − γ·η·α, 0),   α = 1 / (|w| + ε)
+
+    η is the learning rate, γ ``strength``; α is reweighted every ``reweight`` steps and kept in
+    between. The pull is outside the gradient, so Adam does not rescale it. It ends at the share
+    ``until`` of the run; ``sparsify`` with that ``begin`` and ``end`` then drops what is smallest.
+    Source: Guo et al. 2019, arXiv:1909.12486, section 3.2 and algorithm 1.
+    """
+
+    name: ClassVar[str] = "reweighted_proximal"
+    strength: float = 0.01
+    epsilon: float = 0.01
+    reweight: int = 50
+    until: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not (self.strength >= 0 and self.epsilon > 0 and self.reweight >= 1):
+            raise ValueError(
+                "expected strength ≥ 0, epsilon > 0 and reweight ≥ 1, received "
+                f"strength={self.strength}, epsilon={self.epsilon}, reweight={self.reweight}"
+            )
+        if not 0 < self.until <= 1:
+            raise ValueError(f"until is a share of the run, above 0 to 1, received {self.until}")
+
+    def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
+        refuse_packed(model)
+        model = copy.deepcopy(model)
+        for linear in encoder_linears(model).values():
+            linear.register_buffer("alpha", reweighting(linear.weight.detach(), self.epsilon))
+        return model
+
+    @torch.no_grad()
+    def after_step(self, model: PreTrainedModel, step: int, total: int, rate: float) -> None:
+        if step >= round(self.until * total):
+            return
+        for linear in encoder_linears(model).values():
+            if not hasattr(linear, "alpha"):
+                raise ValueError(
+                    "reweighted_proximal comes after sparsify and quantize: list it last"
+                )
+            if step % self.reweight == 0:
+                linear.alpha.copy_(reweighting(linear.weight, self.epsilon))
+            linear.weight.copy_(soft_threshold(linear.weight, self.strength * rate * linear.alpha))
+
+    def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
+        for module in model.modules():
+            module._buffers.pop("alpha", None)
+        return model
+
+
+def sparsity_of(model: PreTrainedModel) -> dict[str, float]:
+    """The share of zeros in every encoder weight by name, of a training or a finalized model."""
+    found = {}
+    for name, module in model.base_model.encoder.named_modules():
+        if isinstance(module, SparseLinear):
+            zeros = 1 - module.present().float().mean()
+        elif isinstance(module, nn.Linear):
+            weight = module.weight.detach()
+            weight = weight * module.mask if getattr(module, "mask", None) is not None else weight
+            zeros = (weight == 0).float().mean()
+        else:
+            continue
+        found[name] = float(zeros)
+    return found
