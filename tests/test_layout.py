@@ -9,8 +9,8 @@ FOLDER = Path(__file__).resolve().parent.parent / "xtclib"
 FLOORS = {
     "ground": "files costs quantizers distillation packing sparsity published onnx_graph",
     "one": "layers masked attention glue metrics english grammar mini",
-    "two": "batches interface models structure architectures breakdown latency first_principles "
-    "pruning sparsify techniques",
+    "two": "batches interface models vocabulary structure architectures breakdown latency "
+    "first_principles sparsify pruning techniques",
     "three": "artefact ledger onnx_export deployment recipes evaluation",
     "four": "training teachers mlm",
     "five": "settings results study",

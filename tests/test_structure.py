@@ -183,7 +183,7 @@ def test_bad_uses(bert, make_bert):
     packed = finalized(make_bert(1), [Quantize()])
     with pytest.raises(ValueError, match="already packed; apply `xtclib.artefact.unpack` first"):
         PruneHeads().apply(packed)
-    with pytest.raises(ValueError, match="prune_neurons comes before quantize: list it first"):
+    with pytest.raises(ValueError, match="prune_neurons comes before quantize and sparsify"):
         apply_all(bert, [Quantize(), PruneNeurons()])
     with pytest.raises(ValueError, match="every head of a layer would go: keep at least one"):
         structure.keep_heads_(encoder_layers(bert)[0], [])

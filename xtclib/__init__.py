@@ -69,6 +69,7 @@ _MODULES = {
     "techniques",
     "tensor_plots",
     "training",
+    "vocabulary",
     "widgets",
 }
 __all__ = sorted(_MODULES | set(_WHERE))

@@ -40,17 +40,23 @@ class MaskedLinear(nn.Linear):
 
     mask: Tensor
     scores: nn.Parameter | None
-    score_learning_rate: float = 0.0
+    score_learning_rate: float | None = None
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, score_learning_rate: float = 0.0) -> MaskedLinear:
-        """Wraps a linear layer, sharing its parameters, with nothing masked yet."""
+    def from_linear(
+        cls, linear: nn.Linear, learned: bool = False, score_learning_rate: float | None = None
+    ) -> MaskedLinear:
+        """Wraps a linear layer, sharing its parameters, with nothing masked yet.
+
+        ``learned`` gives it scores. The optimizer moves them at ``score_learning_rate``; without
+        one it leaves them to whoever reads their gradient.
+        """
         shape = linear.in_features, linear.out_features
         layer = cls(*shape, linear.bias is not None, device="meta")
         layer.weight, layer.bias = linear.weight, linear.bias
         layer.register_buffer("mask", torch.ones_like(linear.weight, dtype=torch.bool))
-        learned = nn.Parameter(torch.zeros_like(linear.weight)) if score_learning_rate else None
-        layer.scores, layer.score_learning_rate = learned, score_learning_rate
+        layer.scores = nn.Parameter(torch.zeros_like(linear.weight)) if learned else None
+        layer.score_learning_rate = score_learning_rate
         return layer.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -188,11 +194,11 @@ class HardConcrete(GatedLinear):
 
     BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
     scores: nn.Parameter  # log α
-    score_learning_rate: float = 0.0
+    score_learning_rate: float | None = None
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, groups: int, rate: float = 0.0) -> HardConcrete:
-        """Every gate starts almost open, log α = 2, and learns at ``rate`` (0: as the weights)."""
+    def from_linear(cls, linear: nn.Linear, groups: int, rate: float = 1e-2) -> HardConcrete:
+        """Every gate starts almost open, log α = 2, and learns at ``rate``."""
         layer = super().from_linear(linear, groups)
         layer.gate, layer.score_learning_rate = None, rate
         layer.scores = nn.Parameter(linear.weight.new_full((groups,), 2.0))

@@ -8,26 +8,51 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from xtclib import structure
+from xtclib import structure, vocabulary
 from xtclib.batches import Calibration
 from xtclib.files import unknown
-from xtclib.interface import Technique
+from xtclib.interface import Technique, needs
+from xtclib.masked import HardConcrete, closed
 from xtclib.models import check_finite, encoder_layers, encoder_linears, refuse_packed
+from xtclib.sparsity import SCOPES
+from xtclib.structure import HEADS, NEURONS
 
-SCOPES = ("layer", "model")
-CRITERIA = ("magnitude", "random")
+Scores = Callable[[PreTrainedModel, Calibration | None], list[Tensor]]
+
+
+def _gradients(part: str) -> Scores:
+    def scores(model: PreTrainedModel, data: Calibration | None) -> list[Tensor]:
+        rows = needs(data, "the criterion 'gradient'")
+        return structure.gradients(model, rows.batches(), part)
+
+    return scores
+
+
+def _magnitudes(of: Callable[[PreTrainedModel], list[Tensor]]) -> Scores:
+    return lambda model, data: of(model)
+
+
+def _gates(part: str) -> Scores:
+    return lambda model, data: structure.learned_gates(model, part)
+
+
+def _share(keep: float) -> None:
+    if not isinstance(keep, (int, float)) or not 0 < keep <= 1:
+        raise ValueError(f"keep must be above 0 and at most 1, received {keep}")
 
 
 @dataclass(frozen=True)
 class _Narrow(Technique):
     """Removes a part of every layer for good; matrices get smaller, uneven if ``scope`` says so.
 
-    ``keep``: the share that stays, above 0 and at most 1. ``criterion``: ``magnitude``, or
-    ``random`` by ``seed`` as a control. ``scope``: ``layer`` keeps the same share in every layer,
-    ``model`` ranks all layers together and keeps at least one in each. List it before ``quantize``.
+    ``keep``: the share that stays, above 0 and at most 1. ``criterion``: ``magnitude``;
+    ``gradient``, the loss's slope by a gate, on rows of the task; ``gates``, what an earlier stage
+    learned; ``random`` by ``seed`` as a control. ``scope``: ``layer`` keeps the same share in every
+    layer, ``model`` ranks all layers together and keeps at least one in each. List it before
+    ``quantize`` and ``sparsify``.
     """
 
     keep: float = 0.5
@@ -35,31 +60,34 @@ class _Narrow(Technique):
     scope: str = "layer"
     seed: int = 0
 
+    criteria: ClassVar[dict[str, Scores]]
+    count: ClassVar[str]
+    cut_: ClassVar[Callable[[nn.Module, Sequence[int]], None]]
+
     def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1:
-            raise ValueError(f"keep must be above 0 and at most 1, received {self.keep}")
-        if self.criterion not in CRITERIA:
-            raise unknown("criterion", self.criterion, CRITERIA)
+        _share(self.keep)
+        if self.criterion not in (*self.criteria, "random"):
+            raise unknown("criterion", self.criterion, (*self.criteria, "random"))
         if self.scope not in SCOPES:
             raise unknown("scope", self.scope, SCOPES)
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         refuse_packed(model)
-        if any(type(linear) is not nn.Linear for linear in encoder_linears(model).values()):
+        allowed = (nn.Linear, HardConcrete) if self.criterion == "gates" else (nn.Linear,)
+        if any(type(linear) not in allowed for linear in encoder_linears(model).values()):
             raise ValueError(f"{self.name} comes before quantize and sparsify: list it first")
         check_finite(model, "cannot prune this model")
         model = copy.deepcopy(model)
-        scores = self.scores(model)
         if self.criterion == "random":
             generator = torch.Generator().manual_seed(self.seed)
-            scores = [torch.rand(len(s), generator=generator) for s in scores]
+            sizes = [width[self.count] for width in structure.widths(model)]
+            scores = [torch.rand(size, generator=generator) for size in sizes]
+        else:
+            scores = self.criteria[self.criterion](model, data)
         kept = structure.best([s.float().cpu() for s in scores], self.keep, self.scope)
         for layer, numbers in zip(encoder_layers(model), kept, strict=True):
             self.cut_(layer, numbers)
         return model
-
-    scores: ClassVar[Callable[[PreTrainedModel], list[torch.Tensor]]]
-    cut_: ClassVar[Callable[[nn.Module, Sequence[int]], None]]
 
 
 @dataclass(frozen=True)
@@ -74,7 +102,12 @@ class PruneHeads(_Narrow):
     """
 
     name: ClassVar[str] = "prune_heads"
-    scores = staticmethod(structure.head_magnitudes)
+    criteria: ClassVar[dict[str, Scores]] = {
+        "magnitude": _magnitudes(structure.head_magnitudes),
+        "gradient": _gradients(HEADS),
+        "gates": _gates(HEADS),
+    }
+    count: ClassVar[str] = HEADS
     cut_ = staticmethod(structure.keep_heads_)
 
 
@@ -86,5 +119,126 @@ class PruneNeurons(_Narrow):
     """
 
     name: ClassVar[str] = "prune_neurons"
-    scores = staticmethod(structure.neuron_magnitudes)
+    criteria: ClassVar[dict[str, Scores]] = {
+        "magnitude": _magnitudes(structure.neuron_magnitudes),
+        "gradient": _gradients(NEURONS),
+        "gates": _gates(NEURONS),
+    }
+    count: ClassVar[str] = NEURONS
     cut_ = staticmethod(structure.keep_neurons_)
+
+
+@dataclass(frozen=True)
+class LearnGates(Technique):
+    """Gates on every head or neuron, pressed towards 0 while the stage trains.
+
+    The loss gains ``penalty`` · the mean chance of a gate to be open (Louizos et al. 2018,
+    arXiv:1712.01312; heads: Voita et al. 2019, arXiv:1905.09418; BERT: McCarley et al. 2019,
+    arXiv:1910.06360). A later stage removes what they closed: ``prune_heads: {criterion: gates}``.
+    """
+
+    name: ClassVar[str] = "learn_gates"
+    part: str = HEADS
+    penalty_weight: float = 1.0
+    learning_rate: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.part not in (HEADS, NEURONS):
+            raise unknown("part", self.part, (HEADS, NEURONS))
+        if not (self.penalty_weight >= 0 and self.learning_rate > 0):
+            raise ValueError(
+                "expected penalty_weight ≥ 0 and learning_rate > 0, received "
+                f"{self.penalty_weight} and {self.learning_rate}"
+            )
+
+    def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
+        refuse_packed(model)
+        model = copy.deepcopy(model)
+        for above, dense, count in structure.readers(model, self.part):
+            if type(dense) is not nn.Linear:
+                raise ValueError("learn_gates comes before quantize and sparsify: list it first")
+            above.dense = HardConcrete.from_linear(dense, count, self.learning_rate)
+        return model
+
+    def penalty(self, model: PreTrainedModel) -> Tensor | None:
+        gates = [m for m in model.modules() if isinstance(m, HardConcrete)]
+        open_ = [gate.open_probability() for gate in gates]
+        return self.penalty_weight * torch.cat(open_).mean() if gates else None
+
+    def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
+        for above, dense, _ in structure.readers(model, self.part):
+            if isinstance(dense, HardConcrete):
+                above.dense = closed(dense)
+        return model
+
+
+@dataclass(frozen=True)
+class PruneWidth(Technique):
+    """Removes hidden dimensions from the whole model, embeddings to classifier.
+
+    ``keep`` is rounded to a width that the heads divide. ``criterion``: ``magnitude``, the norm of
+    all that reads or writes a dimension, or ``random``. The residual stream runs through every
+    layer, so this costs more than heads or neurons do; distil after it.
+    """
+
+    name: ClassVar[str] = "prune_width"
+    keep: float = 0.5
+    criterion: str = "magnitude"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _share(self.keep)
+        if self.criterion not in ("magnitude", "random"):
+            raise unknown("criterion", self.criterion, ("magnitude", "random"))
+
+    def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
+        refuse_packed(model)
+        if any(type(linear) is not nn.Linear for linear in encoder_linears(model).values()):
+            raise ValueError(f"{self.name} comes before quantize and sparsify: list it first")
+        check_finite(model, "cannot prune this model")
+        model = copy.deepcopy(model)
+        width, heads = model.config.hidden_size, model.config.num_attention_heads
+        count = max(round(self.keep * width / heads), 1) * heads
+        generator = torch.Generator().manual_seed(self.seed)
+        scores = (
+            torch.rand(width, generator=generator)
+            if self.criterion == "random"
+            else structure.hidden_magnitudes(model)
+        )
+        structure.keep_hidden_(model, structure.best([scores], count / width)[0])
+        return model
+
+
+@dataclass(frozen=True)
+class PruneVocabulary(Technique):
+    """Removes tokens that the task's training rows use least, from word table and tokenizer.
+
+    ``keep``: the share of the vocabulary that stays; ``None`` keeps what is used at all. Special
+    tokens and the characters in use stay, so rarer words are spelled in pieces. A teacher that is
+    compared with reads the same pieces. Source: Zhao et al. 2019, arXiv:1909.11687, for how much of
+    a small model its vocabulary is.
+    """
+
+    name: ClassVar[str] = "prune_vocabulary"
+    keep: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep is not None:
+            _share(self.keep)
+
+    def ids(self, data: Calibration) -> list[int]:
+        """Rising ids of the tokens that stay."""
+        return vocabulary.tokens_to_keep(data.tokenizer, data.token_counts(), self.keep)
+
+    def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
+        refuse_packed(model)
+        if type(model.get_input_embeddings()) is not nn.Embedding:
+            raise ValueError(f"{self.name} comes before quantize: list it first")
+        model = copy.deepcopy(model)
+        vocabulary.keep_rows_(model, self.ids(needs(data, self.name)))
+        return model
+
+    def reads(self, model, tokenizer, data):
+        ids, model = self.ids(data), copy.deepcopy(model)
+        vocabulary.keep_rows_(model, ids)
+        return model, vocabulary.cut_tokenizer(tokenizer, ids)

@@ -48,7 +48,7 @@ def _movement(layer: nn.Linear, generator: torch.Generator) -> Tensor:
 CRITERIA: dict[str, Callable[[nn.Linear, torch.Generator], Tensor]] = {
     "magnitude": _magnitude,  # |w|
     "random": _random,  # the control
-    "movement": _movement,  # learned: S = −η Σ ∂L/∂w · w
+    "movement": _movement,  # learned
 }
 
 
@@ -57,7 +57,9 @@ class Sparsify(Technique):
     """Sets a share of the encoder's weights to zero and keeps them there.
 
     ``criterion``: ``magnitude``, ``random`` by ``seed``, or ``movement`` (Sanh et al. 2020,
-    arXiv:2005.07683), whose scores are learned at ``score_learning_rate``. The sparsity rises from
+    arXiv:2005.07683), whose scores are ``S = −Σ ∂L/∂W' ⊙ W`` over the steps so far (its equation
+    3), or what Adam makes of that gradient at ``score_learning_rate``, as the release has it: then
+    every weight's score moves as fast, which takes long to tell them apart. The sparsity rises from
     0 at ``begin`` to ``sparsity`` at ``end``, shares of the run, by :func:`sparsity.cubic`, masks
     being drawn anew every ``every`` steps; then they stand still (movement's release goes on
     moving them). ``end=0`` prunes once, before training. ``scope`` and ``pattern``: see
@@ -77,7 +79,7 @@ class Sparsify(Technique):
     end: float = 0.0
     every: int = 10
     seed: int = 0
-    score_learning_rate: float = 1e-2
+    score_learning_rate: float | None = None
     recover: bool = False
 
     def __post_init__(self) -> None:
@@ -142,8 +144,8 @@ class Sparsify(Technique):
         check_finite(model, "cannot prune this model")
         model = copy.deepcopy(model)
         for name, linear in encoder_linears(model).items():
-            rate = self.score_learning_rate if self._learns else 0.0
-            replace_module_(model, name, MaskedLinear.from_linear(linear, rate))
+            masked = MaskedLinear.from_linear(linear, self._learns, self.score_learning_rate)
+            replace_module_(model, name, masked)
         # What is there before any training: movement has no scores yet, and takes magnitudes.
         self._draw_(model, self.sparsity, "magnitude" if self._learns else self.criterion)
         return _deleted_(model) if self.recover else model
@@ -156,6 +158,12 @@ class Sparsify(Technique):
         if step <= last and (step in (0, last) or (step >= first and step % self.every == 0)):
             share = cubic(step, total, first / total, last / total, self.sparsity)
             self._draw_(model, share, self.criterion)
+
+    @torch.no_grad()
+    def after_step(self, model: PreTrainedModel, step: int, total: int, rate: float) -> None:
+        if self._learns and self.score_learning_rate is None:
+            for layer in encoder_linears(model, MaskedLinear).values():
+                layer.scores -= layer.scores.grad
 
     def _draw_(self, model: PreTrainedModel, sparsity: float, criterion: str) -> None:
         layers = list(encoder_linears(model).values())

@@ -7,24 +7,32 @@ left is an ordinary model with smaller matrices, uneven from layer to layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from xtclib.models import encoder_layers
+from xtclib.masked import GatedLinear, HardConcrete, closed
+from xtclib.models import encoder_layers, replace_module_
 
 
 def widths(model: PreTrainedModel) -> list[dict[str, int]]:
-    """Heads and feed-forward neurons of every layer."""
-    return [
-        {
-            "heads": layer.attention.self.num_attention_heads,
-            "neurons": layer.intermediate.dense.out_features,
-        }
-        for layer in _layers(model)
-    ]
+    """Heads and feed-forward neurons of every layer, and a head's size where it is unusual."""
+    return [_widths(layer, model.config) for layer in _layers(model)]
+
+
+def _widths(layer: nn.Module, config: PretrainedConfig) -> dict[str, int]:
+    attention = layer.attention.self
+    found = {
+        "heads": attention.num_attention_heads,
+        "neurons": layer.intermediate.dense.out_features,
+    }
+    usual = config.hidden_size // config.num_attention_heads
+    if attention.attention_head_size != usual:  # the hidden width was cut, heads were not
+        found["head_size"] = attention.attention_head_size
+    return found
 
 
 def uneven(model: PreTrainedModel) -> list[dict[str, int]] | None:
@@ -32,7 +40,7 @@ def uneven(model: PreTrainedModel) -> list[dict[str, int]] | None:
     if not isinstance(getattr(getattr(model.base_model, "encoder", None), "layer", None),
                       nn.ModuleList):  # fmt: skip
         return None  # no layers whose parts could have been removed
-    said = {
+    said = {  # a head's size is in neither where it is the usual one
         "heads": getattr(model.config, "num_attention_heads", None),
         "neurons": getattr(model.config, "intermediate_size", None),
     }
@@ -70,7 +78,9 @@ def resize_(model: PreTrainedModel, wanted: Sequence[Mapping[str, int]]) -> None
         raise ValueError(f"widths of {len(wanted)} layers were given for {len(layers)} layers")
     for layer, width in zip(layers, wanted, strict=True):
         attention, inner = layer.attention.self, width["neurons"]
-        values = width["heads"] * attention.attention_head_size
+        size = width.get("head_size", attention.attention_head_size)
+        attention.attention_head_size, attention.scaling = size, size**-0.5
+        values = width["heads"] * size
         for name in ("query", "key", "value"):
             setattr(attention, name, _empty(getattr(attention, name), outputs=values))
         layer.attention.output.dense = _empty(layer.attention.output.dense, inputs=values)
@@ -108,6 +118,140 @@ def neuron_magnitudes(model: PreTrainedModel) -> list[Tensor]:
         * layer.output.dense.weight.detach().norm(dim=0)
         for layer in _layers(model)
     ]
+
+
+def hidden_magnitudes(model: PreTrainedModel) -> Tensor:
+    """``√Σ w²`` over all that reads or writes each hidden dimension: (hidden,)."""
+    squares = torch.zeros(model.config.hidden_size)
+    for table in _tables(model):
+        squares += table.weight.detach().square().sum(0).cpu()
+    for linear, reads, writes in _on_hidden(model):
+        weight = linear.weight.detach().square().cpu()
+        squares += (weight.sum(0) if reads else 0) + (weight.sum(1) if writes else 0)
+    return squares.sqrt()
+
+
+def keep_hidden_(model: PreTrainedModel, dimensions: Sequence[int]) -> None:
+    """Leaves the whole model these hidden dimensions, in place; heads keep their size.
+
+    Raises ``ValueError`` unless the heads divide the width: ``transformers`` insists on that.
+    """
+    config = model.config
+    _check(dimensions, config.hidden_size, "hidden dimension")
+    if len(dimensions) % config.num_attention_heads:
+        raise ValueError(
+            f"a hidden width of {len(dimensions)} does not divide by {config.num_attention_heads} "
+            "heads, which transformers asks for: keep another share"
+        )
+    kept = torch.tensor(list(dimensions))
+    for table in _tables(model):
+        table.weight = nn.Parameter(table.weight.detach()[:, kept].clone())
+        table.embedding_dim = len(kept)
+    for norm in [m for m in model.modules() if isinstance(m, nn.LayerNorm)]:
+        norm.normalized_shape = (len(kept),)
+        norm.weight = nn.Parameter(norm.weight.detach()[kept].clone())
+        norm.bias = nn.Parameter(norm.bias.detach()[kept].clone())
+    names = {module: name for name, module in model.named_modules()}
+    for linear, reads, writes in list(_on_hidden(model)):
+        new = _columns(linear, kept) if reads else linear
+        replace_module_(model, names[linear], _rows(new, kept) if writes else new)
+    config.hidden_size = len(kept)
+
+
+def _tables(model: PreTrainedModel) -> list[nn.Embedding]:
+    return [m for m in model.base_model.embeddings.modules() if isinstance(m, nn.Embedding)]
+
+
+def _on_hidden(model: PreTrainedModel) -> Iterator[tuple[nn.Linear, bool, bool]]:
+    """Linear layers with whether they read and whether they write hidden states."""
+    for layer in _layers(model):
+        attention = layer.attention.self
+        for linear in (attention.query, attention.key, attention.value, layer.intermediate.dense):
+            yield linear, True, False
+        for linear in (layer.attention.output.dense, layer.output.dense):
+            yield linear, False, True
+    if getattr(model.base_model, "pooler", None) is not None:
+        yield model.base_model.pooler.dense, True, True
+    head = getattr(model, "classifier", None)
+    if isinstance(head, nn.Linear):
+        yield head, True, False
+    elif head is not None and model.base_model is not model:
+        raise TypeError(
+            f"the classifier of {type(model).__name__} is no single linear layer: its hidden "
+            "width cannot be cut"
+        )
+
+
+HEADS, NEURONS = "heads", "neurons"
+
+
+def readers(model: PreTrainedModel, part: str) -> list[tuple[nn.Module, nn.Linear, int]]:
+    """For each layer: the module above, the ``dense`` that reads heads or neurons, how many."""
+    if part == HEADS:
+        return [
+            (layer.attention.output, layer.attention.output.dense,
+             layer.attention.self.num_attention_heads)
+            for layer in _layers(model)
+        ]  # fmt: skip
+    return [
+        (layer.output, layer.output.dense, layer.output.dense.in_features)
+        for layer in _layers(model)
+    ]
+
+
+def gradients(model: PreTrainedModel, batches: Iterable[dict], part: str) -> list[Tensor]:
+    """``|∂L/∂ξ|`` of a gate ξ = 1 on every head or neuron, mean over batches, unit norm a layer.
+
+    Source: Michel et al. 2019, arXiv:1905.10650, section 4.1, whose code sums over batches too;
+    batches hold labels.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    gates = []
+    for above, dense, count in readers(model, part):
+        above.dense = GatedLinear.from_linear(dense, count)
+        gates.append(above.dense.gate)
+    found = [torch.zeros_like(gate) for gate in gates]
+    for batch in batches:
+        batch = {name: value.to(model.device) for name, value in batch.items()}
+        for total, slope in zip(
+            found, torch.autograd.grad(model(**batch).loss, gates), strict=True
+        ):
+            total += slope.abs()
+    return [total / total.norm().clamp(min=1e-30) for total in found]
+
+
+@torch.no_grad()
+def layer_influence(model: PreTrainedModel, batches: Iterable[dict]) -> list[float]:
+    """``1 − cos(h_in, h_out)`` of every layer, mean over tokens: how much a layer changes.
+
+    Source: block influence of Men et al. 2024, arXiv:2403.03853, equation 1.
+    """
+    model, sums, count = copy.deepcopy(model).eval(), 0, 0
+    for batch in batches:
+        batch = {name: value.to(model.device) for name, value in batch.items()}
+        seen = batch["attention_mask"].bool()
+        states = model(**batch, output_hidden_states=True).hidden_states
+        changes = [
+            1 - torch.cosine_similarity(a[seen], b[seen], dim=-1).double()
+            for a, b in zip(states, states[1:], strict=False)
+        ]
+        sums = sums + torch.stack([change.sum() for change in changes])
+        count += int(seen.sum())
+    return (sums / count).tolist()
+
+
+def learned_gates(model: PreTrainedModel, part: str) -> list[Tensor]:
+    """``log α`` of every gate, (heads,) or (neurons,) a layer, after which the gates are closed."""
+    found = []
+    for above, dense, _ in readers(model, part):
+        if not isinstance(dense, HardConcrete):
+            raise ValueError(
+                f"the criterion 'gates' reads what `learn_gates: {{part: {part}}}` has learned: "
+                "list that technique in an earlier stage"
+            )
+        found.append(dense.scores.detach())
+        above.dense = closed(dense)
+    return found
 
 
 def best(scores: Sequence[Tensor], keep: float, scope: str = "layer") -> list[list[int]]:

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from xtclib.attention import quantize_attention_
 from xtclib.batches import Calibration
 from xtclib.files import unknown
-from xtclib.interface import Technique
+from xtclib.interface import Technique, needs
 from xtclib.layers import PackedEmbedding, PackedLinear, QuantEmbedding, QuantLinear
 from xtclib.masked import SparseLinear
 from xtclib.models import (
@@ -37,11 +38,12 @@ from xtclib.models import (
     word_embeddings,
 )
 from xtclib.packing import TRIT
-from xtclib.pruning import PruneHeads, PruneNeurons
+from xtclib.pruning import LearnGates, PruneHeads, PruneNeurons, PruneVocabulary, PruneWidth
 from xtclib.quantizers import Scheme
 from xtclib.sparsify import ReweightedProximal, Sparsify
+from xtclib.structure import best, layer_influence
 
-KEEP_NAMES = ("every-other", "top", "bottom")
+KEEP_NAMES = ("every-other", "top", "bottom", "importance")
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,9 @@ class LayerReduction(Technique):
     """Keeps some of the teacher's layers (XTC, arXiv:2206.01859, section 4).
 
     ``keep``: a list of 0-based teacher layers, or ``every-other`` (spread evenly), ``top`` (the
-    last ones), ``bottom`` (the first). ``layers``: how many, as a count or as a fraction of the
-    teacher's; half by default. Embeddings, pooler and classifier are copied.
+    last ones), ``bottom`` (the first), or ``importance`` (those that change their input most, on
+    rows of the task: :func:`structure.layer_influence`). ``layers``: how many, as a count or as a
+    fraction of the teacher's; half by default. Embeddings, pooler and classifier are copied.
 
     >>> LayerReduction().indices(12), LayerReduction(layers=5).indices(12)
     ([1, 3, 5, 7, 9, 11], [2, 4, 6, 8, 10])
@@ -86,6 +89,8 @@ class LayerReduction(Technique):
         if not isinstance(self.keep, str):
             return validate_keep(self.keep, depth)
         count = self.count(depth)
+        if self.keep == "importance":
+            raise ValueError("which layers matter depends on the model and the task: apply it")
         if self.keep == "top":
             return list(range(depth - count, depth))
         if self.keep == "bottom":
@@ -111,7 +116,12 @@ class LayerReduction(Technique):
         return count
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
-        return keep_layers(model, self.indices(len(encoder_layers(model))))
+        depth = len(encoder_layers(model))
+        if self.keep != "importance":
+            return keep_layers(model, self.indices(depth))
+        rows = needs(data, "layer_reduction by importance")
+        influence = torch.tensor(layer_influence(model, rows.batches()))
+        return keep_layers(model, best([influence], self.count(depth) / depth)[0])
 
 
 @dataclass(frozen=True)
@@ -280,6 +290,9 @@ TECHNIQUES: dict[str, type[Technique]] = {
         LayerReduction,
         PruneHeads,
         PruneNeurons,
+        PruneWidth,
+        PruneVocabulary,
+        LearnGates,
         Sparsify,
         ReweightedProximal,
         Quantize,

@@ -173,13 +173,14 @@ class DistillationTrainer(Trainer):
     def create_optimizer(self, model=None):
         """Trainer's, with a group of its own for the scores of masks and gates: a faster rate."""
         optimizer = super().create_optimizer(model)
-        rates: dict[float, list] = {}
+        rates: dict[float | None, list] = {}
         for module in self.model.modules():
-            if getattr(module, "score_learning_rate", 0.0):
+            if getattr(module, "scores", None) is not None:
                 rates.setdefault(module.score_learning_rate, []).append(module.scores)
-        moved = {id(scores) for found in rates.values() for scores in found}
+        apart = {id(scores) for found in rates.values() for scores in found}
         for group in optimizer.param_groups if rates else ():
-            group["params"] = [p for p in group["params"] if id(p) not in moved]
+            group["params"] = [p for p in group["params"] if id(p) not in apart]
+        rates.pop(None, None)  # scores that their technique moves itself
         for rate, found in rates.items():
             optimizer.add_param_group({"params": found, "lr": rate, "weight_decay": 0.0})
         return optimizer
