@@ -58,6 +58,11 @@ class Technique:
     def rebuild(self, model: PreTrainedModel) -> None:
         """Gives an empty model the finalized structure, in place, before weights are loaded."""
 
+    def plan(self, model: PreTrainedModel) -> PreTrainedModel:
+        """An empty model with the structure that the technique will leave it, for its size."""
+        self.rebuild(model)
+        return model
+
     def to_dict(self) -> dict:
         """``{name: fields}``: what recipes and artefacts hold."""
         return {self.name: {f.name: _plain(getattr(self, f.name)) for f in fields(self)}}

@@ -150,7 +150,7 @@ class QuantLinear(nn.Linear):
 
     weights: Scheme
     activations: Scheme | None
-    mask: Tensor | None = None  # of a pruned layer: what it removed stays 0
+    mask: Tensor | None  # of a pruned layer: what it removed stays 0
 
     @classmethod
     def from_linear(
@@ -171,13 +171,13 @@ class QuantLinear(nn.Linear):
         layer = cls(*shape, linear.bias is not None, device="meta")
         layer.weight, layer.bias = linear.weight, linear.bias
         layer.weights, layer.activations = weights, activations
-        if getattr(linear, "mask", None) is not None:
-            if weights.family != "int":
-                raise ValueError(
-                    f"pruned weights cannot be quantized to {weights}, which has no zero to spare: "
-                    "choose 'int8' or 'int4'"
-                )
-            layer.register_buffer("mask", linear.mask)
+        mask = getattr(linear, "mask", None)
+        if mask is not None and weights.family != "int":
+            raise ValueError(
+                f"pruned weights cannot be quantized to {weights}, which has no zero to spare: "
+                "choose 'int8' or 'int4'"
+            )
+        layer.register_buffer("mask", mask)
         return layer.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,18 +10,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
+from xtclib.architectures import build
 from xtclib.artefact import WEIGHTS
+from xtclib.interface import Technique
 from xtclib.layers import _Packed
-from xtclib.models import trim_positions_
-from xtclib.structure import resize_, saved_widths
-from xtclib.techniques import LayerReduction, Storage, Technique, technique
+from xtclib.masked import SparseLinear
+from xtclib.techniques import technique
 
 
 @dataclass(frozen=True)
@@ -67,8 +63,10 @@ def byte_ledger(folder: str | Path) -> list[Entry]:
     held = getattr(config, "quantization_config", None) or {"quant_method": "xtc"}
     if held.get("quant_method") != "xtc":
         raise ValueError(f"{folder} was quantized by {held.get('quant_method')!r}, not by xtclib")
-    packed = _packed_layers(_empty(config, held.get("techniques", ())))
-    entries = []
+    model = build(config)
+    for item in held.get("techniques", ()):
+        technique(item).rebuild(model)
+    packed, entries = _packed_layers(model), []
     try:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
@@ -93,12 +91,14 @@ def plan(config: PretrainedConfig, techniques: Sequence[Technique]) -> list[Entr
     Exact but for the header, whose JSON is counted at 230 bytes a tensor.
 
     >>> from transformers import BertConfig
-    >>> from xtclib.techniques import Quantize
+    >>> from xtclib.techniques import Quantize, Storage
     >>> entries = plan(BertConfig(), [Quantize(), Storage("int8-row", "int8-row")])
     >>> round(sum(entry.bytes for entry in entries) / 1e6, 1)
     14.9
     """
-    model = _empty(config, techniques, new=True)
+    model = build(copy.deepcopy(config))
+    for item in techniques:
+        model = item.plan(model)
     packed = _packed_layers(model)
     entries = [
         _entry(name, tuple(t.shape), torch.float16 if t.is_floating_point() else t.dtype,
@@ -119,33 +119,28 @@ _TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "U8": "uint8",
 def _entry(name: str, shape: tuple, dtype: torch.dtype, layer: _Packed | None) -> Entry:
     values, width = math.prod(shape), 8.0 * dtype.itemsize
     size, limit = values * dtype.itemsize, width
-    if layer is not None:
+    if isinstance(layer, SparseLinear):
+        if name.endswith("_values"):
+            values, width = int(8 * size / layer.width), layer.width
+        else:
+            values, width = layer.rows * layer.columns, 1
+        limit = width
+    elif layer is not None:
         low, high = layer.weights.levels
         values, width = layer.rows * layer.columns, layer.width
         limit = math.log2(2 if layer.weights.family == "binary" else high - low + 1)
     return Entry(name, shape, str(dtype)[6:], size, values, width, values * limit / 8)
 
 
-def _empty(
-    config: PretrainedConfig, techniques: Sequence[Technique | dict], new: bool = False
-) -> PreTrainedModel:
-    """A finalized model without memory; ``new``: the config is the teacher's, not the student's."""
-    with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(copy.deepcopy(config))
-    if saved_widths(config):
-        resize_(model, saved_widths(config))
-    for item in map(technique, techniques):
-        if new and isinstance(item, LayerReduction):
-            model = item.apply(model)
-        if new and isinstance(item, Storage) and item.length is not None:
-            trim_positions_(model, min(item.length, model.config.max_position_embeddings))
-        item.rebuild(model)
-    return model
-
-
 def _packed_layers(model: PreTrainedModel) -> dict[str, _Packed]:
     """Packed layers by the name of their bytes."""
-    return {f"{n}.weight": m for n, m in model.named_modules() if isinstance(m, _Packed)}
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, _Packed):
+            found[f"{name}.weight"] = module
+        if isinstance(module, SparseLinear) and module.quantizes:
+            found[f"{name}.weight_values"] = module
+    return found
 
 
 def table(entries: Sequence[Entry], rows: int = 12) -> str:

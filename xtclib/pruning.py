@@ -89,6 +89,11 @@ class _Narrow(Technique):
             self.cut_(layer, numbers)
         return model
 
+    def plan(self, model: PreTrainedModel) -> PreTrainedModel:
+        for layer, width in zip(encoder_layers(model), structure.widths(model), strict=True):
+            self.cut_(layer, range(max(round(self.keep * width[self.count]), 1)))
+        return model
+
 
 @dataclass(frozen=True)
 class PruneHeads(_Narrow):
@@ -197,8 +202,7 @@ class PruneWidth(Technique):
             raise ValueError(f"{self.name} comes before quantize and sparsify: list it first")
         check_finite(model, "cannot prune this model")
         model = copy.deepcopy(model)
-        width, heads = model.config.hidden_size, model.config.num_attention_heads
-        count = max(round(self.keep * width / heads), 1) * heads
+        width, count = model.config.hidden_size, self.width(model)
         generator = torch.Generator().manual_seed(self.seed)
         scores = (
             torch.rand(width, generator=generator)
@@ -206,6 +210,15 @@ class PruneWidth(Technique):
             else structure.hidden_magnitudes(model)
         )
         structure.keep_hidden_(model, structure.best([scores], count / width)[0])
+        return model
+
+    def width(self, model: PreTrainedModel) -> int:
+        """The hidden dimensions that stay: the nearest width that the heads divide."""
+        heads = model.config.num_attention_heads
+        return max(round(self.keep * model.config.hidden_size / heads), 1) * heads
+
+    def plan(self, model: PreTrainedModel) -> PreTrainedModel:
+        structure.keep_hidden_(model, range(self.width(model)))
         return model
 
 
@@ -236,6 +249,14 @@ class PruneVocabulary(Technique):
             raise ValueError(f"{self.name} comes before quantize: list it first")
         model = copy.deepcopy(model)
         vocabulary.keep_rows_(model, self.ids(needs(data, self.name)))
+        return model
+
+    def plan(self, model: PreTrainedModel) -> PreTrainedModel:
+        if self.keep is None:
+            raise ValueError(
+                "how many tokens are used is in the rows: plan with a share to keep"
+            )
+        vocabulary.keep_rows_(model, range(round(self.keep * model.config.vocab_size)))
         return model
 
     def reads(self, model, tokenizer, data):

@@ -305,7 +305,7 @@ def at_sparsity(recipe: Recipe, sparsity: float, name: str) -> Recipe:
         replace(
             stage,
             techniques=tuple(
-                replace(t, sparsity=sparsity) if isinstance(t, Sparsify) else t
+                replace(t, sparsity=sparsity) if getattr(t, "sparsity", None) is not None else t
                 for t in stage.techniques
             ),
         )

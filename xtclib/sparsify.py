@@ -188,6 +188,13 @@ class Sparsify(Technique):
             shape = linear.in_features, linear.out_features, linear.bias is not None
             replace_module_(model, name, SparseLinear(*shape, device=device))
 
+    def plan(self, model: PreTrainedModel) -> PreTrainedModel:
+        self.rebuild(model)
+        for layer in encoder_linears(model, SparseLinear).values():
+            whole = layer.rows * layer.columns
+            layer.set_count_(whole - round(self.sparsity * whole))
+        return model
+
 
 def _deleted_(model: PreTrainedModel) -> PreTrainedModel:
     """Ordinary layers again, with zeros where the masks are."""
@@ -211,16 +218,28 @@ class ReweightedProximal(Technique):
     between. The pull is outside the gradient, so Adam does not rescale it. It ends at the share
     ``until`` of the run; ``sparsify`` with that ``begin`` and ``end`` then drops what is smallest.
     Source: Guo et al. 2019, arXiv:1909.12486, section 3.2 and algorithm 1.
+
+    Without a ``strength``, γ·η = w₀² / 2n in each matrix, where w₀ is what the smallest
+    ``sparsity`` of its weights stay below and n the steps: left alone, |w| falls by γη/|w| a step,
+    so w² by 2γη, and a weight of w₀ just gets to zero. One γ fits one length and rate; this, all.
     """
 
     name: ClassVar[str] = "reweighted_proximal"
-    strength: float = 0.01
-    epsilon: float = 0.01
-    reweight: int = 50
+    sparsity: float | None = None
+    strength: float | None = None
+    epsilon: float = 1e-3
+    reweight: int = 10
     until: float = 0.5
 
     def __post_init__(self) -> None:
-        if not (self.strength >= 0 and self.epsilon > 0 and self.reweight >= 1):
+        if (self.sparsity is None) == (self.strength is None):
+            raise ValueError(
+                "reweighted_proximal takes a sparsity to aim at or a strength, one of them; "
+                f"received sparsity={self.sparsity}, strength={self.strength}"
+            )
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity must be at least 0 and below 1, received {self.sparsity}")
+        if not ((self.strength or 0) >= 0 and self.epsilon > 0 and self.reweight >= 1):
             raise ValueError(
                 "expected strength ≥ 0, epsilon > 0 and reweight ≥ 1, received "
                 f"strength={self.strength}, epsilon={self.epsilon}, reweight={self.reweight}"
@@ -232,25 +251,30 @@ class ReweightedProximal(Technique):
         refuse_packed(model)
         model = copy.deepcopy(model)
         for linear in encoder_linears(model).values():
-            linear.register_buffer("alpha", reweighting(linear.weight.detach(), self.epsilon))
+            weight = linear.weight.detach()
+            linear.register_buffer("alpha", reweighting(weight, self.epsilon))
+            if self.sparsity is not None:
+                count = max(round(self.sparsity * weight.numel()), 1)
+                linear.register_buffer("aim", weight.abs().flatten().kthvalue(count).values)
         return model
 
     @torch.no_grad()
     def after_step(self, model: PreTrainedModel, step: int, total: int, rate: float) -> None:
-        if step >= round(self.until * total):
+        steps = max(round(self.until * total), 1)
+        if step >= steps:
             return
         for linear in encoder_linears(model).values():
             if not hasattr(linear, "alpha"):
-                raise ValueError(
-                    "reweighted_proximal comes after sparsify and quantize: list it last"
-                )
+                raise ValueError("reweighted_proximal comes last: after sparsify and quantize")
             if step % self.reweight == 0:
                 linear.alpha.copy_(reweighting(linear.weight, self.epsilon))
-            linear.weight.copy_(soft_threshold(linear.weight, self.strength * rate * linear.alpha))
+            pull = self.strength * rate if self.sparsity is None else linear.aim**2 / (2 * steps)
+            linear.weight.copy_(soft_threshold(linear.weight, pull * linear.alpha))
 
     def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
         for module in model.modules():
-            module._buffers.pop("alpha", None)
+            for name in ("alpha", "aim"):
+                module._buffers.pop(name, None)
         return model
 
 

@@ -105,7 +105,7 @@ def check_pattern(pattern: str | None, shape: Sequence[int]) -> None:
 def _n_of_m(scores: Tensor, kept: int, of: int) -> Tensor:
     check_pattern(f"{kept}:{of}", scores.shape)
     groups = scores.unflatten(-1, (-1, of))
-    places = groups.argsort(-1, descending=True, stable=True)[..., :kept]
+    places = groups.argsort(dim=-1, descending=True, stable=True)[..., :kept]
     return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, places, True).flatten(-2)
 
 

@@ -123,6 +123,12 @@ class LayerReduction(Technique):
         influence = torch.tensor(layer_influence(model, rows.batches()))
         return keep_layers(model, best([influence], self.count(depth) / depth)[0])
 
+    def plan(self, model: PreTrainedModel) -> PreTrainedModel:
+        depth = len(encoder_layers(model))
+        if self.keep == "importance":  # whichever: they are of one size
+            return keep_layers(model, range(self.count(depth)))
+        return keep_layers(model, self.indices(depth))
+
 
 @dataclass(frozen=True)
 class Quantize(Technique):
@@ -253,6 +259,12 @@ class Storage(Technique):
             shape = linear.in_features, linear.out_features, linear.bias is not None
             replace_module_(model, name, PackedLinear(*shape, scheme, device=device))
         self._set_widths(model)
+
+    def plan(self, model: PreTrainedModel) -> PreTrainedModel:
+        if self.length is not None:
+            trim_positions_(model, min(self.length, _positions(model)))
+        self.rebuild(model)
+        return model
 
     def to_dict(self) -> dict:
         """Without ``classifier`` where it is unset, as before there was one: hashes stay."""
