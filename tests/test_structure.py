@@ -1,6 +1,7 @@
 """Heads and neurons removed for good: the same numbers as masked ones, in smaller matrices."""
 
 import copy
+import math
 import subprocess
 import sys
 
@@ -8,9 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, TrainingArguments
 
-from xtclib import architectures, artefact, breakdown, ledger, structure
+from xtclib import architectures, artefact, breakdown, ledger, structure, vocabulary
+from xtclib.batches import Calibration
+from xtclib.masked import HardConcrete
 from xtclib.models import encoder_layers
-from xtclib.recipes import Objective
+from xtclib.pruning import LearnGates, PruneVocabulary, PruneWidth
+from xtclib.recipes import Budget, Objective
+from xtclib.sparsify import Sparsify
 from xtclib.techniques import (
     LayerReduction,
     PruneHeads,
@@ -20,7 +25,7 @@ from xtclib.techniques import (
     apply_all,
     technique,
 )
-from xtclib.training import DistillationTrainer
+from xtclib.training import DistillationTrainer, train_stage
 
 
 def finalized(model, techniques):
@@ -209,3 +214,204 @@ def test_scores_of_fewer_heads_are_refused_before_training(bert, tmp_path):
             pruned, Objective(attention_scores=1), bert,
             args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
         )  # fmt: skip
+
+
+@pytest.fixture
+def rows(data, tokenizer):
+    return Calibration(data, tokenizer, rows=24, batch_size=4)
+
+
+def test_gradients_of_gates_are_those_of_a_masked_head_by_differences(bert, rows):
+    """∂L/∂ξ against (L(ξ + h) − L(ξ − h)) / 2h in float64, one batch at a time."""
+    bert = bert.double()
+    found = structure.gradients(bert, rows.batches(), structure.HEADS)
+    for layer in (0, 3):
+        slopes = []
+        dense = encoder_layers(bert)[layer].attention.output.dense
+        for head in range(2):
+            total, columns, kept = 0.0, slice(16 * head, 16 * head + 16), dense.weight.data.clone()
+            for batch in rows.batches():
+                losses = []
+                for h in (1e-5, -1e-5):
+                    dense.weight.data = kept.clone()
+                    dense.weight.data[:, columns] *= 1 + h
+                    with torch.no_grad():
+                        losses.append(bert(**batch).loss)
+                total += abs(float(losses[0] - losses[1]) / 2e-5)
+            dense.weight.data = kept
+            slopes.append(total)
+        wanted = torch.tensor(slopes) / torch.tensor(slopes).norm()
+        assert torch.allclose(found[layer].float(), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("cls", [PruneHeads, PruneNeurons])
+def test_what_the_loss_does_not_feel_goes_first(bert, rows, cls):
+    with torch.no_grad():
+        for layer in encoder_layers(bert):
+            layer.attention.output.dense.weight[:, 16:] = 0  # head 1 of two
+            layer.output.dense.weight[:, ::2] = 0
+    pruned = cls(0.5, "gradient").apply(bert, rows)
+    batch = next(rows.batches())
+    assert torch.allclose(pruned(**batch).logits, bert(**batch).logits, atol=1e-5)
+
+
+def test_gates_start_open_learn_and_close(bert, data, tokenizer, batch, tmp_path):
+    gates = LearnGates("heads", penalty_weight=2.0, learning_rate=0.3)
+    student = gates.apply(bert)
+    assert torch.equal(logits(student, batch), logits(bert, batch))  # open: exactly 1
+    assert float(gates.penalty(student)) == pytest.approx(2 / (1 + math.exp(-4.0986)), abs=1e-3)
+    student, notes = train_stage(
+        student.requires_grad_(True), tokenizer, data, Objective(labels=1),
+        Budget(steps=25, batch_size=8), tmp_path, precision="fp32", progress=False, device="cpu",
+        techniques=[gates],
+    )  # fmt: skip
+    penalties = [entry["loss_penalty"] for entry in notes["losses"]]
+    assert penalties[-1] < 0.5 * penalties[0]
+    scores = [dense.scores.clone() for _, dense, _ in structure.readers(student, "heads")]
+    closed = gates.finalize(copy.deepcopy(student))
+    assert torch.allclose(logits(closed, batch), logits(student, batch), atol=1e-5)
+    cut = PruneHeads(0.5, "gates").apply(student)
+    assert [w["heads"] for w in structure.widths(cut)] == [1] * 4
+    for index, layer in enumerate(encoder_layers(cut)):
+        best = int(scores[index].argmax())
+        wanted = encoder_layers(bert)[index].attention.self.query.weight.shape[1]
+        assert layer.attention.self.query.weight.shape == (16, wanted)
+        kept = encoder_layers(student)[index].attention.self.query.weight[
+            16 * best : 16 * best + 16
+        ]
+        assert torch.equal(layer.attention.self.query.weight, kept)
+
+
+def test_gates_in_training_are_the_hard_concrete_distribution(bert):
+    layer = HardConcrete.from_linear(torch.nn.Linear(8, 4), 8)
+    layer.scores.data.fill_(0.0)
+    torch.manual_seed(0)
+    draws = torch.stack([layer.train().factors() for _ in range(4000)])
+    assert float((draws > 0).float().mean()) == pytest.approx(
+        float(layer.open_probability()[0]), abs=0.01
+    )
+    assert float((draws == 0).float().mean()) > 0.1 and float((draws == 1).float().mean()) > 0.1
+
+
+def test_the_layer_that_does_nothing_goes_first(bert, rows):
+    silent = encoder_layers(bert)[2]
+    with torch.no_grad():
+        for dense in (silent.attention.output.dense, silent.output.dense):
+            dense.weight.zero_()
+            dense.bias.zero_()
+    influence = structure.layer_influence(bert, rows.batches())
+    assert influence[2] == min(influence) and influence[2] < 1e-3 < min(
+        influence[:2] + influence[3:]
+    )
+    reduction = LayerReduction("importance", 3)
+    assert torch.equal(
+        encoder_layers(reduction.apply(bert, rows))[2].output.dense.weight,
+        encoder_layers(bert)[3].output.dense.weight,
+    )
+
+
+def test_a_narrower_model_computes_what_zeroed_dimensions_do_before_the_norm(bert, batch):
+    """Without LayerNorm's mean over fewer dimensions the two would be equal: take it out."""
+    narrow = copy.deepcopy(bert)
+    kept = list(range(0, 32, 2))
+    structure.keep_hidden_(narrow, kept)
+    assert narrow.config.hidden_size == 16 and structure.widths(narrow)[0]["head_size"] == 16
+    layer, slim = encoder_layers(bert)[0], encoder_layers(narrow)[0]
+    states = torch.randn(2, 5, 32)
+    states[..., 1::2] = 0
+    with torch.no_grad():
+        wide = layer.intermediate.dense(states)
+        assert torch.allclose(slim.intermediate.dense(states[..., ::2]), wide, atol=1e-5)
+        out = layer.output.dense(wide)
+        assert torch.allclose(slim.output.dense(wide), out[..., ::2], atol=1e-5)
+    assert logits(narrow, batch).shape == (3, 2)
+
+
+def test_the_planted_dimensions_stay(bert):
+    with torch.no_grad():
+        for linear, reads, writes in structure._on_hidden(bert):
+            if reads:
+                linear.weight[:, :16] *= 10
+            if writes:
+                linear.weight[:16] *= 10
+    narrow = PruneWidth(0.5).apply(bert)
+    wanted = bert.bert.embeddings.word_embeddings.weight[:, :16]
+    assert torch.equal(narrow.bert.embeddings.word_embeddings.weight, wanted)
+    assert PruneWidth(0.26).width(bert) == 8 and PruneWidth(0.01).width(bert) == 2
+
+
+def test_a_cut_vocabulary_reads_the_words_it_kept_as_before(bert, rows, data, tokenizer):
+    technique_ = PruneVocabulary(0.6)
+    ids = technique_.ids(rows)
+    student = technique_.apply(bert, rows)
+    teacher, small = technique_.reads(bert, tokenizer, rows)
+    assert len(ids) == len(small) == student.config.vocab_size == 120
+    counts = rows.token_counts()
+    assert min(counts[i] for i in ids if i > 4) >= max(
+        counts[i] for i in range(200) if i not in ids
+    )
+    kept = [tokenizer.convert_ids_to_tokens(i) for i in ids if i > 4][:6]
+    old, new = (t(" ".join(kept), return_tensors="pt") for t in (tokenizer, small))
+    assert small.convert_ids_to_tokens(new["input_ids"][0]) == ["[CLS]", *kept, "[SEP]"]
+    assert torch.equal(logits(student, new), logits(bert, old))
+    assert torch.equal(logits(teacher, new), logits(bert, old))
+    assert (small.cls_token_id, small.pad_token_id) == (2, 0)
+
+
+def test_what_a_task_never_uses_goes_by_default(bert, rows):
+    used = int((rows.token_counts() > 0).sum())
+    assert len(PruneVocabulary().ids(rows)) == used + 3  # [PAD], [UNK] and [MASK] stay
+
+
+@pytest.mark.parametrize(
+    "techniques",
+    [
+        [PruneWidth(0.5)],
+        [PruneWidth(0.5), PruneHeads(0.5), Quantize()],
+        [PruneVocabulary(0.6), PruneNeurons(0.5)],
+        [LayerReduction("importance", 2), PruneVocabulary(0.6), Sparsify(0.5)],
+    ],
+    ids=["width", "width and bits", "vocabulary", "all"],
+)
+def test_the_whole_family_saves_and_reloads(bert, rows, tokenizer, techniques, tmp_path):
+    model = artefact.finalize(apply_all(bert, techniques, rows), techniques).eval()
+    small = tokenizer
+    for technique_ in techniques:
+        _, small = technique_.reads(bert, small, rows)
+    folder = artefact.save(model, small, tmp_path / "a")
+    again, read = artefact.load(folder)
+    assert len(read) == again.config.vocab_size == model.config.vocab_size
+    batch = read("w3 w10 w17 w191", return_tensors="pt")
+    assert torch.equal(logits(again, batch), logits(model, batch))
+    planned = {e.tensor: e.bytes for e in ledger.plan(bert.config, techniques)}
+    found = {e.tensor: e.bytes for e in ledger.byte_ledger(folder)}
+    assert {n: b for n, b in found.items() if n != "header"} == {
+        n: b * (1 if "quantization_config" in model.config.to_dict() else 2)
+        for n, b in planned.items()
+        if n != "header"
+    }
+
+
+def test_more_bad_uses(bert, rows, tokenizer):
+    with pytest.raises(ValueError, match="gradient' looks at the task's rows: give `apply` an"):
+        PruneHeads(criterion="gradient").apply(bert)
+    with pytest.raises(ValueError, match="layer_reduction by importance looks at the task's rows"):
+        LayerReduction("importance").apply(bert)
+    with pytest.raises(ValueError, match=r"reads what `learn_gates: \{part: neurons\}` has"):
+        PruneNeurons(criterion="gates").apply(bert)
+    with pytest.raises(ValueError, match="keeping 2 of 200 tokens drops special tokens: 5 of them"):
+        PruneVocabulary(0.01).apply(bert, rows)
+    with pytest.raises(ValueError, match=r"the cut drops the special tokens \['\[CLS\]'\]"):
+        vocabulary.cut_tokenizer(tokenizer, [0, 1, 3, 4, 5, 6])
+    with pytest.raises(ValueError, match="a hidden width of 15 does not divide by 2 heads"):
+        structure.keep_hidden_(copy.deepcopy(bert), range(15))
+    with pytest.raises(ValueError, match="unknown part 'head': did you mean 'heads'"):
+        LearnGates("head")
+    with pytest.raises(ValueError, match="penalty_weight ≥ 0 and learning_rate > 0"):
+        LearnGates(learning_rate=0)
+    for cls in (PruneWidth, PruneVocabulary):
+        with pytest.raises(ValueError, match="keep must be above 0 and at most 1, received 0"):
+            cls(keep=0)
+    for item in (PruneWidth(), PruneVocabulary(0.6)):
+        with pytest.raises(ValueError, match="comes before quantize"):
+            item.apply(Quantize().apply(bert), rows)

@@ -198,10 +198,10 @@ class HardConcrete(GatedLinear):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, groups: int, rate: float = 1e-2) -> HardConcrete:
-        """Every gate starts almost open, log α = 2, and learns at ``rate``."""
+        """Every gate starts at log α = 2.5, which is open in evaluation, and learns at ``rate``."""
         layer = super().from_linear(linear, groups)
         layer.gate, layer.score_learning_rate = None, rate
-        layer.scores = nn.Parameter(linear.weight.new_full((groups,), 2.0))
+        layer.scores = nn.Parameter(linear.weight.new_full((groups,), 2.5))
         return layer
 
     def factors(self) -> Tensor:

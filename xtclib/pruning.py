@@ -253,9 +253,7 @@ class PruneVocabulary(Technique):
 
     def plan(self, model: PreTrainedModel) -> PreTrainedModel:
         if self.keep is None:
-            raise ValueError(
-                "how many tokens are used is in the rows: plan with a share to keep"
-            )
+            raise ValueError("how many tokens are used is in the rows: plan with a share to keep")
         vocabulary.keep_rows_(model, range(round(self.keep * model.config.vocab_size)))
         return model
 

@@ -138,9 +138,7 @@ class Sparsify(Technique):
                     "sparsify comes before quantize and reweighted_proximal: list it first"
                 )
             if isinstance(linear, MaskedLinear):
-                raise ValueError(
-                    "the model is pruned already: give one sparsify all that should go"
-                )
+                raise ValueError("the model is pruned already: one sparsify takes all that goes")
         check_finite(model, "cannot prune this model")
         model = copy.deepcopy(model)
         for name, linear in encoder_linears(model).items():
