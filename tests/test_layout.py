@@ -11,10 +11,10 @@ FLOORS = {
     "one": "layers masked attention glue metrics english grammar mini",
     "two": "batches interface models vocabulary structure architectures breakdown latency "
     "first_principles sparsify pruning techniques",
-    "three": "artefact ledger onnx_export deployment recipes evaluation",
+    "three": "sensitivity artefact ledger onnx_export deployment recipes evaluation",
     "four": "training teachers mlm",
     "five": "settings results study",
-    "top": "plot_style cost_plots deployment_plots tensor_plots plots widgets cli",
+    "top": "plot_style cost_plots deployment_plots pruning_plots tensor_plots plots widgets cli",
 }
 ORDER = [(floor, name) for floor, names in FLOORS.items() for name in names.split()]
 MODULES = [name for _, name in ORDER]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,15 +22,17 @@ def predict(
     batch_size: int = 64,
 ) -> np.ndarray:
     """Logits of shape (rows, classes) in fp32, in the split's order; batches sorted by length."""
+    rows = Rows.tokenize(split, tokenizer, max_length)
+    return _logits(model, rows, tokenizer.pad_token_id, batch_size)
+
+
+def _logits(model: PreTrainedModel, rows: Rows, pad_id: int, batch_size: int = 64) -> np.ndarray:
     was_training = model.training
     model.eval()
-    rows = Rows.tokenize(split, tokenizer, max_length)
     order = np.argsort(rows.lengths, kind="stable")
     device, logits = model.device, []
     for start in range(0, len(order), batch_size):
-        batch = collate(
-            [rows[i] for i in order[start : start + batch_size]], tokenizer.pad_token_id, False
-        )
+        batch = collate([rows[i] for i in order[start : start + batch_size]], pad_id, False)
         batch.pop("labels")
         batch = {k: v.to(device) for k, v in batch.items()}
         logits.append(model(**batch).logits.float().cpu().numpy())
@@ -53,6 +57,28 @@ def evaluate(
         )
         for name, split in (splits or data.evaluation).items()
     }
+
+
+def scorer(
+    tokenizer: PreTrainedTokenizerBase,
+    data: TaskData,
+    rows: int | None = None,
+    max_length: int = 128,
+) -> Callable[[PreTrainedModel], float]:
+    """A function from a model to its score on the first ``rows`` of the first evaluation split.
+
+    Rows are tokenized once: for looking at many models, as sensitivity does.
+    """
+    split = next(iter(data.evaluation.values()))
+    split = split.select(list(range(min(rows or len(split), len(split)))))
+    read = Rows.tokenize(split, tokenizer, max_length)
+
+    @torch.inference_mode()
+    def score_of(model: PreTrainedModel) -> float:
+        found = decide(data.task, _logits(model, read, tokenizer.pad_token_id))
+        return score(data.task, found, split.labels)["score"]
+
+    return score_of
 
 
 def decide(task: Task, logits: np.ndarray) -> np.ndarray:

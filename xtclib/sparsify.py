@@ -52,6 +52,9 @@ CRITERIA: dict[str, Callable[[nn.Linear, torch.Generator], Tensor]] = {
 }
 
 
+MOVES = ("movement",)  # criteria that need training
+
+
 @dataclass(frozen=True)
 class Sparsify(Technique):
     """Sets a share of the encoder's weights to zero and keeps them there.
@@ -119,7 +122,7 @@ class Sparsify(Technique):
 
     @property
     def _learns(self) -> bool:
-        return self.criterion == "movement"
+        return self.criterion in MOVES
 
     @property
     def settled(self) -> float:

@@ -9,13 +9,16 @@ from dataclasses import replace
 import ipywidgets as ui
 import plotly.graph_objects as go
 from torch import Tensor
-from transformers import BertConfig, PretrainedConfig
+from transformers import BertConfig, PretrainedConfig, PreTrainedModel
 
-from xtclib import cost_plots, plots
+from xtclib import cost_plots, plots, pruning_plots
 from xtclib.breakdown import break_down
 from xtclib.ledger import plan
+from xtclib.models import encoder_layers
+from xtclib.pruning import PruneHeads
 from xtclib.quantizers import Scheme, relative_error
-from xtclib.techniques import LayerReduction, Quantize, Storage
+from xtclib.sparsify import Sparsify
+from xtclib.techniques import LayerReduction, Quantize, Storage, apply_all
 
 _FAMILIES = {1: "binary", 2: "ternary"}
 
@@ -173,6 +176,44 @@ def size_explorer(config: PretrainedConfig, layers: int | None = None) -> ui.VBo
     for control in controls.values():
         control.observe(redraw, "value")
     return ui.VBox([view, ui.VBox(list(controls.values())), sentence])
+
+
+def pruning_explorer(
+    model: PreTrainedModel, score: Callable[[PreTrainedModel], float], sparsity: int = 50
+) -> ui.VBox:
+    """What is left of a model under sliders for zeros and heads, before any training.
+
+    ``score`` says how good a model is. The figure is the first intermediate matrix's mask; the
+    sentence under it the score, and the bytes that the file will have. ``.children`` are the
+    figure, the controls and the sentence.
+    """
+    heads = model.config.num_attention_heads
+    zeros = ui.IntSlider(sparsity, min=0, max=95, step=5, description="zeros, %")
+    kept = ui.IntSlider(heads, min=1, max=heads, description="heads a layer")
+    criterion = ui.Dropdown(options=["magnitude", "random"], description="criterion")
+    for control in (zeros, kept, criterion):
+        control.continuous_update = False
+        control.style.description_width = "7em"
+    sentence = ui.HTML()
+
+    def make() -> go.Figure:
+        techniques = [
+            PruneHeads(kept.value / heads, criterion.value),
+            Sparsify(zeros.value / 100, criterion.value),
+        ]
+        small = apply_all(model, techniques)
+        size = sum(e.bytes for e in plan(model.config, techniques))
+        full = sum(4 * p.numel() for p in model.parameters())
+        sentence.value = (
+            f"<b>score {score(small.eval()):.1f}</b>, {size / 1e6:.2f} MB, "
+            f"{full / size:.1f} × smaller than fp32; nothing was trained"
+        )
+        return pruning_plots.mask(encoder_layers(small)[0].intermediate.dense.mask)
+
+    view, redraw = _live(make)
+    for control in (zeros, kept, criterion):
+        control.observe(redraw, "value")
+    return ui.VBox([view, ui.VBox([zeros, kept, criterion]), sentence])
 
 
 def _live(make: Callable[[], go.Figure]) -> tuple[ui.DOMWidget, Callable]:
