@@ -62,7 +62,9 @@ class Sparsify(Technique):
     ``criterion``: ``magnitude``, ``random`` by ``seed``, or ``movement`` (Sanh et al. 2020,
     arXiv:2005.07683), whose scores are ``S = −Σ ∂L/∂W' ⊙ W`` over the steps so far (its equation
     3), or what Adam makes of that gradient at ``score_learning_rate``, as the release has it: then
-    every weight's score moves as fast, which takes long to tell them apart. The sparsity rises from
+    every weight's score moves as fast, which takes long to tell them apart. ``score_noise`` starts
+    scores at uniform numbers up to it, the release's ``mask_init: uniform``: what goes first is then
+    chance, not what one batch's gradient points at. The sparsity rises from
     0 at ``begin`` to ``sparsity`` at ``end``, shares of the run, by :func:`sparsity.cubic`, masks
     being drawn anew every ``every`` steps; then they stand still (movement's release goes on
     moving them). ``end=0`` prunes once, before training. ``scope`` and ``pattern``: see
@@ -83,6 +85,7 @@ class Sparsify(Technique):
     every: int = 10
     seed: int = 0
     score_learning_rate: float | None = None
+    score_noise: float = 0.0
     recover: bool = False
 
     def __post_init__(self) -> None:
@@ -147,6 +150,11 @@ class Sparsify(Technique):
         for name, linear in encoder_linears(model).items():
             masked = MaskedLinear.from_linear(linear, self._learns, self.score_learning_rate)
             replace_module_(model, name, masked)
+        if self.score_noise and self._learns:
+            generator = torch.Generator().manual_seed(self.seed)
+            for masked in encoder_linears(model).values():
+                noise = torch.rand(masked.weight.shape, generator=generator) * 2 - 1
+                masked.scores.data.add_(self.score_noise * noise.to(masked.scores.device))
         # What is there before any training: movement has no scores yet, and takes magnitudes.
         self._draw_(model, self.sparsity, "magnitude" if self._learns else self.criterion)
         return _deleted_(model) if self.recover else model
