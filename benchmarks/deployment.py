@@ -12,10 +12,8 @@ PyTorch's fp32; ``--out`` writes them with versions, machine and commit. Not a t
 from __future__ import annotations
 
 import argparse
-from datetime import datetime, timezone
 from pathlib import Path
 
-import onnxruntime
 import torch
 import transformers
 from transformers import AutoModelForSequenceClassification
@@ -76,9 +74,8 @@ def main() -> None:
     if args.out:
         found = {
             "model": name, "student": schemes, "sizes": sizes, "rows": rows,
-            "repeats": args.repeats, "machine": study._machine(), "commit": study._commit(),
-            "versions": study._versions() | {"onnxruntime": onnxruntime.__version__},
-            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            "repeats": args.repeats,
+            **study.circumstances("onnxruntime"),
         }  # fmt: skip
         files.write_json(args.out, found)
 

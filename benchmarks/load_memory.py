@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -112,9 +111,8 @@ def main() -> None:
         about = {
             "model": f"bert-base, {args.layers} layers", "student": "1 bit",
             "megabytes and seconds": {key: round(value, 3) for key, value in found.items()},
-            "repeats": args.repeats, "machine": study._machine(), "versions": study._versions(),
-            "commit": study._commit(),
-            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            "repeats": args.repeats,
+            **study.circumstances(),
         }  # fmt: skip
         files.write_json(args.out, about)
 

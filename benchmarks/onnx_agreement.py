@@ -15,10 +15,8 @@ from __future__ import annotations
 import argparse
 import copy
 import tempfile
-from datetime import datetime, timezone
 from pathlib import Path
 
-import onnxruntime
 import torch
 import transformers
 
@@ -43,9 +41,7 @@ def main() -> None:
     if args.out:
         about = {
             "task": args.task, "budget": args.budget, "seed": 0, "rows": found,
-            "machine": study._machine(), "commit": study._commit(),
-            "versions": study._versions() | {"onnxruntime": onnxruntime.__version__},
-            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            **study.circumstances("onnxruntime"),
         }  # fmt: skip
         files.write_json(args.out, about)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import tempfile
-from datetime import datetime, timezone
 from pathlib import Path
 
 import transformers
@@ -69,9 +68,8 @@ def main() -> None:
     if args.out:
         about = {
             "recipe": args.recipe, "task": args.task, "budget": args.budget, "seed": 0,
-            "rows": rows, "machine": study._machine(), "versions": study._versions(),
-            "commit": study._commit(),
-            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            "rows": rows,
+            **study.circumstances(),
         }  # fmt: skip
         files.write_json(args.out, about)
 

@@ -12,6 +12,13 @@ from statistics import mean
 
 from xtclib import deployment, recipes, results
 from xtclib.files import write_text
+from xtclib.techniques import (
+    PruneHeads,
+    PruneNeurons,
+    PruneVocabulary,
+    PruneWidth,
+    Sparsify,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- results -->", "<!-- /results -->"
@@ -28,6 +35,16 @@ def spread(values: list[float]) -> str:
     if len(values) == 1:
         return f"{values[0]:.1f}"
     return f"{mean(values):.1f} ({min(values):.1f}–{max(values):.1f})"
+
+
+def prunes(recipe: str) -> bool:
+    """Whether a recipe removes weights, heads, neurons, width or vocabulary: a table of its own.
+
+    >>> prunes("nip-90"), prunes("xtc-1bit-half")
+    (True, False)
+    """
+    kinds = (Sparsify, PruneHeads, PruneNeurons, PruneWidth, PruneVocabulary)
+    return any(isinstance(t, kinds) for t in recipes.load(recipe).techniques)
 
 
 def table(records: list[results.Record]) -> str:
@@ -74,7 +91,9 @@ def section() -> str:
             chosen = [r for r in found if r.task == task]
             low = mean(m["score"] for m in chosen[0].majority.values())
             parts.append(f"{NAMES.get(task, task)} (majority class {low:.1f}):\n")
-            parts.append(table(chosen) + "\n")
+            for pruned in (False, True):
+                family = [r for r in chosen if prunes(r.recipe) == pruned]
+                parts += [table(family) + "\n"] if family else []
     parts.append(
         "Score: the task's metrics in GLUE's convention, mean and range over seeds. MB: 10⁶ bytes "
         "of `model.safetensors`, read from disk. Latency: the student's forward pass over its "

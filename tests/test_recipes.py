@@ -180,3 +180,32 @@ def test_unknown_budgets_name_the_nearest(name, message):
 def test_a_recipe_without_stages_is_refused():
     with pytest.raises(ValueError, match="recipe 'r' has no stages"):
         Recipe("r", "", "", ())
+
+
+def test_a_sparsity_behind_the_name():
+    nip, rpp = recipes.load("nip-90"), recipes.load("rpp-65")
+    assert nip.name == "nip-90" and nip.techniques[0].sparsity == 0.9
+    assert [t.sparsity for t in rpp.techniques] == [0.65, 0.65]
+    assert nip.hash != recipes.load("nip").hash == recipes.load("nip-80").hash
+    assert nip.start == "backbone" and nip.source == recipes.load("nip").source
+    with pytest.raises(ValueError, match="unknown recipe 'xtc-half-90': xtc-half prunes no single"):
+        recipes.load("xtc-half-90")
+    with pytest.raises(ValueError, match="below 1, received 100.0"):
+        recipes.load("nip-10000")
+    with pytest.raises(ValueError, match="unknown recipe 'nipp-90'"):
+        recipes.load("nipp-90")
+
+
+def test_start_and_task_are_read_written_and_checked():
+    recipe = recipes.load("magnitude-pretrain")
+    assert recipe.start == "backbone" and recipe.stages[0].task == "mlm" and recipe.trains
+    told = recipe.to_dict()
+    assert told["start"] == "backbone"
+    del told["start"]
+    assert recipes.from_dict("m", told).hash != recipe.hash
+    with pytest.raises(ValueError, match="unknown start 'backbon': did you mean 'backbone'"):
+        recipes.from_dict("m", {**told, "start": "backbon"})
+    with pytest.raises(ValueError, match="unknown task of a stage 'mlmm'"):
+        Stage("s", task="mlmm")
+    with pytest.raises(ValueError, match="mlm has a loss of its own, leave objective out"):
+        Stage("s", objective=Objective(labels=1), task="mlm")

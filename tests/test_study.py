@@ -4,14 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModel
 
 from xtclib import artefact, evaluation, recipes, settings, study, training
+from xtclib.recipes import Recipe, Stage
 from xtclib.results import Record, record_path, records
 from xtclib.study import compress, sweep
 
 BACKBONE = settings.ROOT / "data" / "mini" / "backbone" / "tokenizer.json"
 pytestmark = pytest.mark.skipif(not BACKBONE.is_file(), reason="the built-in backbone is missing")
-RECIPES = "xtc-1bit-half", "ternarybert", "finetune-1bit", "ptq-8bit", "cut-half"
+RECIPES = (
+    "xtc-1bit-half", "ternarybert", "finetune-1bit", "ptq-8bit", "cut-half", "rpp",
+    "magnitude-pretrain", "gated-heads", "vocab-pruning", "nip-8bit-distilled",
+)  # fmt: skip
 VOLATILE = {"latency", "seconds", "stages", "commit", "date", "machine"}
 
 
@@ -52,7 +57,7 @@ def test_a_record_holds_what_is_on_disk_and_what_was_run(runs, name):
     named = record.profile, record.task, record.budget, record.seed
     assert named == ("smoke", "sst2", "2steps", 0)
     assert record.training_budget["steps"] == 2
-    assert len(record.stages) == sum(s.objective is not None for s in recipe.stages)
+    assert len(record.stages) == sum(s.trains for s in recipe.stages)
     assert record.versions["torch"] == torch.__version__
     assert record.ratio == record.teacher_bytes / record.bytes
     assert set(record.metrics) == {"dev"} and 0 <= record.score <= 100
@@ -261,3 +266,23 @@ def test_a_sweep_finds_the_record_of_a_recipe_from_a_file(counted, tmp_path):
     go(tmp_path / "results", [str(path)])
     go(tmp_path / "results", [str(path)])
     assert counted == [("mine", "A", 0)]
+
+
+def test_a_cut_vocabulary_is_the_students_own(runs):
+    run = runs["vocab-pruning"]
+    assert len(run.tokenizer) == run.student.config.vocab_size < len(run.teacher.tokenizer)
+    saved = json.loads((run.folder / "config.json").read_text())
+    assert saved["vocab_size"] == len(run.tokenizer)
+
+
+def test_masked_words_are_a_stage(runs):
+    stages = runs["magnitude-pretrain"].record.stages
+    assert [s.get("task") for s in stages] == ["mlm", None] and stages[0]["steps"] == 2
+
+
+def test_a_recipe_may_start_from_the_backbone(cache):
+    recipe = Recipe("as it is", "", "", (Stage("nothing"),), start="backbone")
+    found = run_smoke(recipe, cache).student.base_model.state_dict()
+    backbone = AutoModel.from_pretrained(settings.backbone_for("smoke")).state_dict()
+    assert torch.equal(found["encoder.layer.3.output.dense.weight"],
+                       backbone["encoder.layer.3.output.dense.weight"])  # fmt: skip

@@ -59,17 +59,18 @@ MOVES = ("movement",)  # criteria that need training
 class Sparsify(Technique):
     """Sets a share of the encoder's weights to zero and keeps them there.
 
-    ``criterion``: ``magnitude``, ``random`` by ``seed``, or ``movement`` (Sanh et al. 2020,
+    ``criterion``: ``magnitude``; ``random`` by ``seed``; or ``movement`` (Sanh et al. 2020,
     arXiv:2005.07683), whose scores are ``S = −Σ ∂L/∂W' ⊙ W`` over the steps so far (its equation
-    3), or what Adam makes of that gradient at ``score_learning_rate``, as the release has it: then
-    every weight's score moves as fast, which takes long to tell them apart. ``score_noise`` starts
-    scores at uniform numbers up to it, the release's ``mask_init: uniform``: what goes first is then
-    chance, not what one batch's gradient points at. The sparsity rises from
-    0 at ``begin`` to ``sparsity`` at ``end``, shares of the run, by :func:`sparsity.cubic`, masks
-    being drawn anew every ``every`` steps; then they stand still (movement's release goes on
-    moving them). ``end=0`` prunes once, before training. ``scope`` and ``pattern``: see
-    :func:`sparsity.masks`; ``n:m`` needs no ``sparsity``. ``recover=True`` lets the zeros train
-    on: information is deleted, capacity is not (Gordon et al. 2020, arXiv:2002.08307, section 3.2).
+    3), or what Adam makes of that gradient at ``score_learning_rate``, as the release has it.
+    ``score_noise`` starts scores at uniform numbers up to it (the release's ``mask_init``): what
+    goes first is then chance, not what one batch's gradient points at.
+
+    The sparsity rises from 0 at ``begin`` to ``sparsity`` at ``end``, shares of the run, by
+    :func:`sparsity.cubic`, masks being drawn anew every ``every`` steps; then they stand still
+    (movement's release goes on moving them). ``end=0`` prunes once, before training. ``scope`` and
+    ``pattern``: see :func:`sparsity.masks`; ``n:m`` needs no ``sparsity``. ``recover=True`` lets
+    the zeros train on: information is deleted, capacity is not (Gordon et al. 2020,
+    arXiv:2002.08307, section 3.2).
 
     >>> Sparsify(pattern="2:4").sparsity, Sparsify(0.9, end=0.7).settled
     (0.5, 0.7)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -293,10 +294,7 @@ def _measure(
         left_out=recipe.left_out,
         selected_on=job.budget.keep if recipe.trains else "nothing is trained",
         note=_verdict(recipe, metrics, floor, start),
-        versions=_versions(),
-        machine=_machine(),
-        commit=_commit(),
-        date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        **circumstances(),
         training_budget=asdict(job.budget),
     )
     say(f"artefact {target} ({record.bytes / 1e6:.2f} MB, {record.ratio:.1f} × smaller)")
@@ -331,12 +329,23 @@ def _saved_bytes(model: PreTrainedModel) -> int:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _versions() -> dict[str, str]:
+def circumstances(*packages: str) -> dict:
+    """What a measurement says of itself: machine, versions (of ``packages`` too), commit, date.
+
+    >>> sorted(circumstances())
+    ['commit', 'date', 'machine', 'versions']
+    """
     return {
-        "xtclib": xtclib.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
+        "machine": _machine(),
+        "versions": {
+            "xtclib": xtclib.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
+        "commit": _commit(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
 
 

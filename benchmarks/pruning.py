@@ -1,11 +1,11 @@
-"""What removing half of the heads and neurons brings: milliseconds, bytes, operations.
+"""What pruning brings: milliseconds, bytes, operations.
 
-    python benchmarks/structured_pruning.py [--model bert-base] [--batch 8] [--length 128]
-                                            [--repeats 10]
+    python benchmarks/pruning.py [--model bert-base] [--batch 8] [--length 128] [--repeats 10]
 
 Random weights of a catalogue shape, fp32 against fp32 in PyTorch, taken in turns. *Encoder*: the
 bytes of its tensors in the file against the unpruned encoder's, both in fp16, so that only what was
-removed counts. Embeddings, pooler and classifier are not pruned. Not a timed test.
+removed counts. *File*: the whole, read off the disk, against the unpruned model's in fp32. Where
+weights, heads or neurons go, embeddings, pooler and classifier are not pruned. No timed test.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import transformers
 from transformers import AutoModelForSequenceClassification
 
 from xtclib import architectures, artefact, breakdown, latency, ledger
-from xtclib.techniques import PruneHeads, PruneNeurons, apply_all
+from xtclib.techniques import PruneHeads, PruneNeurons, PruneWidth, Sparsify, apply_all
 
 CUTS = {
     "nothing removed": [],
@@ -28,6 +28,10 @@ CUTS = {
     "half the neurons": [PruneNeurons()],
     "half of both": [PruneHeads(), PruneNeurons()],
     "half of both, uneven": [PruneHeads(scope="model"), PruneNeurons(scope="model")],
+    "half the width": [PruneWidth()],
+    "50 % zeros": [Sparsify(0.5)],
+    "2:4 zeros": [Sparsify(pattern="2:4")],
+    "90 % zeros": [Sparsify(0.9)],
 }
 
 
@@ -57,6 +61,7 @@ def main() -> None:
     print(f"{args.model}, batch {args.batch}, length {args.length}, {found['threads']} threads, "
           f"median of {args.repeats}, fp32")  # fmt: skip
     first = next(iter(models))
+    whole = 4 * breakdown.parameters(model)
     times = found["milliseconds"]
     for name in models:
         print(
@@ -64,6 +69,7 @@ def main() -> None:
             f"{times[name]['high']:.1f}){times[name]['median'] / times[first]['median']:>7.2f} ×"
             f"{operations[name] / operations[first]:>9.2f} × operations"
             f"{encoder[name] / encoder[first]:>7.2f} × encoder{files[name] / 1e6:>9.1f} MB"
+            f"{files[name] / whole:>7.3f} × fp32"
         )
 
 
