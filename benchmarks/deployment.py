@@ -18,7 +18,7 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification
 
-from xtclib import architectures, artefact, deployment, files, study
+from xtclib import architectures, artefact, deployment, files, results
 from xtclib.techniques import LayerReduction, Quantize, Storage, apply_all
 
 
@@ -75,7 +75,7 @@ def main() -> None:
         found = {
             "model": name, "student": schemes, "sizes": sizes, "rows": rows,
             "repeats": args.repeats,
-            **study.circumstances("onnxruntime"),
+            **results.circumstances("onnxruntime"),
         }  # fmt: skip
         files.write_json(args.out, found)
 

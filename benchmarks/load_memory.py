@@ -25,7 +25,7 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from xtclib import architectures, artefact, files, study
+from xtclib import architectures, artefact, files, results
 from xtclib.layers import PackedLinear
 from xtclib.techniques import LayerReduction, Quantize, Storage, apply_all
 
@@ -112,7 +112,7 @@ def main() -> None:
             "model": f"bert-base, {args.layers} layers", "student": "1 bit",
             "megabytes and seconds": {key: round(value, 3) for key, value in found.items()},
             "repeats": args.repeats,
-            **study.circumstances(),
+            **results.circumstances(),
         }  # fmt: skip
         files.write_json(args.out, about)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from xtclib import artefact, deployment, evaluation, files, metrics, onnx_export, study
+from xtclib import artefact, deployment, evaluation, files, metrics, onnx_export, results, study
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     if args.out:
         about = {
             "task": args.task, "budget": args.budget, "seed": 0, "rows": found,
-            **study.circumstances("onnxruntime"),
+            **results.circumstances("onnxruntime"),
         }  # fmt: skip
         files.write_json(args.out, about)
 

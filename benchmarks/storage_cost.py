@@ -17,7 +17,7 @@ from pathlib import Path
 
 import transformers
 
-from xtclib import artefact, deployment, evaluation, files, metrics, recipes, study
+from xtclib import artefact, deployment, evaluation, files, metrics, recipes, results, study
 from xtclib.techniques import Storage
 
 CHOICES = {
@@ -69,7 +69,7 @@ def main() -> None:
         about = {
             "recipe": args.recipe, "task": args.task, "budget": args.budget, "seed": 0,
             "rows": rows,
-            **study.circumstances(),
+            **results.circumstances(),
         }  # fmt: skip
         files.write_json(args.out, about)
 

@@ -43,7 +43,7 @@ def test_scores_over_sparsity_have_a_line_for_each_recipe():
     records = [made(f"{name}-{share}", score + seed, seed=seed)
                for name, share, score in (("nip", 50, 90), ("nip", 90, 70), ("rpp", 90, 75))
                for seed in (0, 2)]  # fmt: skip
-    records.append(made())
+    records += [made(), made(task="cola")]  # neither is asked for
     figure = pruning_plots.over_sparsity(records, ["nip", "rpp", "movement"])
     assert [trace.name for trace in figure.data] == ["nip", "rpp"]
     nip = figure.data[0]
@@ -51,6 +51,8 @@ def test_scores_over_sparsity_have_a_line_for_each_recipe():
     assert list(nip.error_y.arrayminus) == [1, 1]
     assert words(figure).startswith("At 90 % zeros rpp is ahead with 76.0")
     assert "range of 2 seeds" in figure.layout.xaxis.title.text
+    with pytest.raises(ValueError, match=r"budgets \['A', 'B'\] do not compare"):
+        pruning_plots.over_sparsity([*records, made("nip-50", budget="B")], ["nip"])
     with pytest.raises(ValueError, match="no records of movement at a sparsity"):
         pruning_plots.over_sparsity(records, ["movement"])
 

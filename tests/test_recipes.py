@@ -1,7 +1,9 @@
 import pytest
 
 from xtclib import recipes
+from xtclib.pruning import LearnGates
 from xtclib.recipes import Budget, Objective, Recipe, Stage
+from xtclib.sparsify import ReweightedProximal, Sparsify
 from xtclib.techniques import LayerReduction, Quantize
 
 NAMES = recipes.names()
@@ -207,5 +209,10 @@ def test_start_and_task_are_read_written_and_checked():
         recipes.from_dict("m", {**told, "start": "backbon"})
     with pytest.raises(ValueError, match="unknown task of a stage 'mlmm'"):
         Stage("s", task="mlmm")
+    with pytest.raises(ValueError, match="learn_gates learns scores, which mlm does not train"):
+        Stage("s", (LearnGates(),), task="mlm")
+    for technique in (Sparsify(0.5, end=0.5), LearnGates(), ReweightedProximal(0.5)):
+        with pytest.raises(ValueError, match="works while a stage trains, and this one does not"):
+            Stage("s", (technique,))
     with pytest.raises(ValueError, match="mlm has a loss of its own, leave objective out"):
         Stage("s", objective=Objective(labels=1), task="mlm")

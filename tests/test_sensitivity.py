@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 
-from xtclib import evaluation, sensitivity
+from xtclib import artefact, evaluation, sensitivity
 from xtclib.models import encoder_layers, encoder_linears
 from xtclib.structure import keep_heads_
+from xtclib.techniques import Quantize
 
 
 def zeros(model):
@@ -75,6 +76,13 @@ def test_the_scorer_is_the_evaluation_on_those_rows(bert, tokenizer, data):
     assert score(bert) == found["dev"]["score"]
     whole = evaluation.evaluate(bert, tokenizer, data)["dev"]["score"]
     assert evaluation.scorer(tokenizer, data)(bert) == whole
+
+
+def test_packed_models_are_refused(bert):
+    packed = artefact.finalize(Quantize().apply(bert), [Quantize()])
+    for look in (sensitivity.weights, sensitivity.heads):
+        with pytest.raises(ValueError, match="already packed; apply `xtclib.artefact.unpack`"):
+            look(packed, lambda model: 1.0, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from xtclib import artefact, ledger, mlm
+from xtclib import artefact, ledger, mlm, onnx_export
+from xtclib.batches import Calibration
 from xtclib.layers import QuantLinear
 from xtclib.masked import MaskedLinear, SparseLinear
 from xtclib.models import encoder_linears
 from xtclib.packing import encode, pack
+from xtclib.pruning import LearnGates, PruneVocabulary, PruneWidth
 from xtclib.recipes import Budget, Objective
 from xtclib.sparsify import ReweightedProximal, Sparsify, sparsity_of
 from xtclib.techniques import PruneHeads, Quantize, apply_all, technique
@@ -106,6 +108,35 @@ def test_sparsity_rises_by_the_schedule_and_then_stands_still(
     assert seen == pytest.approx([0, 0, *rise, 0.8, 0.8, 0.8], abs=1e-3)
     assert all(torch.equal(m, masks_[-1]) for m in masks_[6:])
     assert all(share == pytest.approx(0.8, abs=1e-3) for share in shares(student))
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 7, 83, 87, 169, 203, 500])
+def test_a_cut_in_one_step_comes_whatever_the_length(bert, total):
+    """0.6 · 83 = 49.8: a share of steps turned into steps and back must not miss its step."""
+    late = Sparsify(0.8, begin=0.6, end=0.6)
+    model = late.apply(bert)
+    for step in range(total):
+        late.before_step(model, step, total)
+    assert all(share == pytest.approx(0.8, abs=1e-3) for share in shares(model))
+
+
+def test_two_of_four_waits_for_its_step(bert):
+    late = Sparsify(pattern="2:4", begin=0.5, end=0.5)
+    model = late.apply(bert)
+    late.before_step(model, 0, 10)
+    assert shares(model) == {0.0}
+    late.before_step(model, 5, 10)
+    assert shares(model) == {0.5}
+
+
+@pytest.mark.parametrize("name", ["weights", "int8"])
+def test_an_exported_sparse_model_is_its_dense_self(bert, tokenizer, batch, name, tmp_path):
+    pytest.importorskip("onnxruntime")
+    model = finalized(bert, [*CHOICES[name], *([Quantize(None, "int8-row", None)] if name ==
+                                                "weights" else [])])  # fmt: skip
+    path = onnx_export.export_onnx(model, tmp_path / "m.onnx", "trained")
+    found = onnx_export.OnnxModel(path)(**batch).logits
+    assert torch.allclose(found, logits(model, batch), atol=2e-2)
 
 
 def test_movement_scores_are_minus_the_sum_of_gradient_times_weight(bert, batch):
@@ -232,13 +263,12 @@ def test_every_sparse_model_saves_and_reloads_to_the_same_bits(
     planned = {e.tensor: e.bytes for e in ledger.plan(bert.config, CHOICES[name])}
     found = {e.tensor: e.bytes for e in entries}
     assert found.keys() == planned.keys()
-    if name != "whole model":  # there the share differs from matrix to matrix
-        differing = [n for n in found if found[n] != planned[n] and n != "header"]
-        assert all(
-            "quantize" in t.to_dict() or n.endswith("_values")
-            for n in differing
-            for t in CHOICES[name][1:]
-        )  # int codes round some to 0
+    for tensor in found.keys() - {"header"}:
+        if name == "whole model":  # there the share differs from matrix to matrix
+            break
+        gap = planned[tensor] - found[tensor]
+        coded = "int" in name and tensor.endswith("_values")  # codes round some values to 0
+        assert 0 <= gap <= (0.3 * planned[tensor] if coded else 0), tensor
     trainable = artefact.unpack(again)
     assert shares(trainable) == shares(model)
     kinds = {type(layer) for layer in layers(trainable)}
@@ -311,6 +341,14 @@ def test_pre_training_prunes_too(bert, tokenizer, tmp_path):
     assert masked.cls.predictions.decoder.weight is student.bert.embeddings.word_embeddings.weight
 
 
+def test_a_head_for_masked_words_does_not_fit_a_cut_model(bert, data, tokenizer, tmp_path):
+    bert.save_pretrained(tmp_path / "backbone")
+    rows = Calibration(data, tokenizer)
+    for cut in (PruneWidth(), PruneVocabulary(0.6)):
+        with pytest.raises(ValueError, match="pre-train before the width or the vocabulary is cut"):
+            mlm.under_head(cut.apply(bert, rows), tmp_path / "backbone")
+
+
 def test_the_best_checkpoint_is_one_of_the_final_size(bert, tokenizer, data, tmp_path):
     techniques = [Sparsify(0.5, begin=0.1, end=0.7, every=1)]
     student, notes = trained(
@@ -331,7 +369,14 @@ def test_the_best_checkpoint_is_one_of_the_final_size(bert, tokenizer, data, tmp
         ({"pattern": "2:4", "end": 0.5}, "2:4 prunes in one step"),
         ({"sparsity": 0.5, "begin": 0.6, "end": 0.5}, "expected 0 ≤ begin ≤ end < 1"),
         ({"sparsity": 0.5, "end": 1.0}, "expected 0 ≤ begin ≤ end < 1"),
-        ({"sparsity": 0.5, "every": 0}, "every counts steps from 1, received 0"),
+        ({"sparsity": 0.5, "every": 0}, "every counts whole steps from 1, received 0"),
+        ({"sparsity": 0.5, "every": 2.5}, "every counts whole steps from 1, received 2.5"),
+        ({"sparsity": "0.5"}, "sparsity of sparsify must be a number, received '0.5'"),
+        ({"sparsity": 0.5, "score_noise": 1.0}, "magnitude learns no scores"),
+        (
+            {"sparsity": 0.5, "criterion": "movement", "end": 0.5, "score_noise": -1},
+            "expected score_learning_rate > 0 and score_noise ≥ 0",
+        ),
         ({"sparsity": 0.5, "criterion": "movement"}, "give an end after 0, such as 0.7"),
         ({"sparsity": 0.5, "recover": True, "end": 0.5}, "leave begin and end 0"),
     ],
@@ -364,13 +409,17 @@ def test_bad_uses(bert):
         Sparsify(pattern="2:5").apply(bert)
     with pytest.raises(ValueError, match="already packed; apply `xtclib.artefact.unpack` first"):
         Sparsify(0.5).apply(finalized(bert, [Quantize()]))
-    with pytest.raises(ValueError, match="sparsify comes before quantize and reweighted_proximal"):
+    with pytest.raises(ValueError, match="sparsify comes before quantize: list it first"):
         apply_all(bert, [Quantize(), Sparsify(0.5)])
-    with pytest.raises(ValueError, match="sparsify comes before quantize and reweighted_proximal"):
-        apply_all(bert, [ReweightedProximal(0.5), Sparsify(0.5)])
+    wrong = [ReweightedProximal(0.5), Sparsify(0.5)]
+    with pytest.raises(ValueError, match="reweighted_proximal comes last: after sparsify"):
+        wrong[0].after_step(apply_all(bert, wrong), 0, 2, 0.0)
+    for technique_ in (Sparsify(0.5), Quantize()):
+        with pytest.raises(ValueError, match="meets the gates of learn_gates: first remove"):
+            apply_all(bert, [LearnGates(), technique_])
     with pytest.raises(ValueError, match="pruned already: one sparsify takes all that goes"):
         apply_all(bert, [Sparsify(0.5), Sparsify(0.6)])
-    with pytest.raises(ValueError, match="prune_heads comes before quantize and sparsify"):
+    with pytest.raises(ValueError, match="prune_heads comes before sparsify: list it first"):
         apply_all(bert, [Sparsify(0.5), PruneHeads()])
     with pytest.raises(ValueError, match="cannot be quantized to binary.*choose 'int8' or 'int4'"):
         apply_all(bert, [Sparsify(0.5), Quantize()])

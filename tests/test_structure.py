@@ -7,7 +7,13 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    ElectraModel,
+    TrainingArguments,
+)
 
 from xtclib import architectures, artefact, breakdown, ledger, structure, vocabulary
 from xtclib.batches import Calibration
@@ -188,7 +194,7 @@ def test_bad_uses(bert, make_bert):
     packed = finalized(make_bert(1), [Quantize()])
     with pytest.raises(ValueError, match="already packed; apply `xtclib.artefact.unpack` first"):
         PruneHeads().apply(packed)
-    with pytest.raises(ValueError, match="prune_neurons comes before quantize and sparsify"):
+    with pytest.raises(ValueError, match="prune_neurons comes before quantize: list it first"):
         apply_all(bert, [Quantize(), PruneNeurons()])
     with pytest.raises(ValueError, match="every head of a layer would go: keep at least one"):
         structure.keep_heads_(encoder_layers(bert)[0], [])
@@ -221,8 +227,9 @@ def rows(data, tokenizer):
     return Calibration(data, tokenizer, rows=24, batch_size=4)
 
 
-def test_gradients_of_gates_are_those_of_a_masked_head_by_differences(bert, rows):
-    """∂L/∂ξ against (L(ξ + h) − L(ξ − h)) / 2h in float64, one batch at a time."""
+def test_gradients_of_gates_are_those_of_a_masked_head_by_differences(bert, rows, data, tokenizer):
+    """∂L/∂ξ against (L(ξ + h) − L(ξ − h)) / 2h in float64, one row at a time."""
+    single = Calibration(data, tokenizer, rows=24, batch_size=1)
     bert = bert.double()
     found = structure.gradients(bert, rows.batches(), structure.HEADS)
     for layer in (0, 3):
@@ -230,7 +237,7 @@ def test_gradients_of_gates_are_those_of_a_masked_head_by_differences(bert, rows
         dense = encoder_layers(bert)[layer].attention.output.dense
         for head in range(2):
             total, columns, kept = 0.0, slice(16 * head, 16 * head + 16), dense.weight.data.clone()
-            for batch in rows.batches():
+            for batch in single.batches():
                 losses = []
                 for h in (1e-5, -1e-5):
                     dense.weight.data = kept.clone()
@@ -259,10 +266,12 @@ def test_gates_start_open_learn_and_close(bert, data, tokenizer, batch, tmp_path
     gates = LearnGates("heads", penalty_weight=2.0, learning_rate=0.3)
     student = gates.apply(bert)
     assert torch.equal(logits(student, batch), logits(bert, batch))  # open: exactly 1
+    both = LearnGates("neurons").apply(student)  # each part answers for itself
+    assert float(gates.penalty(both)) == float(gates.penalty(student))
     assert float(gates.penalty(student)) == pytest.approx(2 / (1 + math.exp(-4.0986)), abs=1e-3)
     student, notes = train_stage(
         student.requires_grad_(True), tokenizer, data, Objective(labels=1),
-        Budget(steps=25, batch_size=8), tmp_path, precision="fp32", progress=False, device="cpu",
+        Budget(steps=80, batch_size=8), tmp_path, precision="fp32", progress=False, device="cpu",
         techniques=[gates],
     )  # fmt: skip
     penalties = [entry["loss_penalty"] for entry in notes["losses"]]
@@ -390,6 +399,36 @@ def test_the_whole_family_saves_and_reloads(bert, rows, tokenizer, techniques, t
         for n, b in planned.items()
         if n != "header"
     }
+
+
+def test_vocabularies_that_cannot_be_cut(tokenizer):
+    from tokenizers import Tokenizer, models, processors
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE({"[UNK]": 0, "a": 1, "b": 2, "ab": 3}, [("a", "b")]))
+    bpe = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]")
+    with pytest.raises(TypeError, match=r"\(BPE, TemplateProcessing\) cannot be cut"):
+        vocabulary.cut_tokenizer(bpe, [0, 1, 2])
+    fixed = copy.deepcopy(tokenizer)
+    fixed.backend_tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    with pytest.raises(TypeError, match=r"\(WordLevel, BertProcessing\) cannot be cut"):
+        vocabulary.cut_tokenizer(fixed, range(10))
+    left = copy.deepcopy(tokenizer)
+    left.padding_side = left.truncation_side = "left"
+    cut = vocabulary.cut_tokenizer(left, range(10))
+    assert (cut.padding_side, cut.truncation_side) == ("left", "left")
+
+
+def test_widths_that_are_not_one_cannot_be_cut():
+    config = ElectraConfig(vocab_size=50, embedding_size=16, hidden_size=32, num_hidden_layers=1,
+                           num_attention_heads=2, intermediate_size=64)  # fmt: skip
+    for cls in (ElectraModel, ElectraForSequenceClassification):
+        with pytest.raises(TypeError, match=f"hidden width of {cls.__name__} cannot be cut"):
+            PruneWidth().apply(cls(config))
+    config.embedding_size = 32
+    narrow = PruneWidth().apply(ElectraModel(config))
+    assert narrow.config.embedding_size == narrow.config.hidden_size == 16
+    assert narrow(torch.arange(5)[None]).last_hidden_state.shape == (1, 5, 16)
 
 
 def test_more_bad_uses(bert, rows, tokenizer):

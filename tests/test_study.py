@@ -6,10 +6,12 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from xtclib import artefact, evaluation, recipes, settings, study, training
-from xtclib.recipes import Recipe, Stage
+from xtclib import artefact, evaluation, recipes, results, settings, study, training
+from xtclib.recipes import Objective, Recipe, Stage
 from xtclib.results import Record, record_path, records
+from xtclib.sparsify import ReweightedProximal, Sparsify
 from xtclib.study import compress, sweep
+from xtclib.techniques import Quantize
 
 BACKBONE = settings.ROOT / "data" / "mini" / "backbone" / "tokenizer.json"
 pytestmark = pytest.mark.skipif(not BACKBONE.is_file(), reason="the built-in backbone is missing")
@@ -53,7 +55,8 @@ def test_a_record_holds_what_is_on_disk_and_what_was_run(runs, name):
     assert record.bytes == (run.folder / "model.safetensors").stat().st_size
     assert record.folder_bytes == sum(f.stat().st_size for f in run.folder.rglob("*"))
     assert record.recipe_hash == recipe.hash and record.left_out == recipe.left_out
-    assert record.data_fingerprint == run.data.fingerprint and record.commit == study._commit()
+    assert record.data_fingerprint == run.data.fingerprint
+    assert record.commit == results.circumstances()["commit"]
     named = record.profile, record.task, record.budget, record.seed
     assert named == ("smoke", "sst2", "2steps", 0)
     assert record.training_budget["steps"] == 2
@@ -286,3 +289,27 @@ def test_a_recipe_may_start_from_the_backbone(cache):
     backbone = AutoModel.from_pretrained(settings.backbone_for("smoke")).state_dict()
     assert torch.equal(found["encoder.layer.3.output.dense.weight"],
                        backbone["encoder.layer.3.output.dense.weight"])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "techniques, message",
+    [
+        ((Sparsify(0.5, "movement", end=0.5), Quantize("int8", None, None)),
+         "scores learn on full-precision weights"),
+        ((ReweightedProximal(0.5), Quantize()), "reweighted_proximal comes last"),
+    ],
+)  # fmt: skip
+def test_a_wrong_order_shows_before_any_stage_trains(cache, monkeypatch, techniques, message):
+    def trained(*args, **kwargs):
+        raise AssertionError("training began")
+
+    monkeypatch.setattr(study, "train_stage", trained)
+    stages = (Stage("first", (), Objective(labels=1)), Stage("s", techniques, Objective(labels=1)))
+    with pytest.raises(ValueError, match=message):
+        run_smoke(Recipe("x", "", "", stages), cache)
+
+
+def test_a_backbone_that_reads_other_words_than_the_teacher_is_refused(cache, runs, tokenizer):
+    teacher = replace(runs["rpp"].teacher, tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="vocabulary of 623 tokens is not its teacher's of 200"):
+        run_smoke("nip", cache, teacher=teacher)

@@ -42,7 +42,7 @@ from xtclib.techniques import (
     technique,
 )
 
-FORMAT = 4  # 2 knows `storage`, 3 `layers`, 4 `sparsify`; what does without is written as 1
+FORMAT = 4  # 2 knows `storage`, 3 `layers`, 4 `sparsify` and `head_size`; else 1 is written
 WEIGHTS = "model.safetensors"
 
 
@@ -249,7 +249,8 @@ def finalize(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrai
     if stored or layers:
         model = pack_(model)  # where nothing is quantized: rounds to fp16, as it is stored
         kinds = {type(t) for t in stored}
-        version = 4 if Sparsify in kinds else 3 if layers else 2 if Storage in kinds else 1
+        sized = any("head_size" in layer for layer in layers or ())
+        version = 4 if Sparsify in kinds or sized else 3 if layers else 2 if Storage in kinds else 1
         config.quantization_config = XtcConfig([t.to_dict() for t in stored], version, layers)
         model.hf_quantizer = XtcQuantizer(config.quantization_config, pre_quantized=True)
         model.is_quantized = True

@@ -47,6 +47,11 @@ class Technique:
         return 0.0
 
     @property
+    def learns(self) -> bool:
+        """Whether it has scores or penalties of its own, which need the Trainer's loss."""
+        return False
+
+    @property
     def stored(self) -> bool:
         """Whether a file needs to know of the technique to be read."""
         return False
@@ -66,6 +71,14 @@ class Technique:
     def to_dict(self) -> dict:
         """``{name: fields}``: what recipes and artefacts hold."""
         return {self.name: {f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
+
+
+def check_numbers(config: Technique, *names: str) -> None:
+    """Raises ``ValueError`` for a field that is neither a number nor ``None``."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise ValueError(f"{name} of {config.name} must be a number, received {value!r}")
 
 
 def needs(data: Calibration | None, what: str) -> Calibration:

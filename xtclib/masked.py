@@ -129,6 +129,18 @@ class SparseLinear(PackedLinear):
         self.weight = mask.unsqueeze(-1)
         self._unpacked = None
 
+    def dense(self) -> nn.Linear | PackedLinear:
+        """An ordinary layer of the same numbers: what a runtime that knows no masks can run."""
+        shape = self.in_features, self.out_features, self.bias is not None
+        if not self.quantizes:
+            linear = nn.Linear(*shape, device="meta")
+            linear.weight, linear.bias = nn.Parameter(self.quantized().codes), self.bias
+            return linear.train(self.training)
+        packed = PackedLinear(*shape, self.weights, self.activations, self.weight.device)
+        packed.weight = encode(self.quantized().codes, self.width, self.offset).unsqueeze(-1)
+        packed.weight_scale, packed.bias = self.weight_scale, self.bias
+        return packed.train(self.training)
+
     def present(self) -> Tensor:
         """Which weights are stored: bool (out_features, in_features)."""
         return unpack(self.weight.squeeze(-1), 1, self.columns).bool()
@@ -158,7 +170,8 @@ class GatedLinear(nn.Linear):
     """A linear layer that multiplies each group of its inputs by a gate.
 
     With one group a head on the attention's output projection, a gate of 0 is a head without
-    effect. ``gate`` (groups,) holds factors; a subclass may derive them from what it learns.
+    effect. ``gate`` (groups,), or (batch, 1, groups) for a gate of its own on each row, holds
+    factors; a subclass may derive them from what it learns.
     """
 
     gate: nn.Parameter | None
@@ -180,7 +193,7 @@ class GatedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         factors = self.factors()
-        each = factors.repeat_interleave(self.in_features // len(factors)).to(x.dtype)
+        each = factors.repeat_interleave(self.in_features // factors.shape[-1], -1).to(x.dtype)
         return F.linear(x * each, self.weight, self.bias)
 
 

@@ -118,8 +118,14 @@ def under_head(model: PreTrainedModel, path: str | Path, seed: int = 0) -> PreTr
     The head is that of the checkpoint at ``path``, or a fresh one, tied to the word embeddings.
     """
     found = load_masked_lm(path, seed)
+    table, wanted = model.get_input_embeddings().weight, found.get_input_embeddings().weight
+    if table.shape != wanted.shape:
+        raise ValueError(
+            f"the head of {path} fits a word table of {tuple(wanted.shape)}, this model's is "
+            f"{tuple(table.shape)}: pre-train before the width or the vocabulary is cut"
+        )
     setattr(found, found.base_model_prefix, model.base_model)
-    found.cls.predictions.decoder.weight = model.get_input_embeddings().weight
+    found.cls.predictions.decoder.weight = table
     return found
 
 

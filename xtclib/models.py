@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from xtclib.glue import Task
 from xtclib.layers import PackedEmbedding, PackedLinear, QuantEmbedding, QuantLinear
-from xtclib.masked import SparseLinear
+from xtclib.masked import HardConcrete, MaskedLinear, SparseLinear
 
 
 def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -139,6 +139,19 @@ def refuse_packed(model: nn.Module) -> None:
             "the model is already packed; apply `xtclib.artefact.unpack` first to change or train "
             "it on"
         )
+
+
+def check_plain(model: nn.Module, what: str, allowed: type = nn.Linear) -> None:
+    """Raises ``ValueError`` if an encoder's layer was changed by what ``what`` has to precede."""
+    for linear in encoder_linears(model).values():
+        if isinstance(linear, HardConcrete) and allowed is not HardConcrete:
+            raise ValueError(
+                f"{what} meets the gates of learn_gates: first remove what they closed, by "
+                "prune_heads or prune_neurons with the criterion 'gates'"
+            )
+        if isinstance(linear, (QuantLinear, MaskedLinear)):
+            other = "quantize" if isinstance(linear, QuantLinear) else "sparsify"
+            raise ValueError(f"{what} comes before {other}: list it first")
 
 
 def validate_keep(keep: Sequence[int], depth: int) -> list[int]:

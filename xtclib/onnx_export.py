@@ -32,6 +32,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from xtclib.attention import score_attention
 from xtclib.files import write_bytes
 from xtclib.layers import PackedEmbedding, PackedLinear, _Packed
+from xtclib.masked import SparseLinear
 from xtclib.models import replace_module_
 from xtclib.onnx_graph import quiet, serialized
 from xtclib.packing import byte_table
@@ -209,6 +210,9 @@ def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dy
     for name, module in list(model.named_modules()):
         if activations == "dynamic" and getattr(module, "attention_scheme", None):
             module.attention_scheme = DYNAMIC
+        if isinstance(module, SparseLinear):  # runtimes have no product for masks
+            module = module.dense()
+            replace_module_(model, name, module)
         if not isinstance(module, _Packed):
             continue
         if isinstance(module, PackedEmbedding):

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from xtclib import structure, vocabulary
 from xtclib.batches import Calibration
 from xtclib.files import unknown
-from xtclib.interface import Technique, needs
+from xtclib.interface import Technique, check_numbers, needs
 from xtclib.masked import HardConcrete, closed
-from xtclib.models import check_finite, encoder_layers, encoder_linears, refuse_packed
+from xtclib.models import check_finite, check_plain, encoder_layers, refuse_packed
 from xtclib.sparsity import SCOPES
 from xtclib.structure import HEADS, NEURONS
 
@@ -73,9 +73,7 @@ class _Narrow(Technique):
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         refuse_packed(model)
-        allowed = (nn.Linear, HardConcrete) if self.criterion == "gates" else (nn.Linear,)
-        if any(type(linear) not in allowed for linear in encoder_linears(model).values()):
-            raise ValueError(f"{self.name} comes before quantize and sparsify: list it first")
+        check_plain(model, self.name, HardConcrete if self.criterion == "gates" else nn.Linear)
         check_finite(model, "cannot prune this model")
         model = copy.deepcopy(model)
         if self.criterion == "random":
@@ -150,6 +148,7 @@ class LearnGates(Technique):
     def __post_init__(self) -> None:
         if self.part not in (HEADS, NEURONS):
             raise unknown("part", self.part, (HEADS, NEURONS))
+        check_numbers(self, "penalty_weight", "learning_rate")
         if not (self.penalty_weight >= 0 and self.learning_rate > 0):
             raise ValueError(
                 "expected penalty_weight ≥ 0 and learning_rate > 0, received "
@@ -158,15 +157,23 @@ class LearnGates(Technique):
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         refuse_packed(model)
+        check_plain(model, self.name, HardConcrete)  # gates on the other part may be there
         model = copy.deepcopy(model)
         for above, dense, count in structure.readers(model, self.part):
-            if type(dense) is not nn.Linear:
-                raise ValueError("learn_gates comes before quantize and sparsify: list it first")
             above.dense = HardConcrete.from_linear(dense, count, self.learning_rate)
         return model
 
+    @property
+    def settled(self) -> float:
+        return 1.0  # gates go on closing to the last step
+
+    @property
+    def learns(self) -> bool:
+        return True
+
     def penalty(self, model: PreTrainedModel) -> Tensor | None:
-        gates = [m for m in model.modules() if isinstance(m, HardConcrete)]
+        dense = [dense for _, dense, _ in structure.readers(model, self.part)]
+        gates = [layer for layer in dense if isinstance(layer, HardConcrete)]
         open_ = [gate.open_probability() for gate in gates]
         return self.penalty_weight * torch.cat(open_).mean() if gates else None
 
@@ -198,8 +205,7 @@ class PruneWidth(Technique):
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         refuse_packed(model)
-        if any(type(linear) is not nn.Linear for linear in encoder_linears(model).values()):
-            raise ValueError(f"{self.name} comes before quantize and sparsify: list it first")
+        check_plain(model, self.name)
         check_finite(model, "cannot prune this model")
         model = copy.deepcopy(model)
         width, count = model.config.hidden_size, self.width(model)

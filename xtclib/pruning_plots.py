@@ -97,10 +97,15 @@ def over_sparsity(
     the number; others are left out. Raises ``ValueError`` if none is left.
     """
     found: dict[str, list] = {name: [] for name in recipes}
-    for group in grouped(list(records)):
-        match = re.fullmatch(r"(.+)-(\d\d?)", group.recipe)
-        if match and match[1] in found:
-            found[match[1]].append((int(match[2]), group))
+    named = [(r, re.fullmatch(r"(.+)-(\d\d?)", r.recipe)) for r in records]
+    chosen = [record for record, match in named if match and match[1] in found]
+    if len({record.budget for record in chosen}) > 1:
+        raise ValueError(
+            f"records of budgets {sorted({r.budget for r in chosen})} do not compare: choose one"
+        )
+    for group in grouped(chosen) if chosen else ():
+        name, _, share = group.recipe.rpartition("-")
+        found[name].append((int(share), group))
     lines = {name: sorted(points, key=lambda p: p[0]) for name, points in found.items() if points}
     if not lines:
         raise ValueError(

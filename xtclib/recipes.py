@@ -165,6 +165,17 @@ class Stage:
             raise unknown("task of a stage", self.task, TASKS_OF_A_STAGE)
         if self.task == "mlm" and self.objective:
             raise ValueError(f"stage {self.name!r}: mlm has a loss of its own, leave objective out")
+        for technique_ in self.techniques:
+            if technique_.learns and self.task == "mlm":
+                raise ValueError(
+                    f"stage {self.name!r}: {technique_.name} learns scores, which mlm does not "
+                    "train: give it a stage with an objective"
+                )
+            if (technique_.learns or technique_.settled) and not self.trains:
+                raise ValueError(
+                    f"stage {self.name!r}: {technique_.name} works while a stage trains, and this "
+                    "one does not: give it an objective"
+                )
 
     @property
     def trains(self) -> bool:

@@ -3,15 +3,67 @@
 from __future__ import annotations
 
 import json
+import platform
+import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 
+import torch
+import transformers
+
+import xtclib
 from xtclib.files import write_json
 from xtclib.settings import ROOT
 
 RESULTS = ROOT / "data" / "results"
+
+
+def circumstances(*packages: str) -> dict:
+    """What a measurement says of itself: machine, versions (of ``packages`` too), commit, date.
+
+    >>> sorted(circumstances())
+    ['commit', 'date', 'machine', 'versions']
+    """
+    return {
+        "machine": _machine(),
+        "versions": {
+            "xtclib": xtclib.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
+        "commit": _commit(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+    }
+
+
+def _machine() -> dict:
+    return {
+        "processor": platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _commit() -> str:
+    """The commit, marked ``-dirty`` if the package or its pins differ from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "xtclib", "constraints.txt")
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
 
 
 @dataclass(frozen=True)

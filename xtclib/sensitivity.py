@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from xtclib.files import unknown
-from xtclib.models import encoder_linears
+from xtclib.models import encoder_linears, refuse_packed
 from xtclib.sparsify import CRITERIA, MOVES
 from xtclib.sparsity import masks
 from xtclib.structure import HEADS, readers
@@ -65,6 +65,7 @@ def weights(
     wrong = [share for share in shares if not 0 <= share < 1]
     if wrong:
         raise ValueError(f"shares to remove lie in [0, 1), received {wrong[0]}")
+    refuse_packed(model)
     model = copy.deepcopy(model).eval()
     parts: dict[str, list[nn.Linear]] = {}
     for name, linear in encoder_linears(model).items():
@@ -88,6 +89,7 @@ def heads(model: PreTrainedModel, score: Score, progress: bool = True) -> Tensor
 
     Source: Michel et al. 2019, arXiv:1905.10650, section 3.2.
     """
+    refuse_packed(model)
     model = copy.deepcopy(model).eval()
     places = [(dense, count) for _, dense, count in readers(model, HEADS)]
     found = torch.full((len(places), max(count for _, count in places)), torch.nan)

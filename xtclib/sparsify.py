@@ -17,10 +17,16 @@ from transformers import PreTrainedModel
 
 from xtclib.batches import Calibration
 from xtclib.files import unknown
-from xtclib.interface import Technique
-from xtclib.layers import QuantLinear
+from xtclib.interface import Technique, check_numbers
 from xtclib.masked import MaskedLinear, SparseLinear
-from xtclib.models import check_finite, encoder_linears, pack_, refuse_packed, replace_module_
+from xtclib.models import (
+    check_finite,
+    check_plain,
+    encoder_linears,
+    pack_,
+    refuse_packed,
+    replace_module_,
+)
 from xtclib.sparsity import (
     SCOPES,
     check_pattern,
@@ -61,7 +67,8 @@ class Sparsify(Technique):
 
     ``criterion``: ``magnitude``; ``random`` by ``seed``; or ``movement`` (Sanh et al. 2020,
     arXiv:2005.07683), whose scores are ``S = −Σ ∂L/∂W' ⊙ W`` over the steps so far (its equation
-    3), or what Adam makes of that gradient at ``score_learning_rate``, as the release has it.
+    3; of a clipped step, the clipped gradient), or what Adam makes of that gradient at
+    ``score_learning_rate``, as the release has it.
     ``score_noise`` starts scores at uniform numbers up to it (the release's ``mask_init``): what
     goes first is then chance, not what one batch's gradient points at.
 
@@ -90,6 +97,8 @@ class Sparsify(Technique):
     recover: bool = False
 
     def __post_init__(self) -> None:
+        numbers = "sparsity begin end every score_learning_rate score_noise"
+        check_numbers(self, *numbers.split())
         kind, *_ = parse_pattern(self.pattern)
         if kind == "n:m":
             implied = pattern_sparsity(self.pattern)
@@ -115,9 +124,19 @@ class Sparsify(Technique):
                 "pruning begins and ends within the run: expected 0 ≤ begin ≤ end < 1, received "
                 f"begin={self.begin}, end={self.end}"
             )
-        if self.every < 1:
-            raise ValueError(f"every counts steps from 1, received {self.every}")
-        if self._learns and not self.end:
+        if self.every < 1 or self.every != int(self.every):
+            raise ValueError(f"every counts whole steps from 1, received {self.every}")
+        if not self.learns and (self.score_learning_rate is not None or self.score_noise):
+            raise ValueError(
+                f"{self.criterion} learns no scores: leave out score_…, or use movement"
+            )
+        rate = 1.0 if self.score_learning_rate is None else self.score_learning_rate
+        if not (rate > 0 and self.score_noise >= 0):
+            raise ValueError(
+                "expected score_learning_rate > 0 and score_noise ≥ 0, received "
+                f"{self.score_learning_rate} and {self.score_noise}"
+            )
+        if self.learns and not self.end:
             raise ValueError(
                 "movement learns its scores while it prunes: give an end after 0, such as 0.7"
             )
@@ -125,7 +144,7 @@ class Sparsify(Technique):
             raise ValueError("recover deletes weights once, before training: leave begin and end 0")
 
     @property
-    def _learns(self) -> bool:
+    def learns(self) -> bool:
         return self.criterion in MOVES
 
     @property
@@ -140,24 +159,21 @@ class Sparsify(Technique):
         refuse_packed(model)
         for linear in encoder_linears(model).values():
             check_pattern(self.pattern, linear.weight.shape)
-            if isinstance(linear, QuantLinear) or hasattr(linear, "alpha"):
-                raise ValueError(
-                    "sparsify comes before quantize and reweighted_proximal: list it first"
-                )
             if isinstance(linear, MaskedLinear):
                 raise ValueError("the model is pruned already: one sparsify takes all that goes")
+        check_plain(model, self.name)
         check_finite(model, "cannot prune this model")
         model = copy.deepcopy(model)
         for name, linear in encoder_linears(model).items():
-            masked = MaskedLinear.from_linear(linear, self._learns, self.score_learning_rate)
+            masked = MaskedLinear.from_linear(linear, self.learns, self.score_learning_rate)
             replace_module_(model, name, masked)
-        if self.score_noise and self._learns:
+        if self.score_noise and self.learns:
             generator = torch.Generator().manual_seed(self.seed)
             for masked in encoder_linears(model).values():
                 noise = torch.rand(masked.weight.shape, generator=generator) * 2 - 1
                 masked.scores.data.add_(self.score_noise * noise.to(masked.scores.device))
         # What is there before any training: movement has no scores yet, and takes magnitudes.
-        self._draw_(model, self.sparsity, "magnitude" if self._learns else self.criterion)
+        self._draw_(model, self.sparsity, "magnitude" if self.learns else self.criterion)
         return _deleted_(model) if self.recover else model
 
     def before_step(self, model: PreTrainedModel, step: int, total: int) -> None:
@@ -166,14 +182,15 @@ class Sparsify(Technique):
         last = min(round(self.end * total), total - 1)
         first = min(round(self.begin * total), last)
         if step <= last and (step in (0, last) or (step >= first and step % self.every == 0)):
-            share = cubic(step, total, first / total, last / total, self.sparsity)
+            share = cubic(step, first, last, self.sparsity)
             self._draw_(model, share, self.criterion)
 
     @torch.no_grad()
     def after_step(self, model: PreTrainedModel, step: int, total: int, rate: float) -> None:
-        if self._learns and self.score_learning_rate is None:
+        if self.learns and self.score_learning_rate is None:
             for layer in encoder_linears(model, MaskedLinear).values():
-                layer.scores -= layer.scores.grad
+                if layer.scores.grad is not None:
+                    layer.scores -= layer.scores.grad
 
     def _draw_(self, model: PreTrainedModel, sparsity: float, criterion: str) -> None:
         layers = list(encoder_linears(model).values())
@@ -242,6 +259,7 @@ class ReweightedProximal(Technique):
     until: float = 0.5
 
     def __post_init__(self) -> None:
+        check_numbers(self, "sparsity", "strength", "epsilon", "reweight", "until")
         if (self.sparsity is None) == (self.strength is None):
             raise ValueError(
                 "reweighted_proximal takes a sparsity to aim at or a strength, one of them; "
@@ -256,6 +274,10 @@ class ReweightedProximal(Technique):
             )
         if not 0 < self.until <= 1:
             raise ValueError(f"until is a share of the run, above 0 to 1, received {self.until}")
+
+    @property
+    def settled(self) -> float:
+        return self.until
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         refuse_packed(model)

@@ -17,17 +17,16 @@ from xtclib.files import unknown
 SCOPES = ("layer", "model")
 
 
-def cubic(step: int, total: int, begin: float, end: float, final: float) -> float:
-    """The sparsity at a step of ``total``: 0 until ``begin``, ``final`` from ``end`` on.
+def cubic(step: int, first: int, last: int, final: float) -> float:
+    """The sparsity at a step: 0 until ``first``, ``final`` from ``last`` on.
 
     In between ``s = s_f − s_f · (1 − (t − t₀)/(t₁ − t₀))³``: fast while much can go, slow at the
-    end. ``begin`` and ``end`` are shares of the run; equal ones prune in one step. Source: Zhu and
-    Gupta 2017, arXiv:1710.01878, equation 1, from an initial sparsity of 0.
+    end. Equal steps prune at once. Source: Zhu and Gupta 2017, arXiv:1710.01878, equation 1, from
+    an initial sparsity of 0.
 
-    >>> [cubic(step, 8, 0, 0.5, 0.8) for step in (0, 2, 4, 8)]
+    >>> [cubic(step, 0, 4, 0.8) for step in (0, 2, 4, 8)]
     [0.0, 0.7, 0.8, 0.8]
     """
-    first, last = begin * total, end * total
     if step >= last:
         return final
     if step <= first:
@@ -53,6 +52,8 @@ def masks(
     if scope not in SCOPES:
         raise unknown("scope", scope, SCOPES)
     kind, high, wide = parse_pattern(pattern)
+    if not sparsity:
+        return [torch.ones_like(score, dtype=torch.bool) for score in scores]
     if kind == "n:m":
         return [_n_of_m(score, high, wide) for score in scores]
     blocks = [_block_means(score, high, wide) for score in scores]

@@ -122,6 +122,7 @@ def neuron_magnitudes(model: PreTrainedModel) -> list[Tensor]:
 
 def hidden_magnitudes(model: PreTrainedModel) -> Tensor:
     """``√Σ w²`` over all that reads or writes each hidden dimension: (hidden,)."""
+    _check_width(model)
     squares = torch.zeros(model.config.hidden_size)
     for table in _tables(model):
         squares += table.weight.detach().square().sum(0).cpu()
@@ -137,6 +138,7 @@ def keep_hidden_(model: PreTrainedModel, dimensions: Sequence[int]) -> None:
     Raises ``ValueError`` unless the heads divide the width: ``transformers`` insists on that.
     """
     config = model.config
+    _check_width(model)
     _check(dimensions, config.hidden_size, "hidden dimension")
     if len(dimensions) % config.num_attention_heads:
         raise ValueError(
@@ -156,6 +158,8 @@ def keep_hidden_(model: PreTrainedModel, dimensions: Sequence[int]) -> None:
         new = _columns(linear, kept) if reads else linear
         replace_module_(model, names[linear], _rows(new, kept) if writes else new)
     config.hidden_size = len(kept)
+    if hasattr(config, "embedding_size"):
+        config.embedding_size = len(kept)
 
 
 def _tables(model: PreTrainedModel) -> list[nn.Embedding]:
@@ -172,13 +176,18 @@ def _on_hidden(model: PreTrainedModel) -> Iterator[tuple[nn.Linear, bool, bool]]
             yield linear, False, True
     if getattr(model.base_model, "pooler", None) is not None:
         yield model.base_model.pooler.dense, True, True
-    head = getattr(model, "classifier", None)
-    if isinstance(head, nn.Linear):
-        yield head, True, False
-    elif head is not None and model.base_model is not model:
+    if getattr(model, "classifier", None) is not None:
+        yield model.classifier, True, False
+
+
+def _check_width(model: PreTrainedModel) -> None:
+    """``TypeError`` for models whose hidden width is not the same all the way through."""
+    config, head = model.config, getattr(model, "classifier", None)
+    even = getattr(config, "embedding_size", config.hidden_size) == config.hidden_size
+    if not even or not isinstance(head, (nn.Linear, type(None))):
         raise TypeError(
-            f"the classifier of {type(model).__name__} is no single linear layer: its hidden "
-            "width cannot be cut"
+            f"the hidden width of {type(model).__name__} cannot be cut: expected embeddings as "
+            "wide as the layers and a classifier of one linear layer, as BERT has"
         )
 
 
@@ -200,23 +209,26 @@ def readers(model: PreTrainedModel, part: str) -> list[tuple[nn.Module, nn.Linea
 
 
 def gradients(model: PreTrainedModel, batches: Iterable[dict], part: str) -> list[Tensor]:
-    """``|∂L/∂ξ|`` of a gate ξ = 1 on every head or neuron, mean over batches, unit norm a layer.
+    """Mean ``|∂L(x)/∂ξ|`` over rows x, of a gate ξ = 1 on every head or neuron; unit norm a layer.
 
-    Source: Michel et al. 2019, arXiv:1905.10650, section 4.1, whose code sums over batches too;
-    batches hold labels.
+    Every row has gates of its own, so that slopes of different signs do not cancel. Batches hold
+    labels. Source: Michel et al. 2019, arXiv:1905.10650, section 4.1.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    gates = []
+    gated, found = [], []
     for above, dense, count in readers(model, part):
         above.dense = GatedLinear.from_linear(dense, count)
-        gates.append(above.dense.gate)
-    found = [torch.zeros_like(gate) for gate in gates]
+        gated.append(above.dense)
+        found.append(torch.zeros(count, device=dense.weight.device, dtype=dense.weight.dtype))
     for batch in batches:
         batch = {name: value.to(model.device) for name, value in batch.items()}
-        for total, slope in zip(
-            found, torch.autograd.grad(model(**batch).loss, gates), strict=True
-        ):
-            total += slope.abs()
+        rows = len(batch["input_ids"])
+        for layer, total in zip(gated, found, strict=True):
+            layer.gate = nn.Parameter(total.new_ones(rows, 1, len(total)))
+        loss = rows * model(**batch).loss  # the sum over rows, each of which has its own gates
+        slopes = torch.autograd.grad(loss, [layer.gate for layer in gated])
+        for total, slope in zip(found, slopes, strict=True):
+            total += slope.abs().sum((0, 1))
     return [total / total.norm().clamp(min=1e-30) for total in found]
 
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import os
-import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import datetime, timezone
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +18,6 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-import xtclib
 from xtclib import artefact, breakdown, latency, mlm, recipes, settings, teachers
 from xtclib.batches import Calibration
 from xtclib.evaluation import evaluate
@@ -32,9 +27,9 @@ from xtclib.interface import Technique
 from xtclib.metrics import majority
 from xtclib.models import encoder_layers, load_classifier
 from xtclib.recipes import Budget, Recipe, Stage
-from xtclib.results import RESULTS, Record, mean_score, record_path
-from xtclib.settings import ROOT, Profile
-from xtclib.teachers import Teacher, cache_dir, key
+from xtclib.results import RESULTS, Record, circumstances, mean_score, record_path
+from xtclib.settings import Profile
+from xtclib.teachers import Teacher, cache_dir, key, load_tokenizer
 from xtclib.training import bf16_is_fast, default_device, set_dropout_, train_stage
 
 
@@ -113,7 +108,7 @@ def compress(
             continue
         say(
             f"stage    {index + 1}/{len(recipe.stages)} {stage.name}: "
-            f"{spent.total_steps(len(data.train))} steps, learning rate {spent.learning_rate:g}"
+            f"{_steps(job, stage)} steps, learning rate {spent.learning_rate:g}"
         )
         student, notes = _trained(job, student, stage, done, stages)
         stages.append(notes)
@@ -126,7 +121,15 @@ def _fresh(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _backbone(job: _Job) -> PreTrainedModel:
-    return load_classifier(settings.backbone_for(job.profile), job.data.task, job.seed).eval()
+    """The profile's pre-trained model under a fresh classifier; it reads what the teacher reads."""
+    path = settings.backbone_for(job.profile)
+    words, theirs = (t.get_vocab() for t in (load_tokenizer(path), job.teacher.tokenizer))
+    if words != theirs:
+        raise ValueError(
+            f"recipe {job.recipe.name} starts from {path}, whose vocabulary of {len(words)} tokens "
+            f"is not its teacher's of {len(theirs)}: choose the profile of the teacher's backbone"
+        )
+    return load_classifier(path, job.data.task, job.seed).eval()
 
 
 def _applied(
@@ -145,10 +148,18 @@ def _applied(
 def _check_applies(job: _Job, begun: PreTrainedModel) -> tuple[PreTrainedModel, object]:
     """The recipe's untrained counterpart, finalized, and its tokenizer.
 
-    Every bad setting shows here, before training.
+    Every bad setting shows here, before training: each stage's schedules run for one idle step.
     """
-    model, after = _applied(job, begun, job.recipe.techniques)
-    return artefact.finalize(model, job.recipe.techniques), after.teacher.tokenizer
+    model = begun
+    for stage in job.recipe.stages:
+        model, job = _applied(job, model, stage.techniques)
+        idle = copy.deepcopy(model)
+        for technique in stage.techniques if stage.trains else ():
+            technique.before_step(idle, 0, 2)
+            technique.after_step(idle, 0, 2, 0.0)
+        if stage.task == "mlm":
+            mlm.under_head(idle, settings.backbone_for(job.profile), job.seed)
+    return artefact.finalize(model, job.recipe.techniques), job.teacher.tokenizer
 
 
 def _trained(
@@ -166,7 +177,7 @@ def _trained(
         [s["key"] for s in before],
         torch.__version__,
         transformers.__version__,
-        *([job.recipe.start] if job.recipe.start != "teacher" else []),
+        *_start(job, stage),
     )
     folder = cache_dir() / "stages" / name
     with teachers.locked(name):
@@ -176,6 +187,17 @@ def _trained(
         set_dropout_(student, job.budget.dropout)
     student.load_state_dict(load_file(folder / "student.safetensors"))
     return student, json.loads((folder / "notes.json").read_text())
+
+
+def _start(job: _Job, stage: Stage) -> list:
+    """What a stage's key holds beside the teacher: its backbone, and the texts it reads."""
+    found = [job.recipe.start] if job.recipe.start != "teacher" else []
+    path = settings.backbone_for(job.profile) if found or stage.task == "mlm" else ""
+    if path and job.teacher.made_from.get("backbone") != teachers.weights_id(path):
+        found.append(teachers.weights_id(path))
+    return (
+        [*found, key(settings.texts_for(job.profile, job.data))] if stage.task == "mlm" else found
+    )
 
 
 def _train(
@@ -214,12 +236,21 @@ def _train(
     shutil.rmtree(run, ignore_errors=True)  # its checkpoints are three times the model
 
 
+def _steps(job: _Job, stage: Stage) -> int:
+    """How long a stage trains: an epoch is the task's rows, or the texts that ``mlm`` reads."""
+    rows = job.data.train if stage.task != "mlm" else settings.texts_for(job.profile, job.data)
+    return job.budget.total_steps(len(rows))
+
+
 def _pretrain(job: _Job, student: PreTrainedModel, stage: Stage) -> tuple[PreTrainedModel, dict]:
     """A stage of guessing masked words, by the encoder of a classifier; not resumable within."""
     budget, tokenizer = job.budget, job.teacher.tokenizer
-    texts = settings.texts_for(job.profile, job.data)
-    steps = budget.total_steps(len(texts))
+    texts, steps = settings.texts_for(job.profile, job.data), _steps(job, stage)
     device = job.device or default_device()
+    precision = job.profile.precision
+    if budget.dropout is not None:
+        set_dropout_(student, budget.dropout)
+    student = student.to(device)
     model = mlm.under_head(student, settings.backbone_for(job.profile), job.seed).to(device)
     losses = mlm.pretrain(
         model,
@@ -228,8 +259,10 @@ def _pretrain(job: _Job, student: PreTrainedModel, stage: Stage) -> tuple[PreTra
         steps,
         budget.batch_size,
         budget.learning_rate,
+        budget.warmup,
+        budget.weight_decay,
         seed=job.seed,
-        bf16=job.profile.precision != "fp32" and bf16_is_fast(device),
+        bf16=precision == "bf16" or (precision == "auto" and bf16_is_fast(device)),
         max_length=budget.max_length,
         progress=job.progress,
         techniques=stage.techniques,
@@ -327,50 +360,6 @@ def _saved_bytes(model: PreTrainedModel) -> int:
         return (folder / artefact.WEIGHTS).stat().st_size
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def circumstances(*packages: str) -> dict:
-    """What a measurement says of itself: machine, versions (of ``packages`` too), commit, date.
-
-    >>> sorted(circumstances())
-    ['commit', 'date', 'machine', 'versions']
-    """
-    return {
-        "machine": _machine(),
-        "versions": {
-            "xtclib": xtclib.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in packages},
-        },
-        "commit": _commit(),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-    }
-
-
-def _machine() -> dict:
-    return {
-        "processor": platform.machine(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def _commit() -> str:
-    """The commit, marked ``-dirty`` if the package or its pins differ from it."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--", "xtclib", "constraints.txt")
-        return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
 
 
 def sweep(

@@ -22,9 +22,10 @@ from xtclib.batches import Calibration
 from xtclib.files import unknown
 from xtclib.interface import Technique, needs
 from xtclib.layers import PackedEmbedding, PackedLinear, QuantEmbedding, QuantLinear
-from xtclib.masked import SparseLinear
+from xtclib.masked import HardConcrete, SparseLinear
 from xtclib.models import (
     check_finite,
+    check_plain,
     embeddings,
     encoder_layers,
     encoder_linears,
@@ -37,7 +38,7 @@ from xtclib.models import (
     validate_keep,
     word_embeddings,
 )
-from xtclib.packing import TRIT
+from xtclib.packing import TRIT, packed_length
 from xtclib.pruning import LearnGates, PruneHeads, PruneNeurons, PruneVocabulary, PruneWidth
 from xtclib.quantizers import Scheme
 from xtclib.sparsify import ReweightedProximal, Sparsify
@@ -160,6 +161,8 @@ class Quantize(Technique):
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         refuse_packed(model)
+        if any(isinstance(module, HardConcrete) for module in model.modules()):
+            check_plain(model, self.name)
         check_finite(model, "cannot quantize this model")
         model = copy.deepcopy(model)
         if self.weights is not None:
@@ -187,6 +190,8 @@ class Quantize(Technique):
                 kind = SparseLinear if isinstance(module, SparseLinear) else PackedLinear
                 shape = module.in_features, module.out_features, module.bias is not None
                 new = kind(*shape, self.weights, self.activations, device)
+                if kind is SparseLinear:  # as many values, at another width
+                    new.set_count_(packed_length(len(module.weight_values), new.width))
                 replace_module_(model, name, new)
         if self.embeddings is not None:
             table = word_embeddings(model)

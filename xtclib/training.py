@@ -292,7 +292,8 @@ class _KeepBest(TrainerCallback):
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % self.every and state.global_step < state.max_steps:
             return
-        if state.global_step <= self.settled * state.max_steps:
+        last = state.global_step == state.max_steps
+        if not last and state.global_step <= round(self.settled * state.max_steps):
             return  # still on its way to its size: a bigger student may not win
         best = json.loads(self.note.read_text())["score"] if self.note.exists() else -math.inf
         found = self.evaluate(model)

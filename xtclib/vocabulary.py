@@ -57,12 +57,14 @@ def cut_tokenizer(
             "model cannot be fed without them, keep them"
         )
     held = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
-    words = held.get("model", {}).get("vocab")
-    if not isinstance(words, dict):
+    ends = (held.get("post_processor") or {}).get("type", "TemplateProcessing")
+    kind = held.get("model", {}).get("type")
+    if kind not in ("WordPiece", "WordLevel") or ends != "TemplateProcessing":
         raise TypeError(
-            f"{type(tokenizer).__name__} keeps no word list that could be cut: expected a fast "
-            "WordPiece tokenizer, BERT's"
+            f"the vocabulary of {type(tokenizer).__name__} ({kind}, {ends}) cannot be cut: "
+            "expected a fast WordPiece tokenizer, such as BERT's"
         )
+    words = held["model"]["vocab"]
     number = {old: new for new, old in enumerate(ids)}
     held["model"]["vocab"] = {w: number[i] for w, i in words.items() if i in number}
     held["added_tokens"] = [
@@ -76,6 +78,8 @@ def cut_tokenizer(
         tokenizer_object=Tokenizer.from_str(json.dumps(held)),
         model_max_length=tokenizer.model_max_length,
         model_input_names=tokenizer.model_input_names,
+        padding_side=tokenizer.padding_side,
+        truncation_side=tokenizer.truncation_side,
         **tokenizer.special_tokens_map,
     )
 
