@@ -19,7 +19,9 @@ def test_sensitivity_starts_at_the_whole_model():
     query, output = figure.data
     assert list(query.x) == [0, 50, 90] and list(query.y) == [96.5, 95, 90]
     assert list(output.y) == [96.5, 80, 60]
-    assert words(figure) == ("With 90% of its weights gone, output leaves 60.0, query 90.0 of 96.5")
+    assert words(figure) == (
+        "With 90 % of its weights gone, output leaves 60.0, query 90.0 of 96.5"
+    )
     assert query.line.dash != output.line.dash and query.marker.symbol != output.marker.symbol
     assert {a.text for a in figure.layout.annotations} == {" query", " output"}
 
@@ -29,14 +31,18 @@ def test_a_head_map_shows_points_lost():
     figure = pruning_plots.head_map(scores, 90.0)
     (heat,) = figure.data
     assert heat.z[0][1] == pytest.approx(10) and heat.text[0][1] == "-10.0"
-    assert heat.text[1][1] == "" and "any one of 2 of 3 heads" in words(figure)
+    assert (
+        heat.text[1][1] == ""
+        and heat.text[0][0] == "0"
+        and "any one of 2 of 3 heads" in words(figure)
+    )
     assert "the dearest costs 10.0" in words(figure)
 
 
 def test_a_mask_is_drawn_as_it_is():
     figure = pruning_plots.mask(torch.tensor([[True, False], [False, False]]))
     assert [list(row) for row in figure.data[0].z] == [[1, 0], [0, 0]]
-    assert words(figure).startswith("75% of these weights are zero")
+    assert words(figure).startswith("75 % of these weights are zero")
 
 
 def test_scores_over_sparsity_have_a_line_for_each_recipe():
@@ -60,12 +66,12 @@ def test_scores_over_sparsity_have_a_line_for_each_recipe():
 def test_the_explorer_follows_its_sliders(bert):
     view, controls, sentence = widgets.pruning_explorer(bert, lambda model: 50.0).children
     zeros, heads, criterion = controls.children
-    assert words(view).startswith("50% of these weights are zero")
+    assert words(view).startswith("50 % of these weights are zero")
     assert sentence.value.startswith("<b>score 50.0</b>")
     zeros.value = 90
-    assert words(view).startswith("90% of these weights are zero")
+    assert words(view).startswith("90 % of these weights are zero")
     before = sentence.value
     heads.value = 1
     assert sentence.value != before
     criterion.value = "random"
-    assert words(view).startswith("90% of these weights are zero")
+    assert words(view).startswith("90 % of these weights are zero")

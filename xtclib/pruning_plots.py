@@ -24,7 +24,7 @@ def sensitivity(points: Sequence[Point], base: float, title: str | None = None) 
     last = max(point.share for point in points)
     order = sorted(parts, key=lambda p: lines[p][-1][1])
     title = title or (
-        f"With {last:.0%} of its weights gone, {order[0]} leaves {lines[order[0]][-1][1]:.1f}, "
+        f"With {100 * last:.0f} % of its weights gone, {order[0]} leaves {lines[order[0]][-1][1]:.1f}, "
         f"{order[-1]} {lines[order[-1]][-1][1]:.1f} of {base:.1f}"
     )
     figure = new_figure(title, 320)
@@ -42,7 +42,7 @@ def sensitivity(points: Sequence[Point], base: float, title: str | None = None) 
         figure, [(0.0, lines[p][-1][1], f" {p}") for p in parts], 100 * last, span * 15 / 240
     )
     figure.update_layout(margin_r=120)
-    figure.update_xaxes(title_text="weights set to zero, % of the part", range=[-2, 100 * last])
+    figure.update_xaxes(title_text="weights set to zero, % of the part", range=[-2, 100 * last + 1])
     return figure.update_yaxes(
         title_text="score, %, not trained after", range=[low - 0.08 * span, high + 0.08 * span]
     )
@@ -63,7 +63,7 @@ def head_map(scores: Tensor, base: float, title: str | None = None) -> go.Figure
     figure.add_heatmap(
         z=lost.tolist(), x=list(range(1, heads + 1)), y=list(range(1, layers + 1)),
         zmin=-wide, zmax=wide, colorscale=[[0, COLOURS[0]], [0.5, "#f2f2f2"], [1, COLOURS[1]]],
-        text=[[f"{v:+.1f}" if v == v else "" for v in row] for row in (-lost).tolist()],
+        text=[[_signed(v) for v in row] for row in (-lost).tolist()],
         texttemplate="%{text}", textfont={"size": 11, "color": "#222222"}, xgap=2, ygap=2,
         showscale=False,
         hovertemplate="layer %{y}, head %{x}: %{text} points without it<extra></extra>",
@@ -75,10 +75,15 @@ def head_map(scores: Tensor, base: float, title: str | None = None) -> go.Figure
     )  # fmt: skip
 
 
+def _signed(value: float) -> str:
+    """A gain or loss with its sign, 0 without one, nothing where there is no number."""
+    return "" if value != value else f"{value:+.1f}" if abs(value) >= 0.05 else "0"
+
+
 def mask(kept: Tensor, title: str | None = None) -> go.Figure:
     """A mask (outputs, inputs) as a picture: dark where a weight stays."""
     share = 1 - float(kept.float().mean())
-    title = title or f"{share:.0%} of these weights are zero; the dark ones are left"
+    title = title or f"{100 * share:.0f} % of these weights are zero; the dark ones are left"
     figure = new_figure(title, 320)
     figure.add_heatmap(
         z=kept.int().tolist(), colorscale=[[0, "#f2f2f2"], [1, "#1b3a57"]], showscale=False,
@@ -145,5 +150,9 @@ def over_sparsity(
     figure.update_layout(margin_b=80)
     seeds = max(g.n for line in lines.values() for _, g in line)
     spread = f"range of {seeds} seeds" if seeds > 1 else "one seed"
-    figure.update_xaxes(title_text=f"zeros among the encoder's weights, % ({spread})")
+    shares = sorted({share for line in lines.values() for share, _ in line})
+    figure.update_xaxes(
+        title_text=f"zeros among the encoder's weights, % ({spread})", tickvals=shares,
+        range=[shares[0] - 4, shares[-1] + 4],
+    )  # fmt: skip
     return figure.update_yaxes(title_text="score, %")

@@ -342,7 +342,10 @@ def _verdict(recipe: Recipe, metrics: dict, floor: dict, untrained: dict) -> str
             "" if recipe.trains else ": nothing was trained"
         )
     if recipe.trains and found <= start:
-        return f"does not beat its untrained counterpart ({start:.1f}): the budget is too short"
+        return (
+            f"does not beat its untrained counterpart ({start:.1f}): the budget is short, or its "
+            "rate too high for so small a change"
+        )
     return ""
 
 
