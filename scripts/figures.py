@@ -14,12 +14,21 @@ from pathlib import Path
 import plotly.io as pio
 import torch
 
-from xtclib import cost_plots, deployment, deployment_plots, distillation, plots
+from xtclib import (
+    cost_plots,
+    deployment,
+    deployment_plots,
+    distillation,
+    plots,
+    pruning_plots,
+    recipes,
+)
 from xtclib.breakdown import break_down, sweep
 from xtclib.results import RESULTS, Record, common, records
 from xtclib.settings import ROOT
 
 WIDTH = 700
+PRUNERS = ("magnitude-downstream", "nip", "rpp", "movement")
 
 
 def longest(found: list[Record]) -> list[Record]:
@@ -67,7 +76,11 @@ def gallery(results: Path) -> dict:
         figures["deployment"] = deployment_plots.size_and_speed(rows, found["sizes"])
         figures["deployment-speed"] = deployment_plots.speed(found["rows"])
     for profile in sorted(p.name for p in results.glob("*") if p.is_dir()):
-        found = records(profile, results)
+        measured = records(profile, results)
+        found = [r for r in measured if not recipes.load(r.recipe).prunes]
+        pruned = [r for r in measured if recipes.load(r.recipe).prunes]
+        if pruned:
+            figures.update(pruning(profile, pruned))
         if not found:
             continue
         best = one_comparison(longest(found))
@@ -82,6 +95,17 @@ def gallery(results: Path) -> dict:
         if trained:
             figures[f"{profile}-loss"] = plots.loss_curves(trained[0])
     return figures
+
+
+def pruning(profile: str, found: list[Record]) -> dict:
+    """Scores over sparsity where they were measured at several, else of the recipes."""
+    one = one_comparison(found)
+    swept = [r for r in one if r.recipe.rpartition("-")[0] in PRUNERS]
+    if len({r.recipe for r in swept}) < 2:
+        return {f"{profile}-pruning": plots.bars(longest(one))}
+    budget = max(swept, key=steps).budget
+    swept = [r for r in swept if r.budget == budget]
+    return {f"{profile}-pruning": pruning_plots.over_sparsity(swept, PRUNERS)}
 
 
 def readme(figures: dict) -> str:

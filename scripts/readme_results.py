@@ -12,17 +12,10 @@ from statistics import mean
 
 from xtclib import deployment, recipes, results
 from xtclib.files import write_text
-from xtclib.techniques import (
-    PruneHeads,
-    PruneNeurons,
-    PruneVocabulary,
-    PruneWidth,
-    Sparsify,
-)
 
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- results -->", "<!-- /results -->"
-GALLERY = ("minilm-size-accuracy", "deployment", "mini-budgets", "quantization")
+GALLERY = ("minilm-size-accuracy", "deployment", "minilm-pruning", "mini-budgets", "quantization")
 NAMES = {"sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC test", "mnli": "MNLI"}
 
 
@@ -35,16 +28,6 @@ def spread(values: list[float]) -> str:
     if len(values) == 1:
         return f"{values[0]:.1f}"
     return f"{mean(values):.1f} ({min(values):.1f}–{max(values):.1f})"
-
-
-def prunes(recipe: str) -> bool:
-    """Whether a recipe removes weights, heads, neurons, width or vocabulary: a table of its own.
-
-    >>> prunes("nip-90"), prunes("xtc-1bit-half")
-    (True, False)
-    """
-    kinds = (Sparsify, PruneHeads, PruneNeurons, PruneWidth, PruneVocabulary)
-    return any(isinstance(t, kinds) for t in recipes.load(recipe).techniques)
 
 
 def table(records: list[results.Record]) -> str:
@@ -92,7 +75,7 @@ def section() -> str:
             low = mean(m["score"] for m in chosen[0].majority.values())
             parts.append(f"{NAMES.get(task, task)} (majority class {low:.1f}):\n")
             for pruned in (False, True):
-                family = [r for r in chosen if prunes(r.recipe) == pruned]
+                family = [r for r in chosen if recipes.load(r.recipe).prunes == pruned]
                 parts += [table(family) + "\n"] if family else []
     parts.append(
         "Score: the task's metrics in GLUE's convention, mean and range over seeds. MB: 10⁶ bytes "

@@ -20,6 +20,7 @@ class Technique:
     """
 
     name: ClassVar[str]
+    prunes: ClassVar[bool] = False  # removes weights, heads, neurons, width or vocabulary
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         """The model with the technique on, ready to train. The input model is left as it is."""

@@ -105,6 +105,7 @@ class PruneHeads(_Narrow):
     """
 
     name: ClassVar[str] = "prune_heads"
+    prunes: ClassVar[bool] = True
     criteria: ClassVar[dict[str, Scores]] = {
         "magnitude": _magnitudes(structure.head_magnitudes),
         "gradient": _gradients(HEADS),
@@ -122,6 +123,7 @@ class PruneNeurons(_Narrow):
     """
 
     name: ClassVar[str] = "prune_neurons"
+    prunes: ClassVar[bool] = True
     criteria: ClassVar[dict[str, Scores]] = {
         "magnitude": _magnitudes(structure.neuron_magnitudes),
         "gradient": _gradients(NEURONS),
@@ -194,6 +196,7 @@ class PruneWidth(Technique):
     """
 
     name: ClassVar[str] = "prune_width"
+    prunes: ClassVar[bool] = True
     keep: float = 0.5
     criterion: str = "magnitude"
     seed: int = 0
@@ -239,6 +242,7 @@ class PruneVocabulary(Technique):
     """
 
     name: ClassVar[str] = "prune_vocabulary"
+    prunes: ClassVar[bool] = True
     keep: float | None = None
 
     def __post_init__(self) -> None:

@@ -24,8 +24,8 @@ def sensitivity(points: Sequence[Point], base: float, title: str | None = None) 
     last = max(point.share for point in points)
     order = sorted(parts, key=lambda p: lines[p][-1][1])
     title = title or (
-        f"With {100 * last:.0f} % of its weights gone, {order[0]} leaves {lines[order[0]][-1][1]:.1f}, "
-        f"{order[-1]} {lines[order[-1]][-1][1]:.1f} of {base:.1f}"
+        f"With {100 * last:.0f} % of its weights gone, {order[0]} leaves "
+        f"{lines[order[0]][-1][1]:.1f}, {order[-1]} {lines[order[-1]][-1][1]:.1f} of {base:.1f}"
     )
     figure = new_figure(title, 320)
     for i, part in enumerate(parts):

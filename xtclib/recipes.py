@@ -206,6 +206,15 @@ class Recipe:
         return any(stage.trains for stage in self.stages)
 
     @property
+    def prunes(self) -> bool:
+        """Whether it removes weights, heads, neurons, width or vocabulary.
+
+        >>> load("nip-90").prunes, load("xtc-1bit-half").prunes
+        (True, False)
+        """
+        return any(t.prunes for t in self.techniques)
+
+    @property
     def techniques(self) -> list[Technique]:
         """Every technique, in order of application."""
         return [t for stage in self.stages for t in stage.techniques]

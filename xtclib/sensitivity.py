@@ -108,9 +108,8 @@ def heads(model: PreTrainedModel, score: Score, progress: bool = True) -> Tensor
 
 def _part(name: str, by: str) -> str:
     layer, _, inner = name.partition("layer.")[2].partition(".")
-    return {"component": COMPONENTS.get(inner, inner), "layer": f"layer {int(layer) + 1}"}.get(
-        by, "encoder"
-    )
+    names = {"component": COMPONENTS.get(inner, inner), "layer": f"layer {int(layer) + 1}"}
+    return names.get(by, "encoder")
 
 
 @contextmanager

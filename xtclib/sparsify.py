@@ -84,6 +84,7 @@ class Sparsify(Technique):
     """
 
     name: ClassVar[str] = "sparsify"
+    prunes: ClassVar[bool] = True
     sparsity: float | None = None
     criterion: str = "magnitude"
     scope: str = "layer"
