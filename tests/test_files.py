@@ -112,4 +112,5 @@ def test_nearest_and_unknown():
     assert str(error) == "unknown task 'sst3': did you mean 'sst2'? Known tasks: cola, sst2"
     assert str(files.unknown("loss", 3, ["mse"])) == "unknown loss 3: Known losses: mse"
     assert "Known granularities: row" in str(files.unknown("granularity", "x", ["row"]))
+    assert "Known keys of sparsify: a" in str(files.unknown("key of sparsify", "x", ["a"]))
     assert "Known arrays: a" in str(files.unknown("array", "x", iter(["a"])))

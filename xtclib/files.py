@@ -219,6 +219,9 @@ def _plain(value: Any) -> Any:
 
 
 def _plural(noun: str) -> str:
+    head, of, rest = noun.partition(" of ")
+    if of:  # keys of sparsify
+        return f"{_plural(head)} of {rest}"
     if noun.endswith("y") and noun[-2:-1] not in "aeiou":
         return noun[:-1] + "ies"
     return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
