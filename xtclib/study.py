@@ -18,7 +18,16 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from xtclib import artefact, breakdown, latency, mlm, recipes, settings, teachers
+from xtclib import (
+    artefact,
+    breakdown,
+    latency,
+    mlm,
+    recipes,
+    settings,
+    structure,
+    teachers,
+)
 from xtclib.batches import Calibration
 from xtclib.evaluation import evaluate
 from xtclib.files import check_new_folder, folder_bytes, staged_folder, write_json
@@ -178,6 +187,7 @@ def _trained(
         torch.__version__,
         transformers.__version__,
         *_start(job, stage),
+        *(structure.uneven(student) or ()),  # what a criterion removed may change with its code
     )
     folder = cache_dir() / "stages" / name
     with teachers.locked(name):
