@@ -29,7 +29,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from xtclib import attention, structure
 from xtclib.files import staged_folder
-from xtclib.layers import PackedLinear, QuantEmbedding, QuantLinear, _Packed
+from xtclib.layers import PackedLinear, QuantEmbedding, QuantLinear, _Packed, linear_of
 from xtclib.masked import MaskedLinear, SparseLinear
 from xtclib.models import pack_, replace_module_
 from xtclib.quantizers import Scheme
@@ -264,10 +264,7 @@ def unpack(model: PreTrainedModel) -> PreTrainedModel:
             continue
         weight = nn.Parameter(module.quantized().dequantize())
         if isinstance(module, PackedLinear):
-            linear = nn.Linear(
-                module.in_features, module.out_features, module.bias is not None, device="meta"
-            )
-            linear.weight, linear.bias = weight, module.bias
+            linear = linear_of(weight, module.bias)
             if isinstance(module, SparseLinear):
                 linear = MaskedLinear.from_linear(linear)
                 linear.mask.copy_(module.present())

@@ -137,6 +137,19 @@ class _QuantLinearFunction(torch.autograd.Function):
         return d_x, None, None, d_w, d_b, None
 
 
+def linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """A plain linear layer around these tensors, which it does not copy.
+
+    >>> linear_of(torch.ones(2, 3)).out_features
+    2
+    """
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    linear.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
+    if bias is not None:
+        linear.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias)
+    return linear
+
+
 class QuantLinear(nn.Linear):
     """A linear layer that quantizes its weight, and its input if told to, at every forward pass.
 

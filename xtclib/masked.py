@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xtclib.layers import PackedLinear, QuantLinear
+from xtclib.layers import PackedLinear, QuantLinear, linear_of
 from xtclib.packing import encode, pack, pack_sparse, packed_length, unpack, unpack_sparse
 from xtclib.quantizers import Quantized, Scheme, quantize
 
@@ -131,11 +131,9 @@ class SparseLinear(PackedLinear):
 
     def dense(self) -> nn.Linear | PackedLinear:
         """An ordinary layer of the same numbers: what a runtime that knows no masks can run."""
-        shape = self.in_features, self.out_features, self.bias is not None
         if not self.quantizes:
-            linear = nn.Linear(*shape, device="meta")
-            linear.weight, linear.bias = nn.Parameter(self.quantized().codes), self.bias
-            return linear.train(self.training)
+            return linear_of(self.quantized().codes, self.bias).train(self.training)
+        shape = self.in_features, self.out_features, self.bias is not None
         packed = PackedLinear(*shape, self.weights, self.activations, self.weight.device)
         packed.weight = encode(self.quantized().codes, self.width, self.offset).unsqueeze(-1)
         packed.weight_scale, packed.bias = self.weight_scale, self.bias
@@ -235,8 +233,5 @@ def closed(layer: GatedLinear) -> nn.Linear:
     """The plain linear layer that evaluation computes: the factors multiplied into the weight."""
     was_training = layer.training
     factors = layer.eval().factors().detach()
-    shape = layer.in_features, layer.out_features
-    linear = nn.Linear(*shape, layer.bias is not None, device="meta")
     each = factors.repeat_interleave(layer.in_features // len(factors))
-    linear.weight, linear.bias = nn.Parameter(layer.weight.detach() * each), layer.bias
-    return linear.train(was_training)
+    return linear_of(layer.weight.detach() * each, layer.bias).train(was_training)

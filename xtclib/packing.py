@@ -110,7 +110,7 @@ def _numbers(bits: float) -> Tensor:
 
 
 def _look_up(table: Tensor, packed: Tensor, bits: float, length: int) -> Tensor:
-    """``table[packed]``, its rows one after the other: faster than shifting bits."""
+    """``table[packed]``, its rows one after the other."""
     if packed.dtype != torch.uint8 or packed.shape[-1] != packed_length(length, bits):
         raise ValueError(
             f"cannot unpack {length} numbers of {bits} bits from {packed.dtype} of shape "

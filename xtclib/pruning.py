@@ -20,23 +20,24 @@ from xtclib.models import check_finite, check_plain, encoder_layers, refuse_pack
 from xtclib.sparsity import SCOPES
 from xtclib.structure import HEADS, NEURONS
 
-Scores = Callable[[PreTrainedModel, Calibration | None], list[Tensor]]
+
+def _magnitude(model: PreTrainedModel, data: Calibration | None, part: str) -> list[Tensor]:
+    return {HEADS: structure.head_magnitudes, NEURONS: structure.neuron_magnitudes}[part](model)
 
 
-def _gradients(part: str) -> Scores:
-    def scores(model: PreTrainedModel, data: Calibration | None) -> list[Tensor]:
-        rows = needs(data, "the criterion 'gradient'")
-        return structure.gradients(model, rows.batches(), part)
-
-    return scores
+def _gradient(model: PreTrainedModel, data: Calibration | None, part: str) -> list[Tensor]:
+    return structure.gradients(model, needs(data, "the criterion 'gradient'").batches(), part)
 
 
-def _magnitudes(of: Callable[[PreTrainedModel], list[Tensor]]) -> Scores:
-    return lambda model, data: of(model)
+def _gates(model: PreTrainedModel, data: Calibration | None, part: str) -> list[Tensor]:
+    return structure.learned_gates(model, part)
 
 
-def _gates(part: str) -> Scores:
-    return lambda model, data: structure.learned_gates(model, part)
+CRITERIA: dict[str, Callable[[PreTrainedModel, Calibration | None, str], list[Tensor]]] = {
+    "magnitude": _magnitude,
+    "gradient": _gradient,  # of the loss by a gate on the part
+    "gates": _gates,  # what an earlier stage learned
+}
 
 
 def _share(keep: float) -> None:
@@ -60,14 +61,14 @@ class _Narrow(Technique):
     scope: str = "layer"
     seed: int = 0
 
-    criteria: ClassVar[dict[str, Scores]]
-    count: ClassVar[str]
+    prunes: ClassVar[bool] = True
+    part: ClassVar[str]
     cut_: ClassVar[Callable[[nn.Module, Sequence[int]], None]]
 
     def __post_init__(self) -> None:
         _share(self.keep)
-        if self.criterion not in (*self.criteria, "random"):
-            raise unknown("criterion", self.criterion, (*self.criteria, "random"))
+        if self.criterion not in (*CRITERIA, "random"):
+            raise unknown("criterion", self.criterion, (*CRITERIA, "random"))
         if self.scope not in SCOPES:
             raise unknown("scope", self.scope, SCOPES)
 
@@ -78,10 +79,10 @@ class _Narrow(Technique):
         model = copy.deepcopy(model)
         if self.criterion == "random":
             generator = torch.Generator().manual_seed(self.seed)
-            sizes = [width[self.count] for width in structure.widths(model)]
+            sizes = [width[self.part] for width in structure.widths(model)]
             scores = [torch.rand(size, generator=generator) for size in sizes]
         else:
-            scores = self.criteria[self.criterion](model, data)
+            scores = CRITERIA[self.criterion](model, data, self.part)
         kept = structure.best([s.float().cpu() for s in scores], self.keep, self.scope)
         for layer, numbers in zip(encoder_layers(model), kept, strict=True):
             self.cut_(layer, numbers)
@@ -89,7 +90,7 @@ class _Narrow(Technique):
 
     def plan(self, model: PreTrainedModel) -> PreTrainedModel:
         for layer, width in zip(encoder_layers(model), structure.widths(model), strict=True):
-            self.cut_(layer, range(max(round(self.keep * width[self.count]), 1)))
+            self.cut_(layer, range(max(round(self.keep * width[self.part]), 1)))
         return model
 
 
@@ -105,13 +106,7 @@ class PruneHeads(_Narrow):
     """
 
     name: ClassVar[str] = "prune_heads"
-    prunes: ClassVar[bool] = True
-    criteria: ClassVar[dict[str, Scores]] = {
-        "magnitude": _magnitudes(structure.head_magnitudes),
-        "gradient": _gradients(HEADS),
-        "gates": _gates(HEADS),
-    }
-    count: ClassVar[str] = HEADS
+    part: ClassVar[str] = HEADS
     cut_ = staticmethod(structure.keep_heads_)
 
 
@@ -123,13 +118,7 @@ class PruneNeurons(_Narrow):
     """
 
     name: ClassVar[str] = "prune_neurons"
-    prunes: ClassVar[bool] = True
-    criteria: ClassVar[dict[str, Scores]] = {
-        "magnitude": _magnitudes(structure.neuron_magnitudes),
-        "gradient": _gradients(NEURONS),
-        "gates": _gates(NEURONS),
-    }
-    count: ClassVar[str] = NEURONS
+    part: ClassVar[str] = NEURONS
     cut_ = staticmethod(structure.keep_neurons_)
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from xtclib.batches import Calibration
 from xtclib.files import unknown
 from xtclib.interface import Technique, check_numbers
+from xtclib.layers import linear_of
 from xtclib.masked import MaskedLinear, SparseLinear
 from xtclib.models import (
     check_finite,
@@ -227,11 +228,7 @@ class Sparsify(Technique):
 def _deleted_(model: PreTrainedModel) -> PreTrainedModel:
     """Ordinary layers again, with zeros where the masks are."""
     for name, layer in encoder_linears(model).items():
-        linear = nn.Linear(
-            layer.in_features, layer.out_features, layer.bias is not None, device="meta"
-        )
-        linear.weight = nn.Parameter(layer.weight.detach() * layer.mask)
-        linear.bias = layer.bias
+        linear = linear_of(layer.weight.detach() * layer.mask, layer.bias)
         replace_module_(model, name, linear.train(layer.training))
     return model
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from xtclib.layers import linear_of
 from xtclib.masked import GatedLinear, HardConcrete, closed
 from xtclib.models import encoder_layers, replace_module_
 
@@ -326,19 +327,14 @@ def _set_heads(attention: nn.Module, heads: int) -> None:
 
 def _rows(linear: nn.Linear, kept: Tensor) -> nn.Linear:
     """A linear layer with only the outputs ``kept``."""
-    new = nn.Linear(linear.in_features, len(kept), linear.bias is not None, device="meta")
-    new.weight = nn.Parameter(linear.weight.detach()[kept].clone())
-    if linear.bias is not None:
-        new.bias = nn.Parameter(linear.bias.detach()[kept].clone())
-    return new.train(linear.training)
+    bias = None if linear.bias is None else linear.bias.detach()[kept].clone()
+    return linear_of(linear.weight.detach()[kept].clone(), bias).train(linear.training)
 
 
 def _columns(linear: nn.Linear, kept: Tensor) -> nn.Linear:
     """A linear layer with only the inputs ``kept``."""
-    new = nn.Linear(len(kept), linear.out_features, linear.bias is not None, device="meta")
-    new.weight = nn.Parameter(linear.weight.detach()[:, kept].clone())
-    new.bias = linear.bias
-    return new.train(linear.training)
+    weight = linear.weight.detach()[:, kept].clone()
+    return linear_of(weight, linear.bias).train(linear.training)
 
 
 def _empty(linear: nn.Linear, inputs: int | None = None, outputs: int | None = None) -> nn.Linear:
