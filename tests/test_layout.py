@@ -9,11 +9,11 @@ FOLDER = Path(__file__).resolve().parent.parent / "xtclib"
 FLOORS = {
     "ground": "files costs quantizers distillation packing sparsity published onnx_graph",
     "one": "layers masked attention glue metrics english grammar mini",
-    "two": "batches interface models vocabulary structure architectures breakdown latency "
+    "two": "batches interface models matching vocabulary structure architectures breakdown latency "
     "first_principles sparsify pruning techniques",
-    "three": "sensitivity artefact ledger onnx_export deployment recipes evaluation",
+    "three": "sensitivity artefact ledger onnx_export deployment objectives recipes evaluation",
     "four": "training teachers mlm",
-    "five": "settings results study",
+    "five": "settings results stages study",
     "top": "plot_style cost_plots deployment_plots pruning_plots tensor_plots plots widgets cli",
 }
 ORDER = [(floor, name) for floor, names in FLOORS.items() for name in names.split()]

@@ -1,8 +1,9 @@
 import pytest
 
 from xtclib import recipes
+from xtclib.objectives import Objective
 from xtclib.pruning import LearnGates
-from xtclib.recipes import Budget, Objective, Recipe, Stage
+from xtclib.recipes import Budget, Recipe, Stage
 from xtclib.sparsify import ReweightedProximal, Sparsify
 from xtclib.techniques import LayerReduction, Quantize
 
@@ -46,7 +47,11 @@ def test_the_xtc_pipeline_in_full():
 
 
 def test_a_recipe_from_python_equals_its_yaml():
-    stages = [Stage("binarization", (Quantize(),), Objective(1, 1, 1))]
+    stages = [
+        Stage(
+            "binarization", (Quantize(),), Objective(logits=1, hidden_states=1, attention_scores=1)
+        )
+    ]
     assert recipes.custom("mine", stages).hash == recipes.load("xtc-1bit").hash
 
 
@@ -214,5 +219,5 @@ def test_start_and_task_are_read_written_and_checked():
     for technique in (Sparsify(0.5, end=0.5), LearnGates(), ReweightedProximal(0.5)):
         with pytest.raises(ValueError, match="works while a stage trains, and this one does not"):
             Stage("s", (technique,))
-    with pytest.raises(ValueError, match="mlm has a loss of its own, leave objective out"):
-        Stage("s", objective=Objective(labels=1), task="mlm")
+    with pytest.raises(ValueError, match="length multiplies the budget's, .* received 0"):
+        Stage("s", length=0)

@@ -14,11 +14,12 @@ from xtclib.batches import Calibration
 from xtclib.layers import QuantLinear
 from xtclib.masked import MaskedLinear, SparseLinear
 from xtclib.models import encoder_linears
+from xtclib.objectives import Objective
 from xtclib.packing import encode, pack
-from xtclib.pruning import LearnGates, PruneVocabulary, PruneWidth
-from xtclib.recipes import Budget, Objective
+from xtclib.pruning import PruneVocabulary, PruneWidth
+from xtclib.recipes import Budget
 from xtclib.sparsify import ReweightedProximal, Sparsify, sparsity_of
-from xtclib.techniques import PruneHeads, Quantize, apply_all, technique
+from xtclib.techniques import PruneHeads, Quantize, apply_all
 from xtclib.training import train_stage
 
 
@@ -341,12 +342,15 @@ def test_pre_training_prunes_too(bert, tokenizer, tmp_path):
     assert masked.cls.predictions.decoder.weight is student.bert.embeddings.word_embeddings.weight
 
 
-def test_a_head_for_masked_words_does_not_fit_a_cut_model(bert, data, tokenizer, tmp_path):
+def test_a_cut_model_gets_a_fresh_head_for_masked_words(bert, data, tokenizer, tmp_path):
     bert.save_pretrained(tmp_path / "backbone")
     rows = Calibration(data, tokenizer)
     for cut in (PruneWidth(), PruneVocabulary(0.6)):
-        with pytest.raises(ValueError, match="pre-train before the width or the vocabulary is cut"):
-            mlm.under_head(cut.apply(bert, rows), tmp_path / "backbone")
+        student = cut.apply(bert, rows)
+        table = student.get_input_embeddings().weight
+        masked = mlm.under_head(student, tmp_path / "backbone")
+        assert masked.fresh_head and masked.cls.predictions.decoder.weight is table
+        assert masked.cls(torch.zeros(2, table.shape[1])).shape == (2, len(table))
 
 
 def test_the_best_checkpoint_is_one_of_the_final_size(bert, tokenizer, data, tmp_path):

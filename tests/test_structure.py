@@ -19,8 +19,9 @@ from xtclib import architectures, artefact, breakdown, ledger, structure, vocabu
 from xtclib.batches import Calibration
 from xtclib.masked import HardConcrete
 from xtclib.models import encoder_layers
+from xtclib.objectives import Objective
 from xtclib.pruning import LearnGates, PruneVocabulary, PruneWidth
-from xtclib.recipes import Budget, Objective
+from xtclib.recipes import Budget
 from xtclib.sparsify import Sparsify
 from xtclib.techniques import (
     LayerReduction,

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from xtclib import artefact, evaluation, recipes, results, settings, study, training
-from xtclib.recipes import Objective, Recipe, Stage
+from xtclib import artefact, evaluation, recipes, results, settings, stages, study, training
+from xtclib.objectives import Objective
+from xtclib.recipes import Recipe, Stage
 from xtclib.results import Record, record_path, records
 from xtclib.sparsify import ReweightedProximal, Sparsify
 from xtclib.study import compress, sweep
@@ -105,7 +106,7 @@ def test_a_repeated_run_is_read_from_the_cache(runs, cache, monkeypatch):
         raise AssertionError("trained again")
 
     kept = measured(runs["xtc-1bit-half"].record)
-    monkeypatch.setattr(study, "train_stage", never)
+    monkeypatch.setattr(stages, "train_stage", never)
     assert measured(run_smoke("xtc-1bit-half", cache).record) == kept
 
 
@@ -303,10 +304,10 @@ def test_a_wrong_order_shows_before_any_stage_trains(cache, monkeypatch, techniq
     def trained(*args, **kwargs):
         raise AssertionError("training began")
 
-    monkeypatch.setattr(study, "train_stage", trained)
-    stages = (Stage("first", (), Objective(labels=1)), Stage("s", techniques, Objective(labels=1)))
+    monkeypatch.setattr(stages, "train_stage", trained)
+    two = (Stage("first", (), Objective(labels=1)), Stage("s", techniques, Objective(labels=1)))
     with pytest.raises(ValueError, match=message):
-        run_smoke(Recipe("x", "", "", stages), cache)
+        run_smoke(Recipe("x", "", "", two), cache)
 
 
 def test_a_backbone_that_reads_other_words_than_the_teacher_is_refused(cache, runs, tokenizer):

@@ -11,7 +11,9 @@ from xtclib import evaluation, training
 from xtclib.batches import Rows, collate
 from xtclib.evaluation import predict
 from xtclib.glue import TASKS, Split, TaskData
-from xtclib.recipes import Budget, Objective
+from xtclib.matching import Reader
+from xtclib.objectives import Objective, distillation_loss
+from xtclib.recipes import Budget
 from xtclib.techniques import LayerReduction, Quantize
 from xtclib.training import train_stage
 
@@ -236,13 +238,11 @@ def test_layers_are_matched_as_mapped(bert12, make_bert, batch):
     """For 5 of 12 the release compares states with teacher 1, 3, …, 11 and scores with 2, …, 10."""
     teacher = training.prepare_teacher(bert12, "cpu", bf16=False)
     student = training.prepare_teacher(make_bert(5, seed=2), "cpu", bf16=False)
-    kwargs = {**batch, "output_hidden_states": True, "output_attentions": True}
-    s, t = student(**kwargs), teacher(**kwargs)
     objective = Objective(hidden_states=2, attention_scores=3, layer_map="release", masked=False)
-    layers = training.layer_map(5, 12, "release")
-    found = training.distillation_loss(
-        objective, s, t, torch.zeros(3), batch["attention_mask"], layers
-    )
+    shown = [Reader(m, objective.reads)(m, **batch) for m in (student, teacher)]
+    pairs = objective.pairs(student, teacher)
+    found = distillation_loss(objective, *shown, None, batch["attention_mask"], pairs)
+    s, t = (signals.output for signals in shown)
     mse = torch.nn.functional.mse_loss
     states = sum(mse(s.hidden_states[i], t.hidden_states[2 * i + 1]) for i in range(6))
     scores = sum(mse(s.attentions[i], t.attentions[2 * i + 2]) for i in range(5))

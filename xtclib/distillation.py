@@ -67,6 +67,19 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) ->
     return loss * temperature**2
 
 
+def logits_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """``(1/B) Σ_b ‖s_b − t_b‖²`` over logits of shape (batch, classes).
+
+    The limit of distillation at high temperature. Source: Ba & Caruana 2014, arXiv:1312.6184,
+    equation 2; for a BiLSTM that learns from BERT, Tang et al. 2019, arXiv:1903.12136, section 3.2.
+
+    >>> float(logits_mse(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.0]])))
+    5.0
+    """
+    _same_shape(student, teacher, "logits")
+    return F.mse_loss(student, teacher, reduction="sum") / len(student)
+
+
 def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean squared error of hidden states of shape (batch, length, width) over real tokens.
 
@@ -103,6 +116,116 @@ def attention_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) 
     real = mask.bool()
     pairs = (real.unsqueeze(2) & real.unsqueeze(1)).unsqueeze(1)  # (batch, 1, query, key)
     return _sum_of_squares(student, teacher, pairs) / (pairs.sum() * student.shape[1])
+
+
+def attention_divergence(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean ``KL(softmax(t) ‖ softmax(s))`` over queries; scores (batch, heads, length, length).
+
+    With ``mask`` (batch, length) keys that are padding get no probability and queries that are
+    padding do not count. Over all layers it is MobileBERT's attention transfer (arXiv:2004.02984,
+    equation 3), over the last one MiniLM's (arXiv:2002.10957, equation 6).
+
+    >>> t = torch.tensor([[[[0.0, 0.0], [0.0, 0.0]]]])
+    >>> round(float(attention_divergence(torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]]), t)), 4)
+    0.1201
+    """
+    _same_shape(student, teacher, "attention scores")
+    return _divergence(student, teacher, mask)
+
+
+def attention_probability_mse(
+    student: Tensor, teacher: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """Mean squared error of ``softmax`` of attention scores (batch, heads, length, length).
+
+    Over pairs of real query and real key. TinyBERT compares scores instead, which train faster
+    (arXiv:1909.10351, section 3.1): a hopeless key's probability is 0 however hopeless it is.
+
+    >>> float(attention_probability_mse(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)))
+    0.0
+    """
+    _same_shape(student, teacher, "attention scores")
+    return attention_mse(_over_keys(student, mask), _over_keys(teacher, mask), mask)
+
+
+def relation_divergence(
+    student: Tensor, teacher: Tensor, mask: Tensor | None = None, heads: int = 12
+) -> Tensor:
+    """Mean ``KL(R_t ‖ R_s)`` with ``R = softmax(X·Xᵀ/√d)`` per relation head; widths may differ.
+
+    X, the queries, keys or values of one layer, of shape (batch, length, width), is split anew
+    into ``heads`` relation heads of d = width/heads. Source: MiniLMv2, arXiv:2012.15828, equations
+    4 to 6; with the model's own heads and values alone, MiniLM, arXiv:2002.10957, equation 8.
+    Raises ``ValueError`` unless the heads divide both widths.
+
+    >>> x = torch.randn(2, 3, 8)
+    >>> float(relation_divergence(x, x, heads=4))
+    0.0
+    """
+    relations = []
+    for whose, x in (("student's", student), ("teacher's", teacher)):
+        check_relation_heads(x.shape[-1], heads, whose)
+        x = x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (batch, heads, length, width/heads)
+        relations.append(x @ x.transpose(-1, -2) / x.shape[-1] ** 0.5)
+    return _divergence(*relations, mask)
+
+
+def check_relation_heads(width: int, heads: int, whose: str) -> None:
+    """Raises ``ValueError`` unless ``heads`` relation heads divide a width."""
+    if not isinstance(heads, int) or heads < 1 or width % heads:
+        raise ValueError(
+            f"{heads} relation heads do not divide the {whose} width of {width}: choose a number "
+            "that divides both widths"
+        )
+
+
+def patience(
+    student: Tensor, teacher: Tensor, mask: Tensor | None = None, per_dimension: bool = False
+) -> Tensor:
+    """``(1/B) Σ_b ‖h_s/‖h_s‖ − h_t/‖h_t‖‖²`` of the first token's hidden state.
+
+    Hidden states of shape (batch, length, width); the mask changes nothing, since the first token
+    is always real. ``per_dimension`` divides by the width, as the release does. Source: PKD,
+    arXiv:1908.09355, equation 7.
+
+    >>> float(patience(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 5.0]]])))
+    2.0
+    """
+    _same_shape(student, teacher, "hidden states")
+    s, t = (F.normalize(x[:, 0].float(), dim=-1) for x in (student, teacher))
+    loss = F.mse_loss(s, t, reduction="sum") / len(s)
+    return loss / s.shape[-1] if per_dimension else loss
+
+
+def hidden_cosine(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean ``1 − cos(h_s, h_t)`` over real tokens of hidden states (batch, length, width).
+
+    Source: DistilBERT, arXiv:1910.01108, section 2: on the last hidden state.
+
+    >>> float(hidden_cosine(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 5.0]]])))
+    1.0
+    """
+    _same_shape(student, teacher, "hidden states")
+    apart = 1 - torch.cosine_similarity(student, teacher, dim=-1).float()
+    return apart.mean() if mask is None else (apart * mask).sum() / mask.sum()
+
+
+def _over_keys(scores: Tensor, mask: Tensor | None, log: bool = False) -> Tensor:
+    """Softmax over the real keys of scores (batch, heads, query, key), in fp32."""
+    scores = scores.float()
+    if mask is not None:
+        lowest = torch.finfo(scores.dtype).min
+        scores = scores.masked_fill(~mask.bool()[:, None, None], lowest)
+    return F.log_softmax(scores, -1) if log else F.softmax(scores, -1)
+
+
+def _divergence(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over batch, heads and real queries of the divergence of softmaxed scores."""
+    s, t = (_over_keys(x, mask, log=True) for x in (student, teacher))
+    each = F.kl_div(s, t, reduction="none", log_target=True).sum(-1)  # (batch, heads, query)
+    if mask is None:
+        return each.mean()
+    return (each * mask.unsqueeze(1)).sum() / (mask.sum() * each.shape[1])
 
 
 def _sum_of_squares(student: Tensor, teacher: Tensor, real: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ token and 10 % as they are (Devlin et al. 2019).
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -13,13 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 from transformers.utils import logging
 
 from xtclib.interface import Technique
+from xtclib.matching import Reader, Signals, projections
+from xtclib.objectives import Objective, distillation_loss
+from xtclib.training import learn_in_turn_, only, prepare_teacher
 
 IGNORED = -100  # the label of a token that is not guessed
 
@@ -95,9 +99,10 @@ def load_masked_lm(path: str | Path, seed: int = 0) -> PreTrainedModel:
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # that the head is new is expected here
     try:
-        model = AutoModelForMaskedLM.from_pretrained(
-            path, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
-        )
+        model, about = AutoModelForMaskedLM.from_pretrained(
+            path, dtype=torch.float32, trust_remote_code=False, use_safetensors=True,
+            output_loading_info=True,
+        )  # fmt: skip
     except OSError as error:
         raise FileNotFoundError(
             f"no model at {str(path)!r}: expected a folder with a model, or the id of one on the "
@@ -109,21 +114,31 @@ def load_masked_lm(path: str | Path, seed: int = 0) -> PreTrainedModel:
         raise TypeError(
             f"{type(model).__name__} has no head at `cls`: expected BERT's masked language model"
         )
+    model.fresh_head = any("cls.predictions.transform" in name for name in about["missing_keys"])
     return model
 
 
 def under_head(model: PreTrainedModel, path: str | Path, seed: int = 0) -> PreTrainedModel:
     """A masked language model around a classifier's own encoder, which it goes on sharing.
 
-    The head is that of the checkpoint at ``path``, or a fresh one, tied to the word embeddings.
+    The head is that of the checkpoint at ``path`` where it fits, else a fresh one; it is tied to
+    the word embeddings. Raises ``ValueError`` where these are not as wide as the encoder.
     """
     found = load_masked_lm(path, seed)
     table, wanted = model.get_input_embeddings().weight, found.get_input_embeddings().weight
-    if table.shape != wanted.shape:
-        raise ValueError(
-            f"the head of {path} fits a word table of {tuple(wanted.shape)}, this model's is "
-            f"{tuple(table.shape)}: pre-train before the width or the vocabulary is cut"
-        )
+    if table.shape != wanted.shape:  # another width or vocabulary
+        if table.shape[1] != model.config.hidden_size:
+            raise ValueError(
+                f"the word table of this {type(model).__name__} is {table.shape[1]} wide and its "
+                f"encoder {model.config.hidden_size}: it cannot guess words, give the mlm stage an "
+                "objective without labels and logits"
+            )
+        config = copy.deepcopy(found.config)
+        config.vocab_size, config.hidden_size = table.shape
+        torch.manual_seed(seed)
+        found.cls, found.fresh_head = type(found.cls)(config), True
+        for part in found.cls.modules():
+            found._init_weights(part)
     setattr(found, found.base_model_prefix, model.base_model)
     found.cls.predictions.decoder.weight = table
     return found
@@ -190,13 +205,16 @@ def pretrain(
     others: float = 1.0,
     progress: bool = True,
     techniques: Sequence[Technique] = (),
+    objective: Objective | None = None,
+    teacher: PreTrainedModel | None = None,
 ) -> list[float]:
     """Train a `BertForMaskedLM` in place and return the loss of each step.
 
     AdamW, gradients clipped at 1, a linear warm-up over the share `warmup` of the steps, then
     decay to zero. With `always`, the loss is the mean over those tokens plus `others`
     times the mean over the rest: a label word, one token of twenty, would hardly be heard.
-    The schedules of `techniques` run along.
+    The schedules of `techniques` run along. With an `objective` the loss is that instead: its
+    labels are the masked words, and `teacher`, another masked language model, shows the rest.
     """
     if steps < 1 or not texts:
         raise ValueError(f"nothing to train on: {steps} steps, {len(texts)} texts")
@@ -207,7 +225,9 @@ def pretrain(
     torch.manual_seed(seed)
     device = next(model.parameters()).device
     encoded = encode_texts(tokenizer, texts, max_length)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    distilled = None if objective is None else _Distilled(model, objective, teacher, bf16, steps)
+    learning = [*model.parameters(), *(distilled.parameters() if distilled else ())]
+    optimizer = torch.optim.AdamW(learning, lr=lr, weight_decay=weight_decay)
     rising = max(1, int(warmup * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda t: min((t + 1) / rising, (steps - t) / max(1, steps - rising))
@@ -222,11 +242,14 @@ def pretrain(
         labels = inputs.pop("labels")
         guessed = labels != IGNORED  # the head reads these alone, which is faster
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            hidden = model.base_model(**inputs).last_hidden_state
-            logits, wanted = model.cls(hidden[guessed]).float(), labels[guessed]
-        loss = _loss(logits, wanted, torch.tensor(always, device=device), others)
+            if distilled is not None:
+                loss = distilled(inputs, guessed, labels[guessed], step)
+            else:
+                hidden = model.base_model(**inputs).last_hidden_state
+                logits, wanted = model.cls(hidden[guessed]).float(), labels[guessed]
+                loss = _loss(logits, wanted, torch.tensor(always, device=device), others)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         for technique in techniques:
             technique.after_step(model, step, steps, optimizer.param_groups[0]["lr"])
@@ -235,7 +258,69 @@ def pretrain(
         losses.append(loss.item())
         if len(losses) % 20 == 0:
             bar.set_postfix(loss=f"{sum(losses[-20:]) / 20:.3f}")
+    if distilled is not None:
+        distilled.close()
     return losses
+
+
+class _Distilled(nn.Module):
+    """The loss of an objective for a batch of masked text, by what two encoders show."""
+
+    def __init__(self, model, objective: Objective, teacher, bf16: bool, steps: int) -> None:
+        super().__init__()
+        self._student, self._teacher = [model], []  # in lists: their parameters are not this one's
+        self.objective, self.steps, self._pairs = objective, steps, {}
+        self.projections = nn.ModuleDict()
+        ours = model.base_model
+        if objective.needs_teacher:
+            if teacher is None:
+                raise ValueError("this objective compares with a teacher, but none was given")
+            teacher = prepare_teacher(teacher, next(model.parameters()).device, bf16)
+            check_comparable(objective, model, teacher)
+            self._teacher.append(teacher)
+            self._pairs = objective.pairs(ours, teacher.base_model)
+            found = projections(objective.matches, ours, teacher.base_model)
+            self.projections = found.to(next(model.parameters()).device)
+            self._read_teacher = Reader(teacher.base_model, objective.reads)
+        self._read = Reader(ours, objective.reads)
+
+    def forward(self, inputs: dict, guessed: Tensor, wanted: Tensor, step: int) -> Tensor:
+        (model,), told = self._student, None
+        for teacher in self._teacher:
+            with torch.no_grad():
+                told = self._show(teacher, self._read_teacher, inputs, guessed)
+        shown = self._show(model, self._read, inputs, guessed)
+        pairs = self._pairs
+        if self.objective.progressive:
+            state = learn_in_turn_(model, step, self.steps)
+            pairs = only(pairs, state)
+        mask = inputs["attention_mask"]
+        terms = distillation_loss(
+            self.objective, shown, told, wanted, mask, pairs, self.projections
+        )
+        return sum(terms.values())
+
+    def _show(self, model, read: Reader, inputs: dict, guessed: Tensor) -> Signals:
+        signals = read(model.base_model, **inputs)
+        if self.objective.labels or self.objective.logits:
+            signals.logits = model.cls(signals.output.last_hidden_state[guessed]).float()
+        return signals
+
+    def close(self) -> None:
+        self._read.close()
+        self._student[0].requires_grad_(True)
+
+
+def check_comparable(
+    objective: Objective, student: PreTrainedModel, teacher: PreTrainedModel
+) -> None:
+    """Raises ``ValueError`` for an objective that two masked language models cannot do."""
+    objective.check(student.base_model, teacher.base_model)
+    if objective.logits and getattr(teacher, "fresh_head", False):
+        raise ValueError(
+            "logits of the mlm task come from the backbone's masked-LM head, and this backbone has "
+            "none: leave `logits` out of this stage"
+        )
 
 
 def _loss(logits: Tensor, wanted: Tensor, always: Tensor, others: float) -> Tensor:

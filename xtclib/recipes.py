@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
 
@@ -17,11 +18,9 @@ import yaml
 
 from xtclib.files import unknown
 from xtclib.interface import Technique
+from xtclib.objectives import Objective
 from xtclib.sparsify import Sparsify
 from xtclib.techniques import technique
-
-LAYER_MAPS = ("uniform", "last", "release")
-LOGITS_LOSSES = ("soft_cross_entropy", "kl_divergence")
 
 
 def _check_keys(cls, values: dict, what: str) -> dict:
@@ -34,46 +33,13 @@ def _check_keys(cls, values: dict, what: str) -> dict:
     return values
 
 
-@dataclass(frozen=True)
-class Objective:
-    """The terms of a stage's loss, each with its weight; 0 leaves a term out.
-
-    ``loss = labels·L_labels + logits·L_logits + hidden_states·Σ MSE + attention_scores·Σ MSE``.
-    XTC sets the last three to 1. ``masked=False``, ``per_class=True`` and ``layer_map='release'``
-    are the official code's variants. A regression task takes the MSE to the teacher's output.
-    """
-
-    logits: float = 0.0
-    hidden_states: float = 0.0
-    attention_scores: float = 0.0
-    labels: float = 0.0
-    logits_loss: str = "soft_cross_entropy"
-    temperature: float = 1.0
-    layer_map: str = "uniform"
-    masked: bool = True
-    per_class: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("logits", "hidden_states", "attention_scores", "labels"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-                raise ValueError(f"weight of {name} must be a number of at least 0, got {value!r}")
-        if not (self.needs_teacher or self.labels):
-            raise ValueError("the objective is empty: give at least one term a positive weight")
-        if self.logits_loss not in LOGITS_LOSSES:
-            raise unknown("logits loss", self.logits_loss, LOGITS_LOSSES)
-        if self.layer_map not in LAYER_MAPS:
-            raise unknown("layer map", self.layer_map, LAYER_MAPS)
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be positive, received {self.temperature}")
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether any term compares with a teacher."""
-        return bool(self.logits or self.hidden_states or self.attention_scores)
-
-
 KEEP = ("last", "held-out", "evaluation")
+
+
+def _objective(values: dict) -> Objective:
+    if not isinstance(values, dict):
+        raise ValueError(f"objective should be `name: value` pairs, received {values!r}")
+    return Objective(**values)
 
 
 @dataclass(frozen=True)
@@ -152,19 +118,29 @@ STARTS = ("teacher", "backbone")
 class Stage:
     """Techniques and what trains them; without an objective nothing is trained.
 
-    ``task``: ``its own``, the recipe's, or ``mlm``, guessing masked words, which has its own loss.
+    ``task``: ``its own``, the recipe's, or ``mlm``, guessing masked words; there an objective's
+    ``labels`` are the masked words, its ``logits`` the probabilities that the pre-trained teacher
+    gives to them, and without one the words alone are learned. ``length`` and ``rate`` multiply the
+    budget's steps and learning rate.
     """
 
     name: str
     techniques: tuple[Technique, ...] = ()
     objective: Objective | None = None
     task: str = "its own"
+    length: float = 1.0
+    rate: float = 1.0
 
     def __post_init__(self) -> None:
         if self.task not in TASKS_OF_A_STAGE:
             raise unknown("task of a stage", self.task, TASKS_OF_A_STAGE)
-        if self.task == "mlm" and self.objective:
-            raise ValueError(f"stage {self.name!r}: mlm has a loss of its own, leave objective out")
+        for name in ("length", "rate"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise ValueError(
+                    f"stage {self.name!r}: {name} multiplies the budget's, so it must be a "
+                    f"positive number, received {value!r}"
+                )
         for technique_ in self.techniques:
             if technique_.learns and self.task == "mlm":
                 raise ValueError(
@@ -181,6 +157,22 @@ class Stage:
     def trains(self) -> bool:
         """Whether anything is learned in this stage."""
         return self.objective is not None or self.task == "mlm"
+
+    def budget(self, whole: Budget) -> Budget:
+        """The recipe's budget at this stage's length and rate.
+
+        >>> Stage("s", length=0.5, rate=2).budget(Budget(steps=7, learning_rate=1e-3)).steps
+        4
+        """
+        if self.length == self.rate == 1:
+            return whole
+        return replace(
+            whole,
+            steps=None if whole.steps is None else max(math.ceil(whole.steps * self.length), 1),
+            epochs=None if whole.epochs is None else whole.epochs * self.length,
+            at_most=None if whole.at_most is None else math.ceil(whole.at_most * self.length),
+            learning_rate=whole.learning_rate * self.rate,
+        )
 
 
 @dataclass(frozen=True)
@@ -230,8 +222,9 @@ class Recipe:
                 {
                     s.name: {
                         "techniques": [t.to_dict() for t in s.techniques],
-                        **({"objective": asdict(s.objective)} if s.objective else {}),
+                        **({"objective": s.objective.to_dict()} if s.objective else {}),
                         **({"task": s.task} if s.task != "its own" else {}),
+                        **{n: getattr(s, n) for n in ("length", "rate") if getattr(s, n) != 1},
                     }
                 }
                 for s in self.stages
@@ -265,9 +258,10 @@ def from_dict(name: str, values: dict) -> Recipe:
         body = _check_keys(Stage, body or {}, f"stage {title}")
         objective = body.get("objective")
         if objective is not None:
-            objective = Objective(**_check_keys(Objective, objective, "objective"))
+            objective = _objective(objective)
         techniques = tuple(technique(t) for t in body.get("techniques") or ())
-        stages.append(Stage(title, techniques, objective, body.get("task", "its own")))
+        rest = {k: v for k, v in body.items() if k in ("task", "length", "rate")}
+        stages.append(Stage(title, techniques, objective, **rest))
     return Recipe(
         name,
         values.get("summary", ""),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import shutil
@@ -12,34 +11,26 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-import torch
-import transformers
-from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from xtclib import (
     artefact,
     breakdown,
     latency,
-    mlm,
     recipes,
     settings,
-    structure,
     teachers,
 )
-from xtclib.batches import Calibration
 from xtclib.evaluation import evaluate
-from xtclib.files import check_new_folder, folder_bytes, staged_folder, write_json
+from xtclib.files import check_new_folder, folder_bytes
 from xtclib.glue import TASKS, TaskData, find_task
-from xtclib.interface import Technique
 from xtclib.metrics import majority
-from xtclib.models import encoder_layers, load_classifier
-from xtclib.recipes import Budget, Recipe, Stage
+from xtclib.models import encoder_layers
+from xtclib.recipes import Budget, Recipe
 from xtclib.results import RESULTS, Record, circumstances, mean_score, record_path
 from xtclib.settings import Profile
-from xtclib.teachers import Teacher, cache_dir, key, load_tokenizer
-from xtclib.training import bf16_is_fast, default_device, set_dropout_, train_stage
+from xtclib.stages import Job, applied, backbone, check_applies, steps_of, trained
+from xtclib.teachers import Teacher, cache_dir, key
 
 
 @dataclass(frozen=True)
@@ -52,21 +43,6 @@ class Run:
     teacher: Teacher
     data: TaskData
     folder: Path
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What holds for every stage of a run."""
-
-    recipe: Recipe
-    profile: Profile
-    budget: Budget
-    budget_name: str
-    seed: int
-    data: TaskData
-    teacher: Teacher
-    progress: bool
-    device: str | None
 
 
 def compress(
@@ -105,188 +81,28 @@ def compress(
         f"teacher  {len(encoder_layers(teacher.model))} layers, "
         f"{'from the cache' if teacher.cached else 'fine-tuned now'} ({teacher.key})"
     )
-    job = _Job(recipe, chosen, spent, budget_name, seed, data, teacher, progress, device)
-    begun = teacher.model if recipe.start == "teacher" else _backbone(job)
-    untrained, tokenizer = _check_applies(job, begun)
+    job = Job(recipe, chosen, spent, budget_name, seed, data, teacher, progress, device)
+    begun = teacher.model if recipe.start == "teacher" else backbone(job)
+    untrained, tokenizer = check_applies(job, begun)
     student, stages = begun, []
     done: list = []
     for index, stage in enumerate(recipe.stages):
-        student, job = _applied(job, student, stage.techniques)
+        student, job = applied(job, student, stage.techniques)
         done += stage.techniques
         if not stage.trains:
             continue
         say(
             f"stage    {index + 1}/{len(recipe.stages)} {stage.name}: "
-            f"{_steps(job, stage)} steps, learning rate {spent.learning_rate:g}"
+            f"{steps_of(job, stage)} steps, learning rate {stage.budget(spent).learning_rate:g}"
         )
-        student, notes = _trained(job, student, stage, done, stages)
+        student, notes = trained(job, student, stage, done, stages)
         stages.append(notes)
     student = artefact.finalize(student, done)
     return _measure(replace(job, teacher=teacher), student, tokenizer, stages, untrained, out, say)
 
 
-def _fresh(model: PreTrainedModel) -> PreTrainedModel:
-    return copy.deepcopy(model).requires_grad_(True)
-
-
-def _backbone(job: _Job) -> PreTrainedModel:
-    """The profile's pre-trained model under a fresh classifier; it reads what the teacher reads."""
-    path = settings.backbone_for(job.profile)
-    words, theirs = (t.get_vocab() for t in (load_tokenizer(path), job.teacher.tokenizer))
-    if words != theirs:
-        raise ValueError(
-            f"recipe {job.recipe.name} starts from {path}, whose vocabulary of {len(words)} tokens "
-            f"is not its teacher's of {len(theirs)}: choose the profile of the teacher's backbone"
-        )
-    return load_classifier(path, job.data.task, job.seed).eval()
-
-
-def _applied(
-    job: _Job, student: PreTrainedModel, techniques: Iterable[Technique]
-) -> tuple[PreTrainedModel, _Job]:
-    """A student with techniques on, and the job with a teacher that reads the same token ids."""
-    student = _fresh(student)
-    for technique in techniques:
-        rows = Calibration(job.data, job.teacher.tokenizer, job.budget.max_length)
-        student = technique.apply(student, rows)
-        model, tokenizer = technique.reads(job.teacher.model, job.teacher.tokenizer, rows)
-        job = replace(job, teacher=replace(job.teacher, model=model, tokenizer=tokenizer))
-    return student, job
-
-
-def _check_applies(job: _Job, begun: PreTrainedModel) -> tuple[PreTrainedModel, object]:
-    """The recipe's untrained counterpart, finalized, and its tokenizer.
-
-    Every bad setting shows here, before training: each stage's schedules run for one idle step.
-    """
-    model = begun
-    for stage in job.recipe.stages:
-        model, job = _applied(job, model, stage.techniques)
-        idle = copy.deepcopy(model)
-        for technique in stage.techniques if stage.trains else ():
-            technique.before_step(idle, 0, 2)
-            technique.after_step(idle, 0, 2, 0.0)
-        if stage.task == "mlm":
-            mlm.under_head(idle, settings.backbone_for(job.profile), job.seed)
-    return artefact.finalize(model, job.recipe.techniques), job.teacher.tokenizer
-
-
-def _trained(
-    job: _Job, student: PreTrainedModel, stage: Stage, techniques: list, before: list[dict]
-) -> tuple[PreTrainedModel, dict]:
-    """One stage, trained or read from the cache, whose key holds all that went into it."""
-    name = key(
-        job.teacher.key,
-        job.data.fingerprint,
-        [t.to_dict() for t in techniques],
-        asdict(stage.objective) if stage.objective else stage.task,
-        asdict(job.budget),
-        job.seed,
-        job.profile.precision,
-        [s["key"] for s in before],
-        torch.__version__,
-        transformers.__version__,
-        *_start(job, stage),
-        *(structure.uneven(student) or ()),  # what a criterion removed may change with its code
-    )
-    folder = cache_dir() / "stages" / name
-    with teachers.locked(name):
-        if not (folder / "notes.json").is_file():
-            _train(job, student, stage, techniques, folder)
-    if job.budget.dropout is not None:
-        set_dropout_(student, job.budget.dropout)
-    student.load_state_dict(load_file(folder / "student.safetensors"))
-    return student, json.loads((folder / "notes.json").read_text())
-
-
-def _start(job: _Job, stage: Stage) -> list:
-    """What a stage's key holds beside the teacher: its backbone, and the texts it reads."""
-    found = [job.recipe.start] if job.recipe.start != "teacher" else []
-    path = settings.backbone_for(job.profile) if found or stage.task == "mlm" else ""
-    if path and job.teacher.made_from.get("backbone") != teachers.weights_id(path):
-        found.append(teachers.weights_id(path))
-    return (
-        [*found, key(settings.texts_for(job.profile, job.data))] if stage.task == "mlm" else found
-    )
-
-
-def _train(
-    job: _Job, student: PreTrainedModel, stage: Stage, techniques: list, folder: Path
-) -> None:
-    """Trains a stage and writes its folder whole or not at all."""
-    start = time.perf_counter()
-    run = cache_dir() / "runs" / folder.name
-    if stage.task == "mlm":
-        student, notes = _pretrain(job, student, stage)
-    else:
-        student, notes = train_stage(
-            student,
-            job.teacher.tokenizer,
-            job.data,
-            stage.objective,
-            job.budget,
-            run,
-            job.teacher.model,
-            job.seed,
-            job.profile.precision,
-            job.progress,
-            device=job.device,
-            finalize=lambda model: artefact.finalize(model, techniques),
-            techniques=stage.techniques,
-        )
-    notes |= {
-        "name": stage.name,
-        "key": folder.name,
-        "seconds": round(time.perf_counter() - start, 1),
-    }
-    with staged_folder(folder) as partial:
-        tensors = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items()}
-        save_file(tensors, partial / "student.safetensors")
-        write_json(partial / "notes.json", notes)
-    shutil.rmtree(run, ignore_errors=True)  # its checkpoints are three times the model
-
-
-def _steps(job: _Job, stage: Stage) -> int:
-    """How long a stage trains: an epoch is the task's rows, or the texts that ``mlm`` reads."""
-    rows = job.data.train if stage.task != "mlm" else settings.texts_for(job.profile, job.data)
-    return job.budget.total_steps(len(rows))
-
-
-def _pretrain(job: _Job, student: PreTrainedModel, stage: Stage) -> tuple[PreTrainedModel, dict]:
-    """A stage of guessing masked words, by the encoder of a classifier; not resumable within."""
-    budget, tokenizer = job.budget, job.teacher.tokenizer
-    texts, steps = settings.texts_for(job.profile, job.data), _steps(job, stage)
-    device = job.device or default_device()
-    precision = job.profile.precision
-    if budget.dropout is not None:
-        set_dropout_(student, budget.dropout)
-    student = student.to(device)
-    model = mlm.under_head(student, settings.backbone_for(job.profile), job.seed).to(device)
-    losses = mlm.pretrain(
-        model,
-        tokenizer,
-        texts,
-        steps,
-        budget.batch_size,
-        budget.learning_rate,
-        budget.warmup,
-        budget.weight_decay,
-        seed=job.seed,
-        bf16=precision == "bf16" or (precision == "auto" and bf16_is_fast(device)),
-        max_length=budget.max_length,
-        progress=job.progress,
-        techniques=stage.techniques,
-    )
-    tenth = max(steps // 20, 1)
-    means = [
-        {"step": i + tenth, "loss": round(float(np.mean(losses[i : i + tenth])), 6)}
-        for i in range(0, steps - tenth + 1, tenth)
-    ]
-    return student.eval(), {"steps": steps, "rows": len(texts), "task": "mlm", "losses": means}
-
-
 def _measure(
-    job: _Job,
+    job: Job,
     student: PreTrainedModel,
     tokenizer,
     stages: list[dict],

@@ -24,7 +24,8 @@ from xtclib.files import sha256, staged_folder, write_json
 from xtclib.glue import Task, TaskData, find_task
 from xtclib.metrics import majority, score
 from xtclib.models import check_finite, load_classifier
-from xtclib.recipes import Budget, Objective
+from xtclib.objectives import Objective
+from xtclib.recipes import Budget
 from xtclib.training import train_stage
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

@@ -17,10 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 from transformers import (
@@ -34,24 +33,19 @@ from transformers import (
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from xtclib import attention, structure
+from xtclib import attention, matching
 from xtclib.batches import LengthGroupedSampler, Rows, collate
-from xtclib.distillation import (
-    attention_mse,
-    hidden_mse,
-    kl_divergence,
-    layer_map,
-    mapped,
-    soft_cross_entropy,
-)
 from xtclib.evaluation import evaluate
 from xtclib.files import write_json
 from xtclib.glue import Split, TaskData
 from xtclib.interface import Technique
-from xtclib.models import encoder_layers
-from xtclib.recipes import Budget, Objective
+from xtclib.matching import Reader
+from xtclib.models import embeddings, encoder_layers
+from xtclib.objectives import Objective, distillation_loss
+from xtclib.recipes import Budget
 
 # By name: importing the notebook's one would need IPython.
+PROJECTIONS = "distillation_projections"  # a student's, while it trains
 PRINTERS = ("PrinterCallback", "ProgressCallback", "NotebookProgressCallback")
 
 
@@ -83,52 +77,6 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def distillation_loss(
-    objective: Objective, student, teacher, labels: Tensor, mask: Tensor, layers: list[int]
-) -> dict[str, Tensor]:
-    """Every term of an objective, weighted, by name; their sum is the loss.
-
-    ``student`` and ``teacher`` are model outputs with hidden states and scores where those terms
-    are on; ``layers`` maps student states to teacher states. Source: XTC, arXiv:2206.01859,
-    section 2, after TinyBERT and TernaryBERT; see :class:`xtclib.recipes.Objective`.
-    """
-    regression = student.logits.shape[-1] == 1
-    seen = mask if objective.masked else None
-    terms: dict[str, Tensor] = {}
-    if objective.labels:
-        hard = (
-            F.mse_loss(student.logits.squeeze(-1), labels.float())
-            if regression
-            else F.cross_entropy(student.logits, labels)
-        )
-        terms["labels"] = objective.labels * hard
-    if objective.logits:
-        terms["logits"] = objective.logits * _logits_loss(objective, student, teacher, regression)
-    if objective.hidden_states:
-        targets = mapped(teacher.hidden_states, layers)
-        pairs = zip(student.hidden_states, targets, strict=True)
-        terms["hidden_states"] = objective.hidden_states * sum(
-            hidden_mse(s, t.to(s.dtype), seen) for s, t in pairs
-        )
-    if objective.attention_scores:
-        # Layer i turns state i-1 into state i: the scores that belong to state i have index i-1.
-        targets = mapped(teacher.attentions, [max(i, 1) - 1 for i in layers[1:]])
-        pairs = zip(student.attentions, targets, strict=True)
-        terms["attention_scores"] = objective.attention_scores * sum(
-            attention_mse(s, t.to(s.dtype), seen) for s, t in pairs
-        )
-    return terms
-
-
-def _logits_loss(objective: Objective, student, teacher, regression: bool) -> Tensor:
-    target = teacher.logits.float()
-    if regression:
-        return F.mse_loss(student.logits, target)
-    if objective.logits_loss == "kl_divergence":
-        return kl_divergence(student.logits, target, objective.temperature)
-    return soft_cross_entropy(student.logits, target, objective.temperature, objective.per_class)
-
-
 class DistillationTrainer(Trainer):
     """Trains a student by an objective, with a frozen teacher where the objective needs one.
 
@@ -158,17 +106,15 @@ class DistillationTrainer(Trainer):
         self.objective, self._sampler, self.techniques = objective, sampler, techniques
         self.terms: dict[str, float] = {}
         self._counted = 0  # batches in `terms`
-        self.teacher, self._layers = None, []
+        self.teacher, self._pairs = None, {}
         if objective.needs_teacher:
             if teacher is None:
                 raise ValueError("this objective compares with a teacher, but none was given")
+            objective.check(model, teacher)
+            self._pairs = objective.pairs(model, teacher)
             self.teacher = prepare_teacher(teacher, self.args.device, bf16)
-            depth = len(encoder_layers(model)), len(encoder_layers(teacher))
-            if objective.hidden_states or objective.attention_scores:
-                self._layers = layer_map(*depth, objective.layer_map)
-        if objective.attention_scores:
-            _check_heads(model, teacher, self._layers)
-            attention.use(model)
+            self._read_teacher = Reader(self.teacher, objective.reads)
+        self._read = Reader(model, objective.reads)
 
     def create_optimizer(self, model=None):
         """Trainer's, with a group of its own for the scores of masks and gates: a faster rate."""
@@ -191,21 +137,18 @@ class DistillationTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
         labels = inputs.pop("labels")
-        wanted = {
-            "output_hidden_states": bool(self.objective.hidden_states),
-            "output_attentions": bool(self.objective.attention_scores),
-        }
         teacher = None
         if self.teacher is not None:
             # Not inference mode: its tensors cannot be saved for the student's backward.
             with torch.no_grad(), self._autocast():
-                teacher = self.teacher(**inputs, **wanted)
+                teacher = self._read_teacher(self.teacher, **inputs)
         with self._autocast():
-            student = model(**inputs, **wanted)
+            student = self._read(model, **inputs)
         student.logits = student.logits.float()
         terms = distillation_loss(
-            self.objective, student, teacher, labels, inputs["attention_mask"], self._layers
-        )
+            self.objective, student, teacher, labels, inputs["attention_mask"], self._now(),
+            getattr(self.model, PROJECTIONS, None),
+        )  # fmt: skip
         penalties = [t.penalty(model) for t in self.techniques]
         if any(penalty is not None for penalty in penalties):
             terms["penalty"] = sum(penalty for penalty in penalties if penalty is not None)
@@ -213,7 +156,18 @@ class DistillationTrainer(Trainer):
             self.terms[name] = self.terms.get(name, 0.0) + value.detach()
         self._counted += 1
         loss = sum(terms.values())
-        return (loss, student) if return_outputs else loss
+        return (loss, student.output) if return_outputs else loss
+
+    def close(self) -> None:
+        """Leaves the student as an ordinary model, without hooks."""
+        self._read.close()
+
+    def _now(self) -> dict[str, list]:
+        """The pairs of states that count in this step: all, or those of one layer."""
+        if not self.objective.progressive:
+            return self._pairs
+        step, total = self.state.global_step, self.state.max_steps
+        return only(self._pairs, turn(step, total, len(encoder_layers(self.model))))
 
     def _autocast(self):
         if not self.bf16:
@@ -240,16 +194,42 @@ def prepare_teacher(teacher: PreTrainedModel, device, bf16: bool) -> PreTrainedM
     return teacher
 
 
-def _check_heads(student: PreTrainedModel, teacher: PreTrainedModel, layers: list[int]) -> None:
-    """Scores are compared head by head: a layer with fewer heads than its teacher's has none."""
-    ours, theirs = structure.widths(student), structure.widths(teacher)
-    for index, target in enumerate(layers[1:]):
-        pair = ours[index]["heads"], theirs[max(target, 1) - 1]["heads"]
-        if pair[0] != pair[1]:
-            raise ValueError(
-                f"attention_scores compares head by head, but layer {index} of the student has "
-                f"{pair[0]} heads and its teacher's {pair[1]}: leave the term out of this stage"
-            )
+def turn(step: int, total: int, depth: int) -> int:
+    """Which state is trained at a step, 0-based, of progressive transfer: 0 to ``depth`` in turn.
+
+    >>> [turn(step, 6, 2) for step in range(6)]
+    [0, 0, 1, 1, 2, 2]
+    """
+    return min(step * (depth + 1) // total, depth)
+
+
+def only(pairs: dict[str, list], state: int) -> dict[str, list]:
+    """The pairs of one of the student's states.
+
+    >>> only({"hidden_states": [(0, 0), (1, 2)]}, 1)
+    {'hidden_states': [(1, 2)]}
+    """
+    return {name: [pair for pair in found if pair[0] == state] for name, found in pairs.items()}
+
+
+def learn_in_turn_(model: PreTrainedModel, step: int, total: int) -> int:
+    """Lets only the part learn whose turn it is, embeddings or a layer; returns its state."""
+    parts = [embeddings(model), *encoder_layers(model)]
+    state = turn(step, total, len(parts) - 1)
+    model.requires_grad_(False)
+    parts[state].requires_grad_(True)
+    return state
+
+
+class _InTurn(TrainerCallback):
+    """Progressive transfer: the parts of the student learn one after the other."""
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        learn_in_turn_(model, state.global_step, state.max_steps)
+        getattr(model, PROJECTIONS).requires_grad_(True)
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        model.requires_grad_(True)
 
 
 class _Steps(TrainerCallback):
@@ -374,6 +354,12 @@ def train_stage(
         settled = max((t.settled for t in techniques), default=0.0)
         best = _KeepBest(max(total // budget.evaluations, 1), folder, scored, settled)
         callbacks.append(best)
+    if objective.progressive:
+        callbacks.append(_InTurn())
+    if objective.needs_teacher and teacher is not None:
+        objective.check(student, teacher)
+        found = matching.projections(objective.matches, student, teacher)
+        setattr(student, PROJECTIONS, found)  # so that they are saved and resumed with it
     regression = data.task.is_regression
     trainer = DistillationTrainer(
         student,
@@ -397,8 +383,11 @@ def train_stage(
             shutil.rmtree(partial)
     checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.close()
     if best is not None and best.weights.exists():
         student.load_state_dict(load_file(best.weights))
+    if hasattr(student, PROJECTIONS):
+        delattr(student, PROJECTIONS)
     notes = {
         "steps": total,
         "rows": len(rows),

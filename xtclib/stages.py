@@ -1,0 +1,225 @@
+"""The stages of a run: techniques put on a student, then training, or reading what was trained."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from xtclib import artefact, mlm, settings, structure, teachers
+from xtclib.batches import Calibration
+from xtclib.files import staged_folder, write_json
+from xtclib.glue import TaskData
+from xtclib.interface import Technique
+from xtclib.models import load_classifier
+from xtclib.recipes import Budget, Recipe, Stage
+from xtclib.settings import Profile
+from xtclib.teachers import Teacher, cache_dir, key, load_tokenizer
+from xtclib.training import bf16_is_fast, default_device, set_dropout_, train_stage
+
+
+@dataclass(frozen=True)
+class Job:
+    """What holds for every stage of a run."""
+
+    recipe: Recipe
+    profile: Profile
+    budget: Budget
+    budget_name: str
+    seed: int
+    data: TaskData
+    teacher: Teacher
+    progress: bool
+    device: str | None
+
+
+def _fresh(model: PreTrainedModel) -> PreTrainedModel:
+    return copy.deepcopy(model).requires_grad_(True)
+
+
+def backbone(job: Job) -> PreTrainedModel:
+    """The profile's pre-trained model under a fresh classifier; it reads what the teacher reads."""
+    path = settings.backbone_for(job.profile)
+    words, theirs = (t.get_vocab() for t in (load_tokenizer(path), job.teacher.tokenizer))
+    if words != theirs:
+        raise ValueError(
+            f"recipe {job.recipe.name} starts from {path}, whose vocabulary of {len(words)} tokens "
+            f"is not its teacher's of {len(theirs)}: choose the profile of the teacher's backbone"
+        )
+    return load_classifier(path, job.data.task, job.seed).eval()
+
+
+def applied(
+    job: Job, student: PreTrainedModel, techniques: Iterable[Technique]
+) -> tuple[PreTrainedModel, Job]:
+    """A student with techniques on, and the job with a teacher that reads the same token ids."""
+    student = _fresh(student)
+    for technique in techniques:
+        rows = Calibration(job.data, job.teacher.tokenizer, job.budget.max_length)
+        student = technique.apply(student, rows)
+        model, tokenizer = technique.reads(job.teacher.model, job.teacher.tokenizer, rows)
+        job = replace(job, teacher=replace(job.teacher, model=model, tokenizer=tokenizer))
+    return student, job
+
+
+def check_applies(job: Job, begun: PreTrainedModel) -> tuple[PreTrainedModel, object]:
+    """The recipe's untrained counterpart, finalized, and its tokenizer.
+
+    Every bad setting shows here, before training: each stage's schedules run for one idle step.
+    """
+    model = begun
+    for stage in job.recipe.stages:
+        model, job = applied(job, model, stage.techniques)
+        idle = copy.deepcopy(model)
+        for technique in stage.techniques if stage.trains else ():
+            technique.before_step(idle, 0, 2)
+            technique.after_step(idle, 0, 2, 0.0)
+        _check_stage(job, stage, idle)
+    return artefact.finalize(model, job.recipe.techniques), job.teacher.tokenizer
+
+
+def _check_stage(job: Job, stage: Stage, student: PreTrainedModel) -> None:
+    """Raises for an objective by which this student and its teacher cannot be compared."""
+    if stage.task == "mlm":
+        path = settings.backbone_for(job.profile)
+        if _has_head(stage):
+            student = mlm.under_head(student, path, job.seed)
+        if stage.objective:
+            mlm.check_comparable(stage.objective, student, mlm.load_masked_lm(path, job.seed))
+    elif stage.objective:
+        stage.objective.check(student, job.teacher.model)
+
+
+def _has_head(stage: Stage) -> bool:
+    """Whether an ``mlm`` stage guesses words, or only compares layers."""
+    return stage.objective is None or bool(stage.objective.labels or stage.objective.logits)
+
+
+def trained(
+    job: Job, student: PreTrainedModel, stage: Stage, techniques: list, before: list[dict]
+) -> tuple[PreTrainedModel, dict]:
+    """One stage, trained or read from the cache, whose key holds all that went into it."""
+    name = key(
+        job.teacher.key,
+        job.data.fingerprint,
+        [t.to_dict() for t in techniques],
+        stage.objective.to_dict() if stage.objective else stage.task,
+        asdict(stage.budget(job.budget)),
+        job.seed,
+        job.profile.precision,
+        [s["key"] for s in before],
+        torch.__version__,
+        transformers.__version__,
+        *_start(job, stage),
+        *(structure.uneven(student) or ()),  # what a criterion removed may change with its code
+    )
+    folder = cache_dir() / "stages" / name
+    with teachers.locked(name):
+        if not (folder / "notes.json").is_file():
+            _train(job, student, stage, techniques, folder)
+    if job.budget.dropout is not None:
+        set_dropout_(student, job.budget.dropout)
+    student.load_state_dict(load_file(folder / "student.safetensors"))
+    return student, json.loads((folder / "notes.json").read_text())
+
+
+def _start(job: Job, stage: Stage) -> list:
+    """What a stage's key holds beside the teacher: its backbone, and the texts it reads."""
+    found = [job.recipe.start] if job.recipe.start != "teacher" else []
+    path = settings.backbone_for(job.profile) if found or stage.task == "mlm" else ""
+    if path and job.teacher.made_from.get("backbone") != teachers.weights_id(path):
+        found.append(teachers.weights_id(path))
+    return (
+        [*found, key(settings.texts_for(job.profile, job.data))] if stage.task == "mlm" else found
+    )
+
+
+def _train(
+    job: Job, student: PreTrainedModel, stage: Stage, techniques: list, folder: Path
+) -> None:
+    """Trains a stage and writes its folder whole or not at all."""
+    start = time.perf_counter()
+    run = cache_dir() / "runs" / folder.name
+    if stage.task == "mlm":
+        student, notes = _pretrain(job, student, stage)
+    else:
+        student, notes = train_stage(
+            student,
+            job.teacher.tokenizer,
+            job.data,
+            stage.objective,
+            stage.budget(job.budget),
+            run,
+            job.teacher.model,
+            job.seed,
+            job.profile.precision,
+            job.progress,
+            device=job.device,
+            finalize=lambda model: artefact.finalize(model, techniques),
+            techniques=stage.techniques,
+        )
+    notes |= {
+        "name": stage.name,
+        "key": folder.name,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    with staged_folder(folder) as partial:
+        tensors = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items()}
+        save_file(tensors, partial / "student.safetensors")
+        write_json(partial / "notes.json", notes)
+    shutil.rmtree(run, ignore_errors=True)  # its checkpoints are three times the model
+
+
+def steps_of(job: Job, stage: Stage) -> int:
+    """How long a stage trains: an epoch is the task's rows, or the texts that ``mlm`` reads."""
+    rows = job.data.train if stage.task != "mlm" else settings.texts_for(job.profile, job.data)
+    return stage.budget(job.budget).total_steps(len(rows))
+
+
+def _pretrain(job: Job, student: PreTrainedModel, stage: Stage) -> tuple[PreTrainedModel, dict]:
+    """A stage of guessing masked words, by the encoder of a classifier; not resumable within."""
+    budget, tokenizer = stage.budget(job.budget), job.teacher.tokenizer
+    texts, steps = settings.texts_for(job.profile, job.data), steps_of(job, stage)
+    device = job.device or default_device()
+    precision = job.profile.precision
+    if budget.dropout is not None:
+        set_dropout_(student, budget.dropout)
+    student = student.to(device)
+    path, model, teacher = settings.backbone_for(job.profile), student, None
+    if _has_head(stage):
+        model = mlm.under_head(student, path, job.seed).to(device)
+    if stage.objective and stage.objective.needs_teacher:
+        teacher = mlm.load_masked_lm(path, job.seed)
+    losses = mlm.pretrain(
+        model,
+        tokenizer,
+        texts,
+        steps,
+        budget.batch_size,
+        budget.learning_rate,
+        budget.warmup,
+        budget.weight_decay,
+        seed=job.seed,
+        bf16=precision == "bf16" or (precision == "auto" and bf16_is_fast(device)),
+        max_length=budget.max_length,
+        progress=job.progress,
+        techniques=stage.techniques,
+        objective=stage.objective,
+        teacher=teacher,
+    )
+    tenth = max(steps // 20, 1)
+    means = [
+        {"step": i + tenth, "loss": round(float(np.mean(losses[i : i + tenth])), 6)}
+        for i in range(0, steps - tenth + 1, tenth)
+    ]
+    return student.eval(), {"steps": steps, "rows": len(texts), "task": "mlm", "losses": means}
