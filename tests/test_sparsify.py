@@ -16,10 +16,10 @@ from xtclib.masked import MaskedLinear, SparseLinear
 from xtclib.models import encoder_linears
 from xtclib.objectives import Objective
 from xtclib.packing import encode, pack
-from xtclib.pruning import PruneVocabulary, PruneWidth
+from xtclib.pruning import LearnGates, PruneVocabulary, PruneWidth
 from xtclib.recipes import Budget
 from xtclib.sparsify import ReweightedProximal, Sparsify, sparsity_of
-from xtclib.techniques import PruneHeads, Quantize, apply_all
+from xtclib.techniques import PruneHeads, Quantize, apply_all, technique
 from xtclib.training import train_stage
 
 
