@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel, BertConfig, ViTConfig
 
 from xtclib import architectures
 from xtclib.architectures import ARCHITECTURES, build, config_of
+from xtclib.shallow import BiLSTMClassifier, BiLSTMConfig, CNNClassifier, CNNConfig
 
 # Counted by others: the papers' tables or `transformers` documentation, without a head.
 KNOWN = {
@@ -46,15 +47,15 @@ def test_models_take_no_memory():
 @pytest.mark.parametrize(
     "model, labels",
     [
-        (architectures.BiLSTMClassifier(50, 8, 6, 5, 3), 3),
-        (architectures.CNNClassifier(50, 8, 4, (2, 3), 3), 3),
+        (BiLSTMClassifier(BiLSTMConfig(vocab_size=50, hidden_size=6, num_labels=3)), 3),
+        (CNNClassifier(CNNConfig(vocab_size=50, filters=4, widths=(2, 3), num_labels=3)), 3),
     ],
     ids=["bilstm", "cnn"],
 )
 def test_our_own_models_give_logits_that_depend_on_the_words(model, labels):
     torch.manual_seed(0)
     ids = torch.randint(50, (4, 7))
-    logits = model(ids)
+    logits = model(ids).logits
     assert logits.shape == (4, labels)
     assert not torch.allclose(logits[0], logits[1])
     logits.sum().backward()

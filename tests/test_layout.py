@@ -8,9 +8,9 @@ import pytest
 FOLDER = Path(__file__).resolve().parent.parent / "xtclib"
 FLOORS = {
     "ground": "files costs quantizers distillation packing sparsity published onnx_graph",
-    "one": "layers masked attention glue metrics english grammar mini",
-    "two": "batches interface models matching vocabulary structure architectures breakdown latency "
-    "first_principles sparsify pruning techniques",
+    "one": "layers masked attention shallow glue metrics english grammar mini",
+    "two": "batches augmentation interface models matching vocabulary structure splitting architectures breakdown latency "
+    "first_principles sparsify pruning students theseus techniques",
     "three": "sensitivity artefact ledger onnx_export deployment objectives recipes evaluation",
     "four": "training teachers mlm",
     "five": "settings results stages study",

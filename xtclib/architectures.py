@@ -27,6 +27,8 @@ from transformers import (
     SqueezeBertConfig,
 )
 
+from xtclib.shallow import BiLSTMConfig, CNNConfig
+from xtclib.splitting import double_, is_split
 from xtclib.structure import resize_, saved_widths
 
 
@@ -119,57 +121,7 @@ class ElmoClassifier(nn.Module):
         return self.classifier(torch.cat([ahead, back.flip(0)], -1).amax(0))
 
 
-class BiLSTMClassifier(nn.Module):
-    """The student of Tang et al. 2019, arXiv:1903.12136: one bidirectional LSTM of 150 units.
-
-    Word vectors of 300 dimensions, the two last states, 200 ReLU units, logits.
-    """
-
-    def __init__(
-        self,
-        vocab_size: int = 30522,
-        embedding: int = 300,
-        hidden: int = 150,
-        wide: int = 200,
-        num_labels: int = 2,
-    ):
-        super().__init__()
-        self.embedding = nn.Embedding(vocab_size, embedding)
-        self.lstm = nn.LSTM(embedding, hidden, bidirectional=True, batch_first=True)
-        self.dense = nn.Linear(2 * hidden, wide)
-        self.classifier = nn.Linear(wide, num_labels)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """[batch, length] → logits [batch, labels]."""
-        states = self.lstm(self.embedding(input_ids))[1][0]  # (2, batch, hidden)
-        return self.classifier(self.dense(torch.cat([*states], -1)).relu())
-
-
-class CNNClassifier(nn.Module):
-    """Kim 2014, arXiv:1408.5882: 100 filters each of widths 3, 4 and 5 over word vectors."""
-
-    def __init__(
-        self,
-        vocab_size: int = 30522,
-        embedding: int = 300,
-        filters: int = 100,
-        widths: tuple[int, ...] = (3, 4, 5),
-        num_labels: int = 2,
-    ):
-        super().__init__()
-        self.embedding = nn.Embedding(vocab_size, embedding)
-        self.filters = nn.ModuleList(
-            nn.Conv1d(embedding, filters, width, padding=width - 1) for width in widths
-        )
-        self.classifier = nn.Linear(filters * len(widths), num_labels)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """[batch, length] → logits [batch, labels]."""
-        x = self.embedding(input_ids).transpose(1, 2)  # (batch, embedding, length)
-        return self.classifier(torch.cat([conv(x).relu().amax(-1) for conv in self.filters], -1))
-
-
-OWN = (ElmoClassifier, BiLSTMClassifier, CNNClassifier)  # beside those of `transformers`
+OWN = (ElmoClassifier,)  # beside those of `transformers`
 
 _DEVLIN = "Devlin et al. 2019, arXiv:1810.04805"
 _PKD = "Sun et al. 2019, arXiv:1908.09355"
@@ -243,9 +195,9 @@ _ROWS: list[tuple[str, str, str, Callable]] = [
         "bilstm",
         "a bidirectional LSTM of 150 units",
         "Tang et al. 2019, arXiv:1903.12136",
-        BiLSTMClassifier,
+        BiLSTMConfig,
     ),
-    ("cnn", "300 filters over word vectors", "Kim 2014, arXiv:1408.5882", CNNClassifier),
+    ("cnn", "300 filters over word vectors", "Kim 2014, arXiv:1408.5882", CNNConfig),
     *(
         (
             f"bert-{layers}-{hidden}",
@@ -325,4 +277,6 @@ def build(source: str | Path | PretrainedConfig | nn.Module) -> nn.Module:
         model = AutoModelForSequenceClassification.from_config(config).eval()
     if saved_widths(found):
         resize_(model, saved_widths(found))
+    if is_split(found):
+        double_(model)
     return model

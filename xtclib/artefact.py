@@ -27,7 +27,7 @@ from transformers import (
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from xtclib import attention, structure
+from xtclib import attention, shallow, structure  # noqa: F401 - registers its models
 from xtclib.files import staged_folder
 from xtclib.layers import PackedLinear, QuantEmbedding, QuantLinear, _Packed, linear_of
 from xtclib.masked import MaskedLinear, SparseLinear

@@ -97,6 +97,7 @@ class Calibration:
     """The rows of a task that a technique may look at before training, and how they are read.
 
     ``rows`` of them are drawn by ``seed`` for what runs the model; all are counted for words.
+    ``initial`` is the seed of weights that a technique draws anew: the run's.
     """
 
     data: TaskData
@@ -105,6 +106,7 @@ class Calibration:
     rows: int = 256
     batch_size: int = 8
     seed: int = 0
+    initial: int = 0
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
         """Collated batches with labels, the same at every call."""

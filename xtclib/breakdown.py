@@ -59,6 +59,8 @@ FAMILIES = (
     "roberta",
     "squeezebert",
     "xlm-roberta",
+    "xtc-bilstm",
+    "xtc-cnn",
 )
 
 # The first pattern that a module's name matches says which component it is.
@@ -191,7 +193,7 @@ def _usable(config: PretrainedConfig) -> int:
 def positions(model: nn.Module) -> int | None:
     """The longest input that a model takes; ``None`` if it has no positions."""
     config = getattr(model, "config", None)
-    return None if config is None else _usable(config)
+    return _usable(config) if hasattr(config, _positions_name(config)) else None
 
 
 def run_on(model: nn.Module, ids: Tensor) -> None:

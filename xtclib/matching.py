@@ -243,7 +243,7 @@ class Reader:
 
 def wanted(matches: Iterable[Match]) -> set[str]:
     """The signals that terms read."""
-    return {TERMS[match.term].reads for match in matches if match.weight}
+    return {TERMS[match.term].reads for match in matches}
 
 
 def projections(
@@ -254,10 +254,10 @@ def projections(
     The identity where the widths agree, else PyTorch's default. Source: ``W_h`` of TinyBERT,
     arXiv:1909.10351, equation 8, one for all layers.
     """
-    ours, theirs = student.config.hidden_size, teacher.config.hidden_size
     found = nn.ModuleDict()
     for match in matches:
-        if match.projection and match.weight:
+        if match.projection:
+            ours, theirs = student.config.hidden_size, teacher.config.hidden_size
             found[match.term] = nn.Linear(ours, theirs, bias=False)
             if ours == theirs:
                 nn.init.eye_(found[match.term].weight)

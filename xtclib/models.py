@@ -22,6 +22,7 @@ from xtclib.masked import HardConcrete, MaskedLinear, SparseLinear
 def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The encoder's list of layers; ``TypeError`` if the model has none at ``encoder.layer``."""
     encoder = getattr(model.base_model, "encoder", None)
+    encoder = encoder or getattr(model.base_model, "transformer", None)  # DistilBERT's name
     layers = getattr(encoder, "layer", None)
     if not isinstance(layers, nn.ModuleList):
         raise TypeError(
@@ -152,6 +153,15 @@ def check_plain(model: nn.Module, what: str, allowed: type = nn.Linear) -> None:
         if isinstance(linear, (QuantLinear, MaskedLinear)):
             other = "quantize" if isinstance(linear, QuantLinear) else "sparsify"
             raise ValueError(f"{what} comes before {other}: list it first")
+
+
+def spread(count: int, depth: int) -> list[int]:
+    """``count`` 0-based layers of ``depth``, evenly spread and ending with the last.
+
+    >>> spread(6, 12), spread(4, 12)
+    ([1, 3, 5, 7, 9, 11], [2, 5, 8, 11])
+    """
+    return [(i + 1) * depth // count - 1 for i in range(count)]
 
 
 def validate_keep(keep: Sequence[int], depth: int) -> list[int]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+from xtclib.augmentation import Augmentation
 from xtclib.files import unknown
 from xtclib.interface import Technique
 from xtclib.objectives import Objective
@@ -121,7 +122,7 @@ class Stage:
     ``task``: ``its own``, the recipe's, or ``mlm``, guessing masked words; there an objective's
     ``labels`` are the masked words, its ``logits`` the probabilities that the pre-trained teacher
     gives to them, and without one the words alone are learned. ``length`` and ``rate`` multiply the
-    budget's steps and learning rate.
+    budget's steps and learning rate; ``augmentation`` adds rows to learn from, not steps.
     """
 
     name: str
@@ -130,10 +131,16 @@ class Stage:
     task: str = "its own"
     length: float = 1.0
     rate: float = 1.0
+    augmentation: Augmentation | None = None
 
     def __post_init__(self) -> None:
         if self.task not in TASKS_OF_A_STAGE:
             raise unknown("task of a stage", self.task, TASKS_OF_A_STAGE)
+        if self.augmentation and (self.task == "mlm" or not self.objective):
+            raise ValueError(
+                f"stage {self.name!r}: augmentation makes more rows of the task, and this stage "
+                "does not train on them: leave it out"
+            )
         for name in ("length", "rate"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
@@ -225,6 +232,7 @@ class Recipe:
                         **({"objective": s.objective.to_dict()} if s.objective else {}),
                         **({"task": s.task} if s.task != "its own" else {}),
                         **{n: getattr(s, n) for n in ("length", "rate") if getattr(s, n) != 1},
+                        **({"augmentation": s.augmentation.to_dict()} if s.augmentation else {}),
                     }
                 }
                 for s in self.stages
@@ -261,6 +269,8 @@ def from_dict(name: str, values: dict) -> Recipe:
             objective = _objective(objective)
         techniques = tuple(technique(t) for t in body.get("techniques") or ())
         rest = {k: v for k, v in body.items() if k in ("task", "length", "rate")}
+        if body.get("augmentation") is not None:
+            rest["augmentation"] = Augmentation.read(body["augmentation"])
         stages.append(Stage(title, techniques, objective, **rest))
     return Recipe(
         name,

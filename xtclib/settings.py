@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForPreTraining
 
 from xtclib import teachers
 from xtclib.files import staged_folder, unknown
@@ -154,9 +154,9 @@ def texts_for(profile_: Profile | str, data: TaskData) -> list[str]:
 
 
 def _random_backbone() -> Path:
-    """A random 12-layer BERT, 32 wide, with the built-in vocabulary: made once, a second."""
+    """A random 12-layer BERT, 32 wide, with a head for masked words: made once, in a second."""
     tokenizer = load_tokenizer(ROOT / "data" / "mini" / "backbone", 48)
-    folder = cache_dir() / "backbones" / f"random-12x32-{key(tokenizer.get_vocab())}"
+    folder = cache_dir() / "backbones" / f"random-12x32-mlm-{key(tokenizer.get_vocab())}"
     with teachers.locked(folder.name):
         if not (folder / "model.safetensors").is_file():
             _make_random(tokenizer, folder)
@@ -174,7 +174,7 @@ def _make_random(tokenizer, folder: Path) -> None:
         initializer_range=0.1,
     )
     torch.manual_seed(0)
-    model = BertForSequenceClassification(config).bert
+    model = BertForPreTraining(config)
     with staged_folder(folder) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)

@@ -16,10 +16,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from xtclib import artefact, mlm, settings, structure, teachers
+from xtclib import artefact, augmentation, mlm, settings, structure, teachers
+from xtclib.augmentation import Augmentation
 from xtclib.batches import Calibration
 from xtclib.files import staged_folder, write_json
-from xtclib.glue import TaskData
+from xtclib.glue import Split, TaskData
 from xtclib.interface import Technique
 from xtclib.models import load_classifier
 from xtclib.recipes import Budget, Recipe, Stage
@@ -65,7 +66,7 @@ def applied(
     """A student with techniques on, and the job with a teacher that reads the same token ids."""
     student = _fresh(student)
     for technique in techniques:
-        rows = Calibration(job.data, job.teacher.tokenizer, job.budget.max_length)
+        rows = Calibration(job.data, job.teacher.tokenizer, job.budget.max_length, initial=job.seed)
         student = technique.apply(student, rows)
         model, tokenizer = technique.reads(job.teacher.model, job.teacher.tokenizer, rows)
         job = replace(job, teacher=replace(job.teacher, model=model, tokenizer=tokenizer))
@@ -120,6 +121,7 @@ def trained(
         [s["key"] for s in before],
         torch.__version__,
         transformers.__version__,
+        *([stage.augmentation.to_dict()] if stage.augmentation else ()),
         *_start(job, stage),
         *(structure.uneven(student) or ()),  # what a criterion removed may change with its code
     )
@@ -153,12 +155,16 @@ def _train(
     if stage.task == "mlm":
         student, notes = _pretrain(job, student, stage)
     else:
+        data, budget = job.data, stage.budget(job.budget)
+        if stage.augmentation:  # more rows, as many steps
+            data = replace(data, train=_augmented(job, stage.augmentation))
+            budget = replace(budget, steps=steps_of(job, stage), epochs=None)
         student, notes = train_stage(
             student,
             job.teacher.tokenizer,
-            job.data,
+            data,
             stage.objective,
-            stage.budget(job.budget),
+            budget,
             run,
             job.teacher.model,
             job.seed,
@@ -178,6 +184,22 @@ def _train(
         save_file(tensors, partial / "student.safetensors")
         write_json(partial / "notes.json", notes)
     shutil.rmtree(run, ignore_errors=True)  # its checkpoints are three times the model
+
+
+def _augmented(job: Job, how: Augmentation) -> Split:
+    """A task's rows with their copies, made once: all seeds share them."""
+    path, texts = settings.backbone_for(job.profile), job.teacher.tokenizer.get_vocab()
+    name = key(teachers.weights_id(path), job.data.train.fingerprint, how.to_dict(), texts)
+    file = cache_dir() / "augmented" / f"{name}.json"
+    with teachers.locked(name):
+        if not file.is_file():
+            model = mlm.load_masked_lm(path)
+            rows = augmentation.augment(
+                job.data.train, job.teacher.tokenizer, model, how, progress=job.progress
+            )
+            file.parent.mkdir(parents=True, exist_ok=True)
+            augmentation.save(rows, file)
+    return augmentation.load(file)
 
 
 def steps_of(job: Job, stage: Stage) -> int:

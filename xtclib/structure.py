@@ -30,7 +30,8 @@ def _widths(layer: nn.Module, config: PretrainedConfig) -> dict[str, int]:
         "heads": attention.num_attention_heads,
         "neurons": layer.intermediate.dense.out_features,
     }
-    usual = config.hidden_size // config.num_attention_heads
+    inner = getattr(config, "true_hidden_size", config.hidden_size)  # MobileBERT's, in its blocks
+    usual = inner // config.num_attention_heads
     if attention.attention_head_size != usual:  # the hidden width was cut, heads were not
         found["head_size"] = attention.attention_head_size
     return found

@@ -34,6 +34,7 @@ from xtclib.models import (
     refuse_longer_,
     refuse_packed,
     replace_module_,
+    spread,
     trim_positions_,
     validate_keep,
     word_embeddings,
@@ -42,7 +43,10 @@ from xtclib.packing import TRIT, packed_length
 from xtclib.pruning import LearnGates, PruneHeads, PruneNeurons, PruneVocabulary, PruneWidth
 from xtclib.quantizers import Scheme
 from xtclib.sparsify import ReweightedProximal, Sparsify
+from xtclib.splitting import SplitTernary
 from xtclib.structure import best, layer_influence
+from xtclib.students import CNN, BiLSTM, Bottleneck, Compact, DistilBert
+from xtclib.theseus import KeepSuccessors, ReplaceModules
 
 KEEP_NAMES = ("every-other", "top", "bottom", "importance")
 
@@ -99,7 +103,7 @@ class LayerReduction(Technique):
         stride, spare = divmod(depth, count)
         if spare and stride > 1:  # the release's choice for 5 of 12: 2, 4, 6, 8, 10
             return [stride * (i + 1) for i in range(count)]
-        return [(i + 1) * depth // count - 1 for i in range(count)]
+        return spread(count, depth)
 
     def count(self, depth: int) -> int:
         """How many layers remain; ``ValueError`` unless between 1 and ``depth``."""
@@ -305,6 +309,13 @@ TECHNIQUES: dict[str, type[Technique]] = {
     c.name: c
     for c in (
         LayerReduction,
+        Compact,
+        DistilBert,
+        Bottleneck,
+        BiLSTM,
+        CNN,
+        ReplaceModules,
+        KeepSuccessors,
         PruneHeads,
         PruneNeurons,
         PruneWidth,
@@ -313,6 +324,7 @@ TECHNIQUES: dict[str, type[Technique]] = {
         Sparsify,
         ReweightedProximal,
         Quantize,
+        SplitTernary,
         Storage,
     )
 }
