@@ -12,7 +12,7 @@ FLOORS = {
     "two": "batches augmentation interface models matching vocabulary structure splitting architectures breakdown latency "
     "first_principles sparsify pruning students theseus techniques",
     "three": "sensitivity artefact ledger onnx_export deployment objectives recipes evaluation",
-    "four": "training teachers mlm",
+    "four": "training teachers mlm dualtrain",
     "five": "settings results stages study",
     "top": "plot_style cost_plots deployment_plots pruning_plots tensor_plots plots widgets cli",
 }

@@ -42,6 +42,7 @@ _MODULES = {
     "deployment",
     "deployment_plots",
     "distillation",
+    "dualtrain",
     "english",
     "evaluation",
     "files",

@@ -28,7 +28,6 @@ from transformers import (
 )
 
 from xtclib.shallow import BiLSTMConfig, CNNConfig
-from xtclib.splitting import double_, is_split
 from xtclib.structure import resize_, saved_widths
 
 
@@ -277,6 +276,4 @@ def build(source: str | Path | PretrainedConfig | nn.Module) -> nn.Module:
         model = AutoModelForSequenceClassification.from_config(config).eval()
     if saved_widths(found):
         resize_(model, saved_widths(found))
-    if is_split(found):
-        double_(model)
     return model

@@ -29,6 +29,7 @@ from xtclib.costs import (
     convention,
 )
 from xtclib.layers import _Packed
+from xtclib.splitting import double_, is_split
 
 __all__ = [
     "COMPONENTS",
@@ -176,7 +177,16 @@ def known(source: str | Path | PretrainedConfig | nn.Module) -> nn.Module:
             f"the structure of {type(found).__name__} (model_type {kind!r}) is not known here; "
             f"known are {', '.join(FAMILIES)}"
         )
-    return build(found)
+    return _built(found)
+
+
+def _built(source: str | Path | PretrainedConfig | nn.Module) -> nn.Module:
+    """:func:`architectures.build`, with two of each layer whose weights were split in two."""
+    found = config_of(source) if isinstance(source, (str, Path)) else source
+    model = build(found)
+    if is_split(found):
+        double_(model)
+    return model
 
 
 def _positions_name(config: PretrainedConfig) -> str:
@@ -391,7 +401,7 @@ def flops(source: str | PretrainedConfig | nn.Module, batch: int = 1, length: in
 
     The check of :func:`break_down` that knows none of its formulas, and takes any classifier.
     """
-    model = build(source)
+    model = _built(source)
     with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
         run_on(model, torch.zeros(batch, length, dtype=torch.long))
     return int(counter.get_total_flops())

@@ -21,6 +21,7 @@ from xtclib.files import unknown
 from xtclib.interface import Technique
 from xtclib.objectives import Objective
 from xtclib.sparsify import Sparsify
+from xtclib.students import SmallVocabulary
 from xtclib.techniques import technique
 
 
@@ -111,7 +112,7 @@ def budget(name: str | Budget, known: dict[str, Budget]) -> Budget:
     return replace(known["A"], steps=None, epochs=float(match[1]))
 
 
-TASKS_OF_A_STAGE = ("its own", "mlm")
+TASKS_OF_A_STAGE = ("its own", "mlm", "dual")
 STARTS = ("teacher", "backbone")
 
 
@@ -121,8 +122,10 @@ class Stage:
 
     ``task``: ``its own``, the recipe's, or ``mlm``, guessing masked words; there an objective's
     ``labels`` are the masked words, its ``logits`` the probabilities that the pre-trained teacher
-    gives to them, and without one the words alone are learned. ``length`` and ``rate`` multiply the
-    budget's steps and learning rate; ``augmentation`` adds rows to learn from, not steps.
+    gives to them, and without one the words alone are learned; or ``dual``, where a student with a
+    vocabulary of its own learns beside a teacher (:mod:`xtclib.dualtrain`). ``length`` and ``rate``
+    multiply the budget's steps and learning rate; ``augmentation`` adds rows to learn from, not
+    steps.
     """
 
     name: str
@@ -136,7 +139,13 @@ class Stage:
     def __post_init__(self) -> None:
         if self.task not in TASKS_OF_A_STAGE:
             raise unknown("task of a stage", self.task, TASKS_OF_A_STAGE)
-        if self.augmentation and (self.task == "mlm" or not self.objective):
+        dual = any(isinstance(t, SmallVocabulary) for t in self.techniques)
+        if dual != (self.task == "dual") or (dual and self.objective):
+            raise ValueError(
+                f"stage {self.name!r}: a stage whose task is dual needs small_vocabulary among its "
+                "techniques and has a loss of its own, and no other stage takes that technique"
+            )
+        if self.augmentation and (self.task != "its own" or not self.objective):
             raise ValueError(
                 f"stage {self.name!r}: augmentation makes more rows of the task, and this stage "
                 "does not train on them: leave it out"
@@ -149,10 +158,10 @@ class Stage:
                     f"positive number, received {value!r}"
                 )
         for technique_ in self.techniques:
-            if technique_.learns and self.task == "mlm":
+            if technique_.learns and self.task != "its own":
                 raise ValueError(
-                    f"stage {self.name!r}: {technique_.name} learns scores, which mlm does not "
-                    "train: give it a stage with an objective"
+                    f"stage {self.name!r}: {technique_.name} learns scores, which {self.task} does "
+                    "not train: give it a stage with an objective"
                 )
             if (technique_.learns or technique_.settled) and not self.trains:
                 raise ValueError(
@@ -163,7 +172,7 @@ class Stage:
     @property
     def trains(self) -> bool:
         """Whether anything is learned in this stage."""
-        return self.objective is not None or self.task == "mlm"
+        return self.objective is not None or self.task != "its own"
 
     def budget(self, whole: Budget) -> Budget:
         """The recipe's budget at this stage's length and rate.

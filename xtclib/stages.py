@@ -16,7 +16,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from xtclib import artefact, augmentation, mlm, settings, structure, teachers
+from xtclib import artefact, augmentation, dualtrain, mlm, settings, structure, teachers
 from xtclib.augmentation import Augmentation
 from xtclib.batches import Calibration
 from xtclib.files import staged_folder, write_json
@@ -25,6 +25,7 @@ from xtclib.interface import Technique
 from xtclib.models import load_classifier
 from xtclib.recipes import Budget, Recipe, Stage
 from xtclib.settings import Profile
+from xtclib.students import SmallVocabulary
 from xtclib.teachers import Teacher, cache_dir, key, load_tokenizer
 from xtclib.training import bf16_is_fast, default_device, set_dropout_, train_stage
 
@@ -91,14 +92,19 @@ def check_applies(job: Job, begun: PreTrainedModel) -> tuple[PreTrainedModel, ob
 
 def _check_stage(job: Job, stage: Stage, student: PreTrainedModel) -> None:
     """Raises for an objective by which this student and its teacher cannot be compared."""
-    if stage.task == "mlm":
+    if stage.task == "its own" and stage.objective:
+        if stage.objective.needs_teacher and job.teacher.model is None:
+            raise ValueError(
+                f"stage {stage.name!r} compares with a teacher, but the student reads a vocabulary "
+                "of its own, which its teacher does not: let it learn from labels"
+            )
+        stage.objective.check(student, job.teacher.model)
+    elif stage.task == "mlm":
         path = settings.backbone_for(job.profile)
         if _has_head(stage):
             student = mlm.under_head(student, path, job.seed)
         if stage.objective:
             mlm.check_comparable(stage.objective, student, mlm.load_masked_lm(path, job.seed))
-    elif stage.objective:
-        stage.objective.check(student, job.teacher.model)
 
 
 def _has_head(stage: Stage) -> bool:
@@ -138,11 +144,13 @@ def trained(
 def _start(job: Job, stage: Stage) -> list:
     """What a stage's key holds beside the teacher: its backbone, and the texts it reads."""
     found = [job.recipe.start] if job.recipe.start != "teacher" else []
-    path = settings.backbone_for(job.profile) if found or stage.task == "mlm" else ""
+    path = settings.backbone_for(job.profile) if found or stage.task != "its own" else ""
     if path and job.teacher.made_from.get("backbone") != teachers.weights_id(path):
         found.append(teachers.weights_id(path))
     return (
-        [*found, key(settings.texts_for(job.profile, job.data))] if stage.task == "mlm" else found
+        [*found, key(settings.texts_for(job.profile, job.data))]
+        if stage.task != "its own"
+        else found
     )
 
 
@@ -152,7 +160,7 @@ def _train(
     """Trains a stage and writes its folder whole or not at all."""
     start = time.perf_counter()
     run = cache_dir() / "runs" / folder.name
-    if stage.task == "mlm":
+    if stage.task != "its own":
         student, notes = _pretrain(job, student, stage)
     else:
         data, budget = job.data, stage.budget(job.budget)
@@ -203,45 +211,43 @@ def _augmented(job: Job, how: Augmentation) -> Split:
 
 
 def steps_of(job: Job, stage: Stage) -> int:
-    """How long a stage trains: an epoch is the task's rows, or the texts that ``mlm`` reads."""
-    rows = job.data.train if stage.task != "mlm" else settings.texts_for(job.profile, job.data)
+    """How long a stage trains: an epoch is the task's rows, or the texts it reads."""
+    rows = job.data.train if stage.task == "its own" else settings.texts_for(job.profile, job.data)
     return stage.budget(job.budget).total_steps(len(rows))
 
 
 def _pretrain(job: Job, student: PreTrainedModel, stage: Stage) -> tuple[PreTrainedModel, dict]:
-    """A stage of guessing masked words, by the encoder of a classifier; not resumable within."""
-    budget, tokenizer = stage.budget(job.budget), job.teacher.tokenizer
-    texts, steps = settings.texts_for(job.profile, job.data), steps_of(job, stage)
-    device = job.device or default_device()
-    precision = job.profile.precision
+    """A stage on texts, by the encoder of a classifier; not resumable within."""
+    budget, texts = stage.budget(job.budget), settings.texts_for(job.profile, job.data)
+    steps, device = steps_of(job, stage), job.device or default_device()
+    precision, path = job.profile.precision, settings.backbone_for(job.profile)
     if budget.dropout is not None:
         set_dropout_(student, budget.dropout)
-    student = student.to(device)
-    path, model, teacher = settings.backbone_for(job.profile), student, None
-    if _has_head(stage):
-        model = mlm.under_head(student, path, job.seed).to(device)
-    if stage.objective and stage.objective.needs_teacher:
+    student, teacher = student.to(device), None
+    model = mlm.under_head(student, path, job.seed).to(device) if _has_head(stage) else student
+    if stage.task == "dual" or (stage.objective and stage.objective.needs_teacher):
         teacher = mlm.load_masked_lm(path, job.seed)
-    losses = mlm.pretrain(
-        model,
-        tokenizer,
-        texts,
-        steps,
-        budget.batch_size,
-        budget.learning_rate,
-        budget.warmup,
-        budget.weight_decay,
-        seed=job.seed,
-        bf16=precision == "bf16" or (precision == "auto" and bf16_is_fast(device)),
-        max_length=budget.max_length,
-        progress=job.progress,
-        techniques=stage.techniques,
-        objective=stage.objective,
-        teacher=teacher,
-    )
+    common = {
+        "batch": budget.batch_size,
+        "lr": budget.learning_rate,
+        "warmup": budget.warmup,
+        "weight_decay": budget.weight_decay,
+        "seed": job.seed,
+        "bf16": precision == "bf16" or (precision == "auto" and bf16_is_fast(device)),
+        "max_length": budget.max_length,
+        "progress": job.progress,
+    }
+    if stage.task == "dual":
+        how = next(t for t in stage.techniques if isinstance(t, SmallVocabulary))
+        both = job.teacher.tokenizer, load_tokenizer(path)
+        losses = dualtrain.train(model, teacher, both, texts, steps, how, **common)
+    else:
+        rest = {"objective": stage.objective, "teacher": teacher, "techniques": stage.techniques}
+        losses = mlm.pretrain(model, job.teacher.tokenizer, texts, steps, **common, **rest)
     tenth = max(steps // 20, 1)
     means = [
         {"step": i + tenth, "loss": round(float(np.mean(losses[i : i + tenth])), 6)}
         for i in range(0, steps - tenth + 1, tenth)
     ]
-    return student.eval(), {"steps": steps, "rows": len(texts), "task": "mlm", "losses": means}
+    notes = {"steps": steps, "rows": len(texts), "task": stage.task, "losses": means}
+    return student.eval(), notes

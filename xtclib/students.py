@@ -18,15 +18,18 @@ from transformers import (
     MobileBertConfig,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
+from xtclib import vocabulary
 from xtclib.batches import Calibration
 from xtclib.files import unknown
-from xtclib.interface import Technique, check_numbers
+from xtclib.interface import Technique, check_numbers, needs
 from xtclib.models import embeddings, encoder_layers, keep_layers, refuse_packed, spread
 from xtclib.shallow import BiLSTMConfig, CNNConfig
 
 INITIAL = ("sliced", "random")
+PROJECTIONS = ("none", "down", "up")
 
 
 class _Student(Technique):
@@ -201,6 +204,69 @@ class Bottleneck(_Student):
             type_vocab_size=teacher.type_vocab_size,
             classifier_activation=False,
         )
+
+
+@dataclass(frozen=True)
+class SmallVocabulary(_Student):
+    """DualTrain's student: as deep as its teacher, narrower, with a vocabulary of its own.
+
+    ``vocabulary``: how many word pieces, those the task's rows use most and all characters; as a
+    count (two fifths of the teacher's where that has no more) or a share. ``hidden`` and
+    ``intermediate`` as in :class:`Compact`. Put it into a stage whose task is ``dual``: there the
+    teacher reads a share ``mix`` of the words in the student's pieces, for which it learns vectors
+    of their own, and ``projection`` (``none``, ``down`` or ``up``) of ``weight`` ties the weights
+    of both. The paper learns the pieces from its corpus; these can be chosen without chance. Source: Zhao et al. 2019, arXiv:1909.11687, sections 3 and 4.
+    """
+
+    name: ClassVar[str] = "small_vocabulary"
+    vocabulary: int | float = 4928
+    hidden: int | float = 0.25
+    intermediate: int | float = 0.25
+    projection: str = "none"
+    mix: float = 0.5
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "vocabulary", "hidden", "intermediate", "mix", "weight")
+        if self.projection not in PROJECTIONS:
+            raise unknown("projection", self.projection, PROJECTIONS)
+        if not 0 <= self.mix <= 1:
+            raise ValueError(f"mix is a share of the words, received {self.mix}")
+
+    def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
+        narrow = Compact(hidden=self.hidden, intermediate=self.intermediate)
+        return narrow.config(teacher)
+
+    def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
+        tokenizer = self.tokenizer(needs(data, self.name))
+        model = super().apply(model, data)
+        torch.manual_seed(data.initial)
+        table = nn.Embedding(len(tokenizer), model.config.hidden_size, tokenizer.pad_token_id)
+        nn.init.normal_(table.weight, std=model.config.initializer_range)
+        model.set_input_embeddings(table.to(model.device))
+        model.config.vocab_size = len(tokenizer)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        return model
+
+    def plan(self, model: PreTrainedModel) -> PreTrainedModel:
+        count, model = (
+            _count("tokens", self.vocabulary, model.config.vocab_size),
+            super().plan(model),
+        )
+        model.set_input_embeddings(nn.Embedding(count, model.config.hidden_size, device="meta"))
+        model.config.vocab_size = count
+        return model
+
+    def tokenizer(self, data: Calibration) -> PreTrainedTokenizerBase:
+        """The student's tokenizer."""
+        size = len(data.tokenizer)
+        keep = self.count(size) / size
+        ids = vocabulary.tokens_to_keep(data.tokenizer, data.token_counts(), keep)
+        return vocabulary.cut_tokenizer(data.tokenizer, ids)
+
+    def reads(self, model, tokenizer, data):
+        """No teacher: what it reads is not what the student does."""
+        return None, self.tokenizer(data)
 
 
 @dataclass(frozen=True)

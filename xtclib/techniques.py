@@ -45,7 +45,7 @@ from xtclib.quantizers import Scheme
 from xtclib.sparsify import ReweightedProximal, Sparsify
 from xtclib.splitting import SplitTernary
 from xtclib.structure import best, layer_influence
-from xtclib.students import CNN, BiLSTM, Bottleneck, Compact, DistilBert
+from xtclib.students import CNN, BiLSTM, Bottleneck, Compact, DistilBert, SmallVocabulary
 from xtclib.theseus import KeepSuccessors, ReplaceModules
 
 KEEP_NAMES = ("every-other", "top", "bottom", "importance")
@@ -314,6 +314,7 @@ TECHNIQUES: dict[str, type[Technique]] = {
         Bottleneck,
         BiLSTM,
         CNN,
+        SmallVocabulary,
         ReplaceModules,
         KeepSuccessors,
         PruneHeads,
