@@ -215,7 +215,8 @@ class SmallVocabulary(_Student):
     ``intermediate`` as in :class:`Compact`. Put it into a stage whose task is ``dual``: there the
     teacher reads a share ``mix`` of the words in the student's pieces, for which it learns vectors
     of their own, and ``projection`` (``none``, ``down`` or ``up``) of ``weight`` ties the weights
-    of both. The paper learns the pieces from its corpus; these can be chosen without chance. Source: Zhao et al. 2019, arXiv:1909.11687, sections 3 and 4.
+    of both. The paper learns the pieces from its corpus; these can be chosen without chance.
+    Source: Zhao et al. 2019, arXiv:1909.11687, sections 3 and 4.
     """
 
     name: ClassVar[str] = "small_vocabulary"
@@ -248,11 +249,15 @@ class SmallVocabulary(_Student):
         model.config.pad_token_id = tokenizer.pad_token_id
         return model
 
+    def count(self, full: int) -> int:
+        """How many tokens the student has where its teacher has ``full``."""
+        if self.vocabulary >= full:
+            return round(0.4 * full)
+        return _count("tokens", self.vocabulary, full)
+
     def plan(self, model: PreTrainedModel) -> PreTrainedModel:
-        count, model = (
-            _count("tokens", self.vocabulary, model.config.vocab_size),
-            super().plan(model),
-        )
+        count = self.count(model.config.vocab_size)
+        model = super().plan(model)
         model.set_input_embeddings(nn.Embedding(count, model.config.hidden_size, device="meta"))
         model.config.vocab_size = count
         return model
