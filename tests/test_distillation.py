@@ -3,11 +3,17 @@ import pytest
 import torch
 
 from xtclib.distillation import (
+    attention_divergence,
     attention_mse,
+    attention_probability_mse,
+    hidden_cosine,
     hidden_mse,
     kl_divergence,
     layer_map,
+    logits_mse,
     mapped,
+    patience,
+    relation_divergence,
     soft_cross_entropy,
 )
 
@@ -203,3 +209,131 @@ def test_an_unknown_map_is_refused():
 def test_states_outside_the_teacher_are_refused():
     with pytest.raises(ValueError, match=r"layer map names \[3, -1\], but there are states 0 to 2"):
         mapped(["e", "1", "2"], [0, 3, -1])
+
+
+def test_logits_mse_equals_numpy():
+    s, t = pair(5, 3)
+    wanted = ((s - t).numpy() ** 2).sum(-1).mean()
+    assert float(logits_mse(s, t)) == pytest.approx(wanted, rel=1e-12)
+
+
+def divergence_by_rows(s, t):
+    """Mean over rows of KL(softmax t ‖ softmax s), of numpy arrays (…, keys)."""
+    log_p, log_q = log_softmax(t), log_softmax(s)
+    return (np.exp(log_p) * (log_p - log_q)).sum(-1)
+
+
+def by_sentence(s, t, row_loss):
+    """The mean of a row loss over real queries, heads and sentences, keys cut to the real ones."""
+    rows = []
+    for b, real in enumerate(MASK.numpy().astype(bool)):
+        cut = [x[b].numpy()[:, real][:, :, real] for x in (s, t)]
+        rows.append(row_loss(*cut).ravel())
+    return np.concatenate(rows).mean()
+
+
+def test_attention_divergence_equals_numpy_with_and_without_padding():
+    s, t = pair(2, 3, 4, 4)
+    found = float(attention_divergence(s, t, MASK))
+    assert found == pytest.approx(by_sentence(s, t, divergence_by_rows), rel=1e-6)
+    wanted = divergence_by_rows(s.numpy(), t.numpy()).mean()
+    assert float(attention_divergence(s, t)) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_attention_probabilities_are_compared_over_real_keys():
+    s, t = pair(2, 3, 4, 4)
+
+    def squares(a, b):
+        return (np.exp(log_softmax(a)) - np.exp(log_softmax(b))) ** 2
+
+    assert float(attention_probability_mse(s, t, MASK)) == pytest.approx(
+        by_sentence(s, t, squares), rel=1e-6
+    )
+    wanted = squares(s.numpy(), t.numpy()).mean()
+    assert float(attention_probability_mse(s, t)) == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_relations_of_two_widths_equal_numpy(mask):
+    generator = torch.Generator().manual_seed(0)
+    s, t = (torch.randn(2, 4, w, generator=generator, dtype=torch.float64) for w in (6, 12))
+    scores = []
+    for x in (s, t):
+        split = x.numpy().reshape(2, 4, 3, -1).transpose(0, 2, 1, 3)  # (batch, heads, length, d)
+        scores.append(torch.from_numpy(split @ split.swapaxes(-1, -2) / split.shape[-1] ** 0.5))
+    wanted = (
+        divergence_by_rows(*(x.numpy() for x in scores)).mean()
+        if mask is None
+        else by_sentence(*scores, divergence_by_rows)
+    )
+    assert float(relation_divergence(s, t, mask, heads=3)) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("heads", [5, 0, 2.0])
+def test_relation_heads_must_divide(heads):
+    x = torch.zeros(1, 2, 12)
+    with pytest.raises(ValueError, match="relation heads do not divide the student's width of 12"):
+        relation_divergence(x, x, heads=heads)
+
+
+def test_patience_is_the_squared_distance_of_normalized_first_tokens():
+    s, t = pair(2, 4, 5)
+    a, b = (
+        x.numpy()[:, 0] / np.linalg.norm(x.numpy()[:, 0], axis=-1, keepdims=True) for x in (s, t)
+    )
+    wanted = ((a - b) ** 2).sum(-1).mean()
+    assert float(patience(s, t, MASK)) == pytest.approx(wanted, rel=1e-6)
+    assert float(patience(s, t, per_dimension=True)) == pytest.approx(wanted / 5, rel=1e-6)
+    assert float(patience(3 * s, t)) == pytest.approx(wanted, rel=1e-6)  # directions only
+
+
+def test_cosine_equals_numpy_with_and_without_padding():
+    s, t = pair(2, 4, 5)
+    a, b = s.numpy(), t.numpy()
+    apart = 1 - (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+    real = MASK.numpy().astype(bool)
+    assert float(hidden_cosine(s, t, MASK)) == pytest.approx(apart[real].mean(), rel=1e-6)
+    assert float(hidden_cosine(s, t)) == pytest.approx(apart.mean(), rel=1e-6)
+
+
+SHAPES = {
+    hidden_mse: (2, 4, 8), hidden_cosine: (2, 4, 8), patience: (2, 4, 8), relation_divergence:
+    (2, 4, 24), attention_mse: (2, 3, 4, 4), attention_divergence: (2, 3, 4, 4),
+    attention_probability_mse: (2, 3, 4, 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", SHAPES, ids=lambda loss: loss.__name__)
+@pytest.mark.parametrize("mask", [None, MASK], ids=["unmasked", "masked"])
+def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient(loss, mask):
+    teacher = next(pair(*SHAPES[loss])).float()
+    student = teacher.clone().requires_grad_(True)
+    found = loss(student, teacher, mask)
+    assert abs(found.item()) < 1e-6
+    found.backward()
+    assert float(student.grad.abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("loss", SHAPES, ids=lambda loss: loss.__name__)
+def test_padding_changes_nothing_and_gets_no_gradient(loss):
+    s, t = (x.float() for x in pair(*SHAPES[loss]))
+    scores = len(SHAPES[loss]) == 4
+    padded = ~MASK.bool()
+    where = padded[:, None, :, None] | padded[:, None, None] if scores else padded.unsqueeze(-1)
+    student = s.clone().requires_grad_(True)
+    found = loss(student, t, MASK)
+    found.backward()
+    assert float((student.grad * where).abs().max()) == 0 and float(student.grad.abs().max()) > 0
+    spoiled = torch.where(where, 1e4 * torch.rand_like(t), t)
+    assert float(loss(s, spoiled, MASK)) == pytest.approx(float(found), rel=1e-6)
+
+
+def test_temperatures_limits():
+    """Towards 0 only the teacher's choice counts; towards infinity logits are matched."""
+    s, t = pair(4, 3)
+    cold = float(kl_divergence(100 * s, 100 * t, 1.0)) / 100
+    margin = (s.max(-1).values - s.gather(-1, t.argmax(-1, keepdim=True)).squeeze(-1)).mean()
+    assert cold == pytest.approx(float(margin), rel=0.01)
+    centred = [x - x.mean(-1, keepdim=True) for x in (s, t)]
+    hot = float(kl_divergence(s, t, 1e4))
+    assert hot == pytest.approx(float(logits_mse(*centred)) / 6, rel=1e-3)  # ‖s − t‖² / 2C

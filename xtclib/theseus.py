@@ -35,7 +35,8 @@ class Replaced(nn.Module):
             return self.successor(hidden, *args, **kwargs)
         for layer in self.predecessors:
             hidden = layer(hidden, *args, **kwargs)
-        return hidden
+        # Where chance takes no successor at all, the loss still needs something to differentiate.
+        return hidden + 0 * next(self.successor.parameters()).flatten()[0]
 
     @property
     def attention(self) -> nn.Module:

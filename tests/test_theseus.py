@@ -1,0 +1,106 @@
+"""BERT-of-Theseus: rates, what learns, what is left."""
+
+import copy
+
+import pytest
+import torch
+
+from xtclib import artefact
+from xtclib.objectives import Objective
+from xtclib.recipes import Budget, Stage
+from xtclib.techniques import KeepSuccessors, LayerReduction, ReplaceModules, technique
+from xtclib.training import set_dropout_, train_stage
+
+
+def logits(model, batch):
+    with torch.no_grad():
+        return model(**batch).logits
+
+
+def at_rate(model, rate):
+    set_dropout_(model, 0.0)
+    for layer in model.bert.encoder.layer:
+        layer.rate = rate
+    return model.train()
+
+
+def test_rate_0_is_the_teacher_and_rate_1_the_student(bert, batch):
+    mixed = ReplaceModules().apply(bert)
+    student = KeepSuccessors().apply(mixed).eval()
+    assert torch.equal(logits(at_rate(mixed, 0.0), batch), logits(bert, batch))
+    assert torch.equal(logits(at_rate(mixed, 1.0), batch), logits(student, batch))
+    assert torch.equal(logits(mixed.eval(), batch), logits(student, batch))
+    bottom = LayerReduction("bottom", 2).apply(bert)  # successors start as the first layers
+    assert torch.equal(logits(student, batch), logits(bottom, batch))
+    own = KeepSuccessors().apply(ReplaceModules(initial="own").apply(bert)).eval()
+    assert torch.equal(logits(own, batch), logits(LayerReduction((0, 2)).apply(bert), batch))
+
+
+def test_a_rate_between_takes_either_by_chance(bert, batch):
+    mixed = at_rate(ReplaceModules().apply(bert), 0.5)
+    torch.manual_seed(0)
+    found = {tuple(logits(mixed, batch).flatten().tolist()) for _ in range(40)}
+    assert len(found) == 4  # two modules, each its predecessors or its successor
+
+
+def test_the_schedule_is_linear():
+    how = ReplaceModules(rate=0.3, full=0.5)
+    rates = [how.at(step, 100) for step in (0, 25, 50, 75, 100)]
+    assert rates == pytest.approx([0.3, 0.65, 1, 1, 1])
+    assert ReplaceModules(rate=1.0).at(0, 10) == 1
+
+
+def test_only_the_new_layers_learn_then_everything(bert, tokenizer, data, tmp_path):
+    how = ReplaceModules()
+    mixed = how.apply(bert)
+    before = copy.deepcopy(mixed.state_dict())
+    budget = Budget(steps=6, batch_size=8, learning_rate=1e-3, max_length=16)
+    trained, _ = train_stage(
+        mixed, tokenizer, data, Objective(labels=1), budget, tmp_path / "a", precision="fp32",
+        progress=False, device="cpu", techniques=[how],
+    )  # fmt: skip
+    changed = {k for k, v in trained.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed and all(".successor." in name for name in changed)
+    assert mixed.bert.encoder.layer[0].rate == pytest.approx(how.at(5, 6))
+    student = KeepSuccessors().apply(trained)
+    assert (
+        all(p.requires_grad for p in student.parameters()) and len(student.bert.encoder.layer) == 2
+    )
+    assert student.config.num_hidden_layers == 2
+
+
+def test_a_finalized_model_keeps_its_successors_alone(bert, tokenizer, batch, tmp_path):
+    mixed = ReplaceModules().apply(bert)
+    wanted = logits(mixed.eval(), batch)
+    student = artefact.finalize(mixed, [ReplaceModules()])
+    artefact.save(student, tokenizer, tmp_path / "a")
+    assert torch.equal(logits(artefact.load(tmp_path / "a")[0], batch), wanted)
+    planned = ReplaceModules().plan(bert)
+    assert sum(p.numel() for p in planned.parameters()) == sum(
+        p.numel() for p in student.parameters()
+    )
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"layers": 3}, "4 layers do not divide into 3 modules"),
+        ({"layers": 0}, "4 layers do not divide into 0 modules"),
+        ({"rate": 1.5}, "the rate starts between 0 and 1"),
+        ({"full": 0}, "after a share of the stage above 0"),
+        ({"initial": "last"}, "unknown initialisation 'last'"),
+        ({"rat": 1}, "unknown key of replace_modules 'rat': did you mean 'rate'"),
+    ],
+)
+def test_bad_settings(bert, config, message):
+    with pytest.raises(ValueError, match=message):
+        technique({"replace_modules": config}).apply(bert)
+
+
+def test_stages_in_an_order_that_cannot_work(bert):
+    with pytest.raises(ValueError, match="keep_successors found no replaced modules"):
+        KeepSuccessors().apply(bert)
+    with pytest.raises(ValueError, match="are being replaced already"):
+        ReplaceModules().apply(ReplaceModules().apply(bert))
+    with pytest.raises(ValueError, match="replace_modules works while a stage trains"):
+        Stage("s", (ReplaceModules(),))
