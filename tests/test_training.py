@@ -14,7 +14,7 @@ from xtclib.glue import TASKS, Split, TaskData
 from xtclib.matching import Reader
 from xtclib.objectives import Objective, distillation_loss
 from xtclib.recipes import Budget
-from xtclib.techniques import LayerReduction, Quantize
+from xtclib.techniques import Compact, LayerReduction, Quantize
 from xtclib.training import train_stage
 
 ONE_STAGE = Objective(logits=1, hidden_states=1, attention_scores=1)
@@ -249,3 +249,63 @@ def test_layers_are_matched_as_mapped(bert12, make_bert, batch):
     assert float(found["hidden_states"]) == pytest.approx(2 * float(states), rel=1e-5)
     assert float(found["attention_scores"]) == pytest.approx(3 * float(scores), rel=1e-5)
     assert set(found) == {"hidden_states", "attention_scores"}
+
+
+def test_progressive_transfer_teaches_one_part_after_the_other(bert, tokenizer, data, tmp_path):
+    objective = Objective(hidden_states=1, attention_divergence=1, progressive=True)
+    student = LayerReduction(layers=2).apply(bert)
+    seen, compute = [], training.DistillationTrainer.compute_loss
+
+    def watched(self, model, *args, **kwargs):
+        names = {n.split(".")[1:4][-1 if ".layer." in n else 0] for n, p in model.named_parameters()
+                 if p.requires_grad}  # fmt: skip
+        found = compute(self, model, *args, **kwargs)
+        seen.append((sorted(names), sorted(self._now())))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.DistillationTrainer, "compute_loss", watched)
+        budget = replace(SHORT, steps=6, dropout=0.0)
+        trained, notes = train(student, tokenizer, data, tmp_path, objective, budget, teacher=bert)
+    assert [names for names, _ in seen] == [["embeddings"]] * 2 + [["0"]] * 2 + [["1"]] * 2
+    terms = [{k for k in entry if k.startswith("loss_")} for entry in notes["losses"]]
+    assert terms[0] == {"loss_hidden_states"}  # scores belong to layers, not to the embeddings
+    assert terms[-1] == {"loss_hidden_states", "loss_attention_divergence"}
+    assert all(p.requires_grad for p in trained.parameters())
+    fresh = LayerReduction(layers=2).apply(bert)
+    assert same(trained.classifier, fresh.classifier)
+    assert not same(trained.bert.encoder, fresh.bert.encoder)
+
+
+def test_a_projection_learns_resumes_and_is_gone_after(
+    bert, tokenizer, data, tmp_path, monkeypatch
+):
+    objective = Objective(
+        hidden_states={"weight": 1, "projection": True}, value_relations={"weight": 1, "heads": 2}
+    )
+
+    def narrow():
+        return Compact(hidden=0.5, layers=2).apply(bert)
+
+    whole, notes = train(narrow(), tokenizer, data, tmp_path / "a", objective, teacher=bert)
+    assert not hasattr(whole, training.PROJECTIONS)
+    assert not any(layer.attention.self.value._forward_hooks for layer in whole.bert.encoder.layer)
+    assert notes["losses"][-1]["loss_hidden_states"] < notes["losses"][0]["loss_hidden_states"]
+    compute, calls = training.DistillationTrainer.compute_loss, []
+
+    def killed(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return compute(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training.DistillationTrainer, "compute_loss", killed)
+        train(narrow(), tokenizer, data, tmp_path / "b", objective, teacher=bert)
+    resumed, later = train(narrow(), tokenizer, data, tmp_path / "b", objective, teacher=bert)
+    assert later["resumed"] and same(resumed, whole)
+
+
+def test_a_student_with_its_own_vocabulary_needs_no_teacher(bert, tokenizer, data, tmp_path):
+    with pytest.raises(ValueError, match="compares with a teacher, but none was given"):
+        train(bert, tokenizer, data, tmp_path, Objective(logits=1))
