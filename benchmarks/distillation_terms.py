@@ -1,0 +1,116 @@
+"""What each distillation term costs: a step against fine-tuning plus the teacher's forward pass.
+
+    python benchmarks/distillation_terms.py [--backbone FOLDER] [--batch 32] [--length 48]
+
+The student has half the layers. Every round runs, in turns and in one process, a fine-tuning step
+of the student, the teacher's forward pass (its own attention kernel, no gradient), and a step with
+each term. Prints medians, and step ÷ (fine-tuning + forward) with its quartiles over rounds.
+Not a timed test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import Trainer, TrainingArguments
+
+from xtclib import teachers
+from xtclib.glue import find_task
+from xtclib.matching import TERMS
+from xtclib.models import load_classifier
+from xtclib.objectives import Objective
+from xtclib.techniques import LayerReduction
+from xtclib.training import DistillationTrainer, bf16_is_fast
+
+sys.path.insert(0, str(Path(__file__).parent))
+from step_cost import stepper  # noqa: E402 - the same step as there
+
+
+def objectives() -> dict[str, Objective]:
+    """Every term alone, and what recipes combine."""
+    heads = {"weight": 1, "heads": 12}
+    alone = {
+        name: Objective(**{name: heads if "relations" in name else 1})
+        for name in ("logits", *TERMS)
+    }
+    relations = {f"{name}_relations": heads for name in ("query", "key", "value")}
+    return alone | {
+        "XTC, one stage": Objective(logits=1, hidden_states=1, attention_scores=1),
+        "PKD": Objective(labels=0.5, logits=0.5, patience=10),
+        "MiniLMv2": Objective(**relations),
+        "all but relations": Objective(
+            labels=1, logits=1, **{n: 1 for n in TERMS if "relations" not in n}
+        ),
+    }
+
+
+def main() -> None:
+    """Measures and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", default=None, help="default: MiniLM")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--length", type=int, default=48)
+    parser.add_argument("--repeats", type=int, default=11)
+    options = parser.parse_args()
+
+    bf16 = bf16_is_fast()
+    model = load_classifier(options.backbone or teachers.minilm(), find_task("sst2")).eval()
+    student = LayerReduction().apply(model)
+    shape, generator = (options.batch, options.length), torch.Generator().manual_seed(0)
+    batch = {
+        "input_ids": torch.randint(1000, model.config.vocab_size, shape, generator=generator),
+        "attention_mask": torch.ones(shape, dtype=torch.long),
+        "token_type_ids": torch.zeros(shape, dtype=torch.long),
+        "labels": torch.randint(0, 2, shape[:1], generator=generator),
+    }
+    common = {"use_cpu": True, "report_to": "none", "disable_tqdm": True}
+    teacher = copy.deepcopy(model)
+    if bf16:
+        for module in teacher.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.to(torch.bfloat16)
+    given = {name: value for name, value in batch.items() if name != "labels"}
+
+    def forward() -> None:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            teacher(**given)
+
+    with tempfile.TemporaryDirectory() as folder:
+        plain = TrainingArguments(output_dir=folder, bf16=bf16, **common)
+        ours = TrainingArguments(output_dir=folder, **common)
+        steps = {"fine-tuning": stepper(Trainer(copy.deepcopy(student), plain), batch)}
+        steps["teacher's forward"] = forward
+        for name, objective in objectives().items():
+            trainer = DistillationTrainer(
+                copy.deepcopy(student), objective, model, bf16=bf16, args=ours
+            )
+            steps[name] = stepper(trainer, batch)
+        times = {name: [] for name in steps}
+        for turn in range(2 + options.repeats):
+            for name, step in steps.items():
+                start = time.perf_counter()
+                step()
+                if turn >= 2:
+                    times[name].append(time.perf_counter() - start)
+    print(
+        f"{len(student.bert.encoder.layer)} of {len(model.bert.encoder.layer)} layers, batch "
+        f"{options.batch} × {options.length} tokens, {'bf16' if bf16 else 'fp32'}, "
+        f"{torch.get_num_threads()} threads, {options.repeats} rounds"
+    )
+    print(f"{'step':<26}{'ms':>7}{'ratio':>9}{'quartiles':>14}")
+    base = np.array(times["fine-tuning"]) + np.array(times["teacher's forward"])
+    for name, values in times.items():
+        ratios = np.array(values) / base
+        low, middle, high = np.percentile(ratios, (25, 50, 75))
+        print(f"{name:<26}{1e3 * np.median(values):>7.0f}{middle:>9.2f}{low:>9.2f}–{high:.2f}")
+
+
+if __name__ == "__main__":
+    main()
