@@ -14,7 +14,8 @@ FLOORS = {
     "three": "sensitivity artefact ledger onnx_export deployment objectives recipes evaluation",
     "four": "training teachers mlm dualtrain",
     "five": "settings results stages study",
-    "top": "plot_style cost_plots deployment_plots pruning_plots tensor_plots plots widgets cli",
+    "top": "plot_style cost_plots deployment_plots pruning_plots distillation_plots tensor_plots "
+    "plots widgets cli",
 }
 ORDER = [(floor, name) for floor, names in FLOORS.items() for name in names.split()]
 MODULES = [name for _, name in ORDER]

@@ -27,6 +27,7 @@ _WHERE = {
     "Compact": "techniques",
     "Budget": "recipes",
     "Objective": "objectives",
+    "Match": "matching",
     "Recipe": "recipes",
     "Stage": "recipes",
 }
@@ -42,6 +43,7 @@ _MODULES = {
     "deployment",
     "deployment_plots",
     "distillation",
+    "distillation_plots",
     "dualtrain",
     "english",
     "evaluation",

@@ -418,11 +418,12 @@ class _Progress(ProgressCallback):
         self.current_step = 0
 
 
-def set_dropout_(model: nn.Module, probability: float) -> None:
-    """Sets every dropout of a model in place."""
+def set_dropout_(model: nn.Module, probability: float) -> nn.Module:
+    """Sets every dropout of a model, in place, and returns it."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = probability
+    return model
 
 
 def _cut_held_out(train: Split, budget: Budget, seed: int) -> tuple[Split, Split | None]:

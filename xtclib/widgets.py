@@ -11,9 +11,11 @@ import plotly.graph_objects as go
 from torch import Tensor
 from transformers import BertConfig, PretrainedConfig, PreTrainedModel
 
-from xtclib import cost_plots, plots, pruning_plots
+from xtclib import cost_plots, distillation_plots, plots, pruning_plots
 from xtclib.breakdown import break_down
+from xtclib.distillation import layer_map
 from xtclib.ledger import plan
+from xtclib.matching import LAYER_MAPS
 from xtclib.models import encoder_layers
 from xtclib.pruning import PruneHeads
 from xtclib.quantizers import Scheme, relative_error
@@ -214,6 +216,39 @@ def pruning_explorer(
     for control in (zeros, kept, criterion):
         control.observe(redraw, "value")
     return ui.VBox([view, ui.VBox([zeros, kept, criterion]), sentence])
+
+
+def distillation_explorer(logits: Tensor, student: int = 6, teacher: int = 12) -> ui.VBox:
+    """A row of a teacher's logits (classes,) under a slider for temperature, and the layer map.
+
+    The figure shows the teacher's probabilities, at T = 1 and at the slider's; below, the map of a
+    student of that many layers. ``.children`` are both figures, the controls and a sentence.
+    """
+    logits = logits.detach().float().cpu()
+    heat = ui.FloatLogSlider(2, min=-0.5, max=2, step=0.1, base=10, description="temperature")
+    depth = ui.IntSlider(student, min=1, max=teacher, description="layers")
+    kind = ui.Dropdown(options=list(LAYER_MAPS), description="layer map")
+    for control in (heat, depth, kind):
+        control.continuous_update = False
+        control.style.description_width = "7em"
+    heat.value = 2
+    sentence = ui.HTML()
+
+    def soft() -> go.Figure:
+        return distillation_plots.temperature(logits, (1, round(heat.value, 2)))
+
+    def mapping() -> go.Figure:
+        layers = layer_map(depth.value, teacher, kind.value)
+        taught = f"the last of {teacher} layers teaches" + " nobody" * (layers[-1] != teacher)
+        sentence.value = f"<b>{kind.value}</b>: {layers}; {taught}"
+        return plots.layer_map(depth.value, teacher, layers)
+
+    above, redraw_above = _live(soft)
+    below, redraw_below = _live(mapping)
+    heat.observe(redraw_above, "value")
+    for control in (depth, kind):
+        control.observe(redraw_below, "value")
+    return ui.VBox([above, heat, below, ui.VBox([depth, kind]), sentence])
 
 
 def _live(make: Callable[[], go.Figure]) -> tuple[ui.DOMWidget, Callable]:
