@@ -164,7 +164,7 @@ SCALE = "bert.encoder.layer.1.output.dense.weight_scale"
             lambda f: rewrite(f, lambda t: t.update(x=torch.zeros(1)), checked=True),
             r"unexpected \['x'\]",
         ),
-        (newer, "this artefact has format 5; this xtclib reads up to 4: update it"),
+        (newer, "this artefact has format 6; this xtclib reads up to 5: update it"),
         (
             lambda f: configure(f, num_hidden_layers=3),
             "num_hidden_layers=3, .* written with 4",

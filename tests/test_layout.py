@@ -7,7 +7,7 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent / "xtclib"
 FLOORS = {
-    "ground": "files costs quantizers distillation packing sparsity published onnx_graph",
+    "ground": "files costs learned quantizers distillation packing sparsity published onnx_graph",
     "one": "layers masked attention shallow glue metrics english grammar mini",
     "two": "batches augmentation interface models matching vocabulary structure splitting "
     "architectures breakdown latency first_principles sparsify pruning students theseus techniques",

@@ -54,6 +54,7 @@ _MODULES = {
     "interface",
     "latency",
     "layers",
+    "learned",
     "ledger",
     "masked",
     "matching",

@@ -34,6 +34,7 @@ from xtclib.masked import MaskedLinear, SparseLinear
 from xtclib.models import pack_, replace_module_
 from xtclib.quantizers import Scheme
 from xtclib.sparsify import Sparsify
+from xtclib.splitting import SplitTernary
 from xtclib.techniques import (
     Quantize,
     Storage,
@@ -42,7 +43,9 @@ from xtclib.techniques import (
     technique,
 )
 
-FORMAT = 4  # 2 knows `storage`, 3 `layers`, 4 `sparsify` and `head_size`; else 1 is written
+# 2 knows `storage`, 3 `layers`, 4 `sparsify` and `head_size`, 5 `split_ternary` and learned
+# activations; else 1 is written.
+FORMAT = 5
 WEIGHTS = "model.safetensors"
 
 
@@ -248,13 +251,20 @@ def finalize(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrai
     layers = structure.uneven(model)
     if stored or layers:
         model = pack_(model)  # where nothing is quantized: rounds to fp16, as it is stored
-        kinds = {type(t) for t in stored}
-        sized = any("head_size" in layer for layer in layers or ())
-        version = 4 if Sparsify in kinds or sized else 3 if layers else 2 if Storage in kinds else 1
+        version = _version(model, {type(t) for t in stored}, layers)
         config.quantization_config = XtcConfig([t.to_dict() for t in stored], version, layers)
         model.hf_quantizer = XtcQuantizer(config.quantization_config, pre_quantized=True)
         model.is_quantized = True
     return model
+
+
+def _version(model: PreTrainedModel, kinds: set[type], layers: Sequence[dict] | None) -> int:
+    """The oldest format that holds all that a model has."""
+    if SplitTernary in kinds or any(hasattr(m, "input_clip") for m in model.modules()):
+        return 5
+    if Sparsify in kinds or any("head_size" in layer for layer in layers or ()):
+        return 4
+    return 3 if layers else 2 if Storage in kinds else 1
 
 
 def unpack(model: PreTrainedModel) -> PreTrainedModel:
@@ -272,6 +282,8 @@ def unpack(model: PreTrainedModel) -> PreTrainedModel:
                 replace_module_(model, name, linear)
                 continue
             new = QuantLinear.from_linear(linear, module.weights, module.activations)
+            if new.input_clip is not None:
+                new.input_clip.data.copy_(module.input_clip)
         else:
             table = nn.Embedding(module.rows, module.columns, device="meta")
             table.weight = weight
@@ -297,6 +309,7 @@ def with_activations(model: PreTrainedModel, scheme: Scheme | str) -> PreTrained
         )
     for linear in linears:
         linear.activations = scheme
+        linear._buffers.pop("input_clip", None)
     held = model.config.quantization_config
     held.techniques = [  # what is saved says what is computed
         replace(t, activations=scheme).to_dict() if isinstance(t, Quantize) else t.to_dict()

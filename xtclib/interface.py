@@ -99,7 +99,7 @@ def _plain(value):
             **{
                 k: v
                 for k, v in asdict(value).items()
-                if k in ("granularity", "groups", "clip") and v is not None
+                if k in ("granularity", "groups", "clip", "learned") and v is not None
             },
         }
     return list(value) if isinstance(value, tuple) else value

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xtclib.learned import first_clip, round_between
 from xtclib.packing import TRIT, decode, encode, packed_length
 from xtclib.quantizers import Quantized, Scheme, asymmetric, fake_quantize, quantize
 
@@ -164,6 +165,7 @@ class QuantLinear(nn.Linear):
     weights: Scheme
     activations: Scheme | None
     mask: Tensor | None  # of a pruned layer: what it removed stays 0
+    input_clip: nn.Parameter | None  # of learned activations, (1,)
 
     @classmethod
     def from_linear(
@@ -191,11 +193,26 @@ class QuantLinear(nn.Linear):
                 "choose 'int8' or 'int4'"
             )
         layer.register_buffer("mask", mask)
+        learned = activations is not None and activations.learned
+        zero = torch.zeros(1, device=linear.weight.device)  # until the first input comes
+        layer.input_clip = nn.Parameter(zero) if learned else None
         return layer.train(linear.training)
 
+    def _learned(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The input rounded between learned ends, its codes and their scale."""
+        top, how = self.activations.levels[1], self.activations.learned
+        if float(self.input_clip.detach()) == 0:
+            self.input_clip.data.copy_(first_clip(x, top, how))
+        clip = self.input_clip.abs()  # an end that crosses 0 is mirrored
+        return *round_between(x.float(), clip, top, how), clip.detach() / top
+
     def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            x_codes, x_scale, _ = _quantize_input(x, self.activations, compute_dtype(x))
+        if self.input_clip is not None:
+            x, x_codes, x_scale = self._learned(x)
+            x_codes = x_codes.to(compute_dtype(x))
+        else:
+            with torch.no_grad():
+                x_codes, x_scale, _ = _quantize_input(x, self.activations, compute_dtype(x))
         weight = self.weight if self.mask is None else self.weight * self.mask
         return _QuantLinearFunction.apply(x, x_codes, x_scale, weight, self.bias, self.weights)
 
@@ -332,6 +349,9 @@ class PackedLinear(_Packed):
             activations,
         )
         self.bias = nn.Parameter(torch.empty(out_features, device=device)) if bias else None
+        if activations is not None and activations.learned:
+            clip = torch.empty(1, dtype=torch.float16, device=device)
+            self.register_buffer("input_clip", clip)
 
     @classmethod
     def from_quant(cls, layer: QuantLinear) -> PackedLinear:
@@ -346,7 +366,21 @@ class PackedLinear(_Packed):
         )
         packed.store_(layer.weight)
         packed.store_bias_(layer.bias)
+        packed.store_clip_(layer)
         return packed
+
+    def store_clip_(self, layer: QuantLinear) -> None:
+        """Rounds the learned ends of a layer's inputs to fp16, where it has them."""
+        if getattr(layer, "input_clip", None) is not None:
+            self.input_clip = layer.input_clip.detach().abs().half()
+
+    def _input(self, x: Tensor, dtype: torch.dtype) -> tuple:
+        """Codes, scale and shift of the input."""
+        if self.activations is None or not self.activations.learned:
+            return _quantize_input(x, self.activations, dtype)
+        top = self.activations.levels[1]
+        scale = self.input_clip.float() / top
+        return (x.float() / scale).clamp_(-top, top).round_().to(dtype), scale, None
 
     def store_bias_(self, bias: Tensor | None) -> None:
         """Rounds a bias to fp16; ``ValueError`` if it does not fit."""
@@ -366,7 +400,7 @@ class PackedLinear(_Packed):
                 self._unpacked = self.quantized(dtype=dtype)  # once; the weights no longer change
                 self._row_sums = self._unpacked.codes.sum(1, dtype=torch.int32)
         codes, scale = self._unpacked[:2]
-        x_codes, x_scale, shift = _quantize_input(x, self.activations, dtype)
+        x_codes, x_scale, shift = self._input(x, dtype)
         if not integers:
             return _rescale(F.linear(x_codes, codes), x_scale, scale, self.bias)
         y = integer_linear(x_codes, codes)

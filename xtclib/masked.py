@@ -114,6 +114,7 @@ class SparseLinear(PackedLinear):
         sparse = cls(*shape, scheme, getattr(layer, "activations", None), device)
         sparse.store_(layer.weight.detach() * layer.mask)
         sparse.store_bias_(layer.bias)
+        sparse.store_clip_(layer)
         return sparse
 
     def store_(self, weight: Tensor) -> None:
@@ -137,6 +138,7 @@ class SparseLinear(PackedLinear):
         packed = PackedLinear(*shape, self.weights, self.activations, self.weight.device)
         packed.weight = encode(self.quantized().codes, self.width, self.offset).unsqueeze(-1)
         packed.weight_scale, packed.bias = self.weight_scale, self.bias
+        packed.store_clip_(self)
         return packed.train(self.training)
 
     def present(self) -> Tensor:

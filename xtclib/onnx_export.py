@@ -201,6 +201,12 @@ def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dy
     schemes = [getattr(m, n, None) for m in model.modules()
                for n in ("activations", "attention_scheme")]  # fmt: skip
     foreign = [s for s in schemes if s and s.family == "uint" and replace(s, clip=None) != DYNAMIC]
+    learned = [m.activations for m in model.modules() if hasattr(m, "input_clip")]
+    if activations == "trained" and learned:
+        raise ValueError(
+            f"activations {learned[0]} have learned ends, which the exported products do not take: "
+            "export with activations='dynamic'"
+        )
     if activations == "trained" and foreign:
         raise ValueError(
             f"ONNX has no product for activations {foreign[0]}, whose zero point is not one uint8 "

@@ -20,16 +20,18 @@ a token (the last dimension of an activation).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from xtclib.files import unknown
+from xtclib.learned import LEARNED
 
 FAMILIES = ("binary", "ternary", "int", "uint")
 GRANULARITIES = ("tensor", "row", "group", "token")
+_KEYS = ("scheme", "granularity", "groups", "clip", "learned")
 _NAMES = ("binary", "ternary", *(f"{f}{k}" for f in ("int", "uint") for k in range(2, 9)))
 
 
@@ -38,7 +40,8 @@ class Scheme:
     """How a tensor is quantized: which integers, and how many values share a scale.
 
     ``clip`` zeroes the straight-through gradient where ``|w| > clip`` and clamps there first, as
-    TernaryBERT's release does with 2.5; ``None`` is XTC's plain identity.
+    TernaryBERT's release does with 2.5; ``None`` is XTC's plain identity. ``learned``: ``lsq`` or
+    ``pact``, for the inputs of linear layers, whose ends are then trained (``int8-lsq``).
 
     >>> Scheme.parse("int4-group128")
     Scheme(family='int', bits=4, granularity='group', groups=128, clip=None)
@@ -51,8 +54,16 @@ class Scheme:
     granularity: str = "tensor"
     groups: int | None = None
     clip: float | None = None
+    learned: str | None = None
 
     def __post_init__(self) -> None:
+        if self.learned is not None and (
+            self.learned not in LEARNED or (self.family, self.granularity) != ("int", "tensor")
+        ):
+            raise ValueError(
+                f"learned={self.learned!r} was given for {self.family}-{self.granularity}: "
+                "'lsq' or 'pact' train the ends of an int scheme, such as 'int8-lsq'"
+            )
         if self.family not in FAMILIES:
             raise unknown("quantization scheme", self.family, FAMILIES)
         if self.granularity not in GRANULARITIES:
@@ -83,26 +94,26 @@ class Scheme:
             return text
         if isinstance(text, dict):
             fields = dict(text)
-            extra = set(fields) - {"scheme", "granularity", "groups", "clip"}
+            extra = set(fields) - set(_KEYS)
             if extra:
-                raise unknown(
-                    "key of a scheme", min(extra), ("scheme", "granularity", "groups", "clip")
-                )
+                raise unknown("key of a scheme", min(extra), _KEYS)
             head = cls.parse(str(fields.pop("scheme", "binary")))
             return cls(**{**head.__dict__, **fields})
         name, _, tail = str(text).partition("-")
         if name not in _NAMES:
             raise unknown("quantization scheme", name, _NAMES)
+        if tail in LEARNED:
+            return replace(cls.parse(name), learned=tail)
         match = re.fullmatch(r"([a-z]+)(\d*)", tail or "tensor")
         if match is None or match[1] not in GRANULARITIES:
-            raise unknown("granularity", tail, ("tensor", "row", "group128", "token"))
+            raise unknown("granularity", tail, ("tensor", "row", "group128", "token", *LEARNED))
         family = name.rstrip("0123456789")
         bits = {"binary": 1, "ternary": 2}.get(name) or int(name[len(family) :])
         return cls(family, bits, match[1], int(match[2]) if match[2] else None)
 
     def __str__(self) -> str:
         bits = "" if self.family in ("binary", "ternary") else str(self.bits)
-        return f"{self.family}{bits}-{self.granularity}{self.groups or ''}"
+        return f"{self.family}{bits}-{self.learned or self.granularity}{self.groups or ''}"
 
     def groups_of(self, rows: int) -> int:
         """How many scales ``rows`` rows get: 1, ``rows``, or the number of groups if it divides.

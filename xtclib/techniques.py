@@ -157,6 +157,13 @@ class Quantize(Technique):
             value = getattr(self, field.name)
             if value is not None:
                 object.__setattr__(self, field.name, Scheme.parse(value))
+        for field in ("weights", "embeddings", "attention"):
+            scheme = getattr(self, field)
+            if scheme is not None and scheme.learned:
+                raise ValueError(
+                    f"{field}={scheme}: only the inputs of linear layers learn their ends; give "
+                    f"{field} a scheme such as 'int8'"
+                )
         if self.weights is None and self.activations is not None:
             raise ValueError(
                 f"activations={self.activations} without weights: an integer product needs both; "
@@ -228,7 +235,10 @@ class Storage(Technique):
     def __post_init__(self) -> None:
         for field in ("pooler", "positions", "classifier"):
             if getattr(self, field) is not None:
-                object.__setattr__(self, field, Scheme.parse(getattr(self, field)))
+                scheme = Scheme.parse(getattr(self, field))
+                if scheme.learned:
+                    raise ValueError(f"{field}={scheme}: weights do not learn their ends, try int8")
+                object.__setattr__(self, field, scheme)
         if self.ternary not in (TRIT, 2):
             raise ValueError(f"ternary weights take 1.6 or 2 bits, received {self.ternary}")
 
