@@ -19,6 +19,8 @@ pytestmark = pytest.mark.skipif(not BACKBONE.is_file(), reason="the built-in bac
 RECIPES = (
     "xtc-1bit-half", "ternarybert", "finetune-1bit", "ptq-8bit", "cut-half", "rpp",
     "magnitude-pretrain", "gated-heads", "vocab-pruning", "nip-8bit-distilled",
+    "tinybert-4l", "tinybert-6l", "distilbert", "mobilebert", "theseus-6l", "wellread-pd",
+    "dualtrain-sharedup", "binarybert-twn", "bilstm-kd", "cnn-kd",
 )  # fmt: skip
 VOLATILE = {"latency", "seconds", "stages", "commit", "date", "machine"}
 
@@ -201,12 +203,16 @@ def test_a_verdict_tells_what_was_not_beaten(runs):
     trained, floor = recipes.load("xtc-1bit"), {"dev": {"score": 50.0}}
 
     def say(recipe, found, start):
-        return study._verdict(recipe, {"dev": {"score": found}}, floor, {"dev": {"score": start}})
+        scores = [{"dev": {"score": value}} for value in (found, start)]
+        return study._verdict(recipe, scores[0], floor, scores[1], 200)
 
     assert say(trained, 80.0, 60.0) == ""
     assert say(trained, 50.0, 40.0) == "does not beat the majority class (50.0)"
     assert say(trained, 60.0, 60.0).startswith("does not beat its untrained counterpart (60.0)")
     assert say(recipes.load("ptq-1bit"), 40.0, 40.0).endswith(": nothing was trained")
+    assert say(recipes.load("cnn-kd"), 50.0, 50.0).endswith(
+        "200 steps in all are few for new weights"
+    )
 
 
 @pytest.fixture

@@ -53,6 +53,11 @@ class Technique:
         return False
 
     @property
+    def starts_anew(self) -> bool:
+        """Whether it draws weights that no pre-training has seen."""
+        return False
+
+    @property
     def stored(self) -> bool:
         """Whether a file needs to know of the technique to be read."""
         return False

@@ -42,6 +42,10 @@ class _Student(Technique):
     def inherit_(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         """Copies into the student what the teacher has for it, in place."""
 
+    @property
+    def starts_anew(self) -> bool:
+        return type(self).inherit_ is _Student.inherit_
+
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         refuse_packed(model)
         _check_bert(model, self.name)
@@ -102,6 +106,10 @@ class Compact(_Student):
             "intermediate", self.intermediate, teacher.intermediate_size
         )
         return config
+
+    @property
+    def starts_anew(self) -> bool:
+        return self.initial == "random"
 
     def inherit_(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         if self.initial == "random":

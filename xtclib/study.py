@@ -152,7 +152,7 @@ def _measure(
         teacher_key=teacher.key,
         left_out=recipe.left_out,
         selected_on=job.budget.keep if recipe.trains else "nothing is trained",
-        note=_verdict(recipe, metrics, floor, start),
+        note=_verdict(recipe, metrics, floor, start, sum(s["steps"] for s in stages)),
         **circumstances(),
         training_budget=asdict(job.budget),
     )
@@ -160,13 +160,14 @@ def _measure(
     return Run(record, student, tokenizer, teacher, data, target)
 
 
-def _verdict(recipe: Recipe, metrics: dict, floor: dict, untrained: dict) -> str:
+def _verdict(recipe: Recipe, metrics: dict, floor: dict, untrained: dict, steps: int) -> str:
     """Empty if the student beats the majority class and its untrained counterpart."""
     found, low, start = (mean_score(m) for m in (metrics, floor, untrained))
     if found <= low:
-        return f"does not beat the majority class ({low:.1f})" + (
-            "" if recipe.trains else ": nothing was trained"
-        )
+        anew = any(technique.starts_anew for technique in recipe.techniques)
+        why = f": {steps} steps in all are few for new weights" if anew else ""
+        why = why if recipe.trains else ": nothing was trained"
+        return f"does not beat the majority class ({low:.1f}){why}"
     if recipe.trains and found <= start:
         return (
             f"does not beat its untrained counterpart ({start:.1f}): the budget is short, or its "
