@@ -19,6 +19,7 @@ from xtclib import (
     deployment,
     deployment_plots,
     distillation,
+    distillation_plots,
     plots,
     pruning_plots,
     recipes,
@@ -28,6 +29,7 @@ from xtclib.results import RESULTS, Record, common, records
 from xtclib.settings import ROOT
 
 WIDTH = 700
+CORE = ("xtc-", "cut-", "finetune-")  # shaped ones that stand beside the quantized too
 PRUNERS = ("magnitude-downstream", "nip", "rpp", "movement")
 
 
@@ -62,6 +64,7 @@ def gallery(results: Path) -> dict:
         "quantization": plots.quantization_curve(weights, ["binary", "ternary", "int4"]),
         "error-by-bits": plots.error_by_bits(weights),
         "layer-map": plots.layer_map(6, 12, distillation.layer_map(6, 12)),
+        "losses-compared": distillation_plots.what_is_matched(systems(), 6, 12),
         "breakdown": cost_plots.shares(break_down("bert-base")),
         "lengths": cost_plots.over_lengths(
             sweep("bert-base", [16, 64, 128, 256, 512, 1024, 2048, 3072, 4096])
@@ -77,10 +80,13 @@ def gallery(results: Path) -> dict:
         figures["deployment-speed"] = deployment_plots.speed(found["rows"])
     for profile in sorted(p.name for p in results.glob("*") if p.is_dir()):
         measured = records(profile, results)
-        pruned = [r for r in measured if prunes(r)]
-        found = [r for r in measured if not prunes(r)]
+        pruned = [r for r in measured if family(r) == "pruned"]
+        shaped = [r for r in measured if family(r) == "shaped" and r.budget == "A"]
+        found = [r for r in measured if family(r) == "quantized" or r.recipe.startswith(CORE)]
         if pruned:
             figures.update(pruning(profile, pruned))
+        if len({r.recipe for r in shaped}) > len(CORE):
+            figures[f"{profile}-distillation"] = plots.bars(one_comparison(shaped))
         if not found:
             continue
         best = one_comparison(longest(found))
@@ -97,12 +103,20 @@ def gallery(results: Path) -> dict:
     return figures
 
 
-def prunes(record: Record) -> bool:
-    """Whether a built-in recipe prunes; one from somebody's own file counts with the others."""
+def systems() -> dict:
+    """The objectives of the systems whose losses are compared."""
+    names = {"PKD": "pkd-6l", "TinyBERT": "tinybert-6l", "MiniLMv2": "minilmv2-6l",
+             "DistilBERT": "distilbert", "XTC": "xtc-half"}  # fmt: skip
+    stages = {name: recipes.load(recipe).stages for name, recipe in names.items()}
+    return {name: [s.objective for s in told if s.objective] for name, told in stages.items()}
+
+
+def family(record: Record) -> str:
+    """A built-in recipe's family; one from somebody's own file counts with the quantized."""
     try:
-        return recipes.load(record.recipe).prunes
+        return recipes.load(record.recipe).family
     except ValueError:
-        return False
+        return "quantized"
 
 
 def pruning(profile: str, found: list[Record]) -> dict:

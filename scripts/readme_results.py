@@ -16,6 +16,11 @@ from xtclib.files import write_text
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- results -->", "<!-- /results -->"
 GALLERY = ("minilm-size-accuracy", "deployment", "minilm-pruning", "mini-budgets", "quantization")
+FAMILIES = {
+    "quantized": "Few bits for each weight:",
+    "shaped": "Fewer or other layers, taught in one way or another:",
+    "pruned": "Weights, heads, neurons or tokens removed:",
+}
 NAMES = {"sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC test", "mnli": "MNLI"}
 
 
@@ -74,9 +79,9 @@ def section() -> str:
             chosen = [r for r in found if r.task == task]
             low = mean(m["score"] for m in chosen[0].majority.values())
             parts.append(f"{NAMES.get(task, task)} (majority class {low:.1f}):\n")
-            for pruned in (False, True):
-                family = [r for r in chosen if recipes.load(r.recipe).prunes == pruned]
-                parts += [table(family) + "\n"] if family else []
+            for wanted, heading in FAMILIES.items():
+                some = [r for r in chosen if recipes.load(r.recipe).family == wanted]
+                parts += [f"{heading}\n", table(some) + "\n"] if some else []
     parts.append(
         "Score: the task's metrics in GLUE's convention, mean and range over seeds. MB: 10⁶ bytes "
         "of `model.safetensors`, read from disk. Latency: the student's forward pass over its "

@@ -223,6 +223,17 @@ class Recipe:
         return any(t.prunes for t in self.techniques)
 
     @property
+    def family(self) -> str:
+        """What makes its student small: ``pruned``, ``quantized``, or another shape, ``shaped``.
+
+        >>> [load(name).family for name in ("nip-8bit-distilled", "xtc-1bit-half", "pkd-6l")]
+        ['pruned', 'quantized', 'shaped']
+        """
+        if self.prunes:
+            return "pruned"
+        return "quantized" if any(t.name == "quantize" for t in self.techniques) else "shaped"
+
+    @property
     def techniques(self) -> list[Technique]:
         """Every technique, in order of application."""
         return [t for stage in self.stages for t in stage.techniques]

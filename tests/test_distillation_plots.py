@@ -1,0 +1,71 @@
+"""Figures of distillation: their data, not their pixels."""
+
+import pytest
+import torch
+from test_plots import made
+
+from xtclib import distillation_plots, results
+from xtclib.matching import TERMS
+from xtclib.objectives import Objective
+
+widgets = pytest.importorskip("xtclib.widgets", exc_type=ImportError)
+
+
+def test_every_match_stands_at_the_students_layer_with_the_teachers_number():
+    told = {
+        "PKD": Objective(labels=1, logits=1, patience={"weight": 1, "layers": "last"}),
+        "two": [Objective(hidden_states=1), Objective(logits=1, key_relations=1)],
+    }
+    figure = distillation_plots.what_is_matched(told, 3, 12)
+    marks = {trace.name: trace for trace in figure.data}
+    assert set(marks) == {"labels", "logits", "hidden states", "first token", "relations"}
+    first = marks["first token"]
+    assert list(first.text) == ["10", "11"] and [round(x) for x in first.x] == [1, 2]
+    assert list(first.y) == [0, 0]
+    hidden = marks["hidden states"]
+    assert list(hidden.text) == ["e", "4", "8", "12"] and set(hidden.y) == {1}
+    assert list(marks["relations"].text) == ["12"]
+    assert list(figure.layout.yaxis.ticktext) == ["PKD", "two"]
+    assert len({trace.marker.symbol for trace in figure.data}) == 5  # readable without colour
+
+
+def test_temperature_softens_and_keeps_the_order():
+    figure = distillation_plots.temperature(torch.tensor([4.0, 1.5, 0.0]), (1, 100))
+    sharp, soft = (list(trace.y) for trace in figure.data)
+    assert sharp == pytest.approx([0.9082, 0.0746, 0.0166], abs=1e-3)
+    assert max(soft) - min(soft) < 0.02 and sorted(soft, reverse=True) == soft
+    assert "from 0.35 to 1.10" in figure.layout.title.text.replace("<br>", " ").replace(
+        "rises ", ""
+    )
+
+
+def test_the_table_of_terms_has_all_of_them():
+    lines = distillation_plots.terms_table().splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(TERMS)
+
+
+def test_the_explorer_follows_its_controls():
+    explorer = widgets.distillation_explorer(torch.tensor([4.0, 1.5, 0.0]), 5, 12)
+    above, heat, _, controls, sentence = explorer.children
+    assert sentence.value.endswith("teaches") and len(above.data) == 2
+    heat.value = 10
+    assert max(above.data[1].y) < 0.5 < max(above.data[0].y)
+    controls.children[1].value = "release"
+    assert "[1, 3, 5, 7, 9, 11]" in sentence.value and sentence.value.endswith("teaches nobody")
+
+
+def test_the_comparison_puts_the_best_first():
+    times = {"milliseconds": {"teacher": {"median": 10.0}, "student": {"median": 4.0}}}
+    told = (("xtc-half", 0, 80.0), ("xtc-1bit", 0, 90.0), ("xtc-1bit", 1, 92.0))
+    records = [
+        made(recipe=name, seed=seed, metrics={"dev": {"score": score}}, latency=times)
+        for name, seed, score in (
+            ("xtc-half", 0, 80.0),
+            ("xtc-1bit", 0, 90.0),
+            ("xtc-1bit", 1, 92.0),
+        )
+    ]
+    head, first, second = results.comparison(records).splitlines()
+    assert head.split() == ["recipe", "n", "mean", "range", "MB", "time", "FLOPs"]
+    assert first.split()[:6] == ["xtc-1bit", "2", "91.0", "90.0", "to", "92.0"]
+    assert second.startswith("xtc-half") and second.split()[7] == "0.40"
