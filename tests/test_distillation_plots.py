@@ -59,11 +59,7 @@ def test_the_comparison_puts_the_best_first():
     told = (("xtc-half", 0, 80.0), ("xtc-1bit", 0, 90.0), ("xtc-1bit", 1, 92.0))
     records = [
         made(recipe=name, seed=seed, metrics={"dev": {"score": score}}, latency=times)
-        for name, seed, score in (
-            ("xtc-half", 0, 80.0),
-            ("xtc-1bit", 0, 90.0),
-            ("xtc-1bit", 1, 92.0),
-        )
+        for name, seed, score in told
     ]
     head, first, second = results.comparison(records).splitlines()
     assert head.split() == ["recipe", "n", "mean", "range", "MB", "time", "FLOPs"]

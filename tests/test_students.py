@@ -11,7 +11,16 @@ from xtclib import artefact, breakdown, structure
 from xtclib.batches import Calibration
 from xtclib.recipes import Stage
 from xtclib.students import SmallVocabulary
-from xtclib.techniques import CNN, BiLSTM, Bottleneck, Compact, DistilBert, Quantize, technique
+from xtclib.techniques import (
+    CNN,
+    BiLSTM,
+    Bottleneck,
+    Compact,
+    DistilBert,
+    PruneHeads,
+    Quantize,
+    technique,
+)
 
 STUDENTS = {
     "sliced": Compact(layers=0.5, hidden=0.5, intermediate=0.5),
@@ -165,6 +174,13 @@ def test_a_student_of_a_student_that_is_no_bert_is_refused(bert):
         DistilBert().apply(shallow)
     with pytest.raises(TypeError, match="CNNClassifier has no list of layers"):
         Quantize().apply(shallow)
+
+
+def test_a_student_is_made_before_anything_else_is_done_to_its_teacher(bert):
+    with pytest.raises(ValueError, match="compact comes before quantize: list it first"):
+        Compact(layers=2).apply(Quantize().apply(bert))
+    with pytest.raises(ValueError, match="distilbert comes before heads, neurons or width"):
+        DistilBert().apply(PruneHeads(0.5, "magnitude").apply(bert))
 
 
 def test_a_small_vocabulary_belongs_to_dual_training():

@@ -21,11 +21,18 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from xtclib import vocabulary
+from xtclib import structure, vocabulary
 from xtclib.batches import Calibration
 from xtclib.files import unknown
 from xtclib.interface import Technique, check_numbers, needs
-from xtclib.models import embeddings, encoder_layers, keep_layers, refuse_packed, spread
+from xtclib.models import (
+    check_plain,
+    embeddings,
+    encoder_layers,
+    keep_layers,
+    refuse_packed,
+    spread,
+)
 from xtclib.shallow import BiLSTMConfig, CNNConfig
 
 INITIAL = ("sliced", "random")
@@ -337,6 +344,9 @@ def _check_bert(model: PreTrainedModel, name: str) -> None:
             f"{name} makes a student of a BERT classifier, received {type(model).__name__}: list "
             "it first, on a BERT teacher"
         )
+    check_plain(model, name)
+    if structure.uneven(model):
+        raise ValueError(f"{name} comes before heads, neurons or width are removed: list it first")
 
 
 def _count(what: str, wanted: float | None, full: int) -> int:
