@@ -11,7 +11,6 @@ from xtclib.distillation import (
     kl_divergence,
     layer_map,
     logits_mse,
-    mapped,
     patience,
     relation_divergence,
     soft_cross_entropy,
@@ -204,11 +203,6 @@ def test_depths_that_do_not_fit_are_refused(student):
 def test_an_unknown_map_is_refused():
     with pytest.raises(ValueError, match="unknown layer map 'first': choose 'uniform', 'last'"):
         layer_map(6, 12, "first")
-
-
-def test_states_outside_the_teacher_are_refused():
-    with pytest.raises(ValueError, match=r"layer map names \[3, -1\], but there are states 0 to 2"):
-        mapped(["e", "1", "2"], [0, 3, -1])
 
 
 def test_logits_mse_equals_numpy():

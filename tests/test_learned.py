@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from xtclib import artefact, onnx_export
+from xtclib.batches import Calibration
 from xtclib.learned import first_clip, round_between
 from xtclib.objectives import Objective
 from xtclib.quantizers import Scheme
@@ -126,3 +127,11 @@ def test_schemes_read_back():
 def test_bad_uses(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_ends_that_saw_no_input_are_not_packed_and_a_task_sets_them(bert, tokenizer, data, batch):
+    quantize = Quantize("binary", None, "int8-lsq")
+    with pytest.raises(ValueError, match="were never seen, so they have no ends: train it, or run"):
+        artefact.finalize(quantize.apply(bert), [quantize])
+    ready = quantize.apply(bert, Calibration(data, tokenizer, 16))
+    assert bool(logits(artefact.finalize(ready, [quantize]), batch).isfinite().all())

@@ -190,3 +190,32 @@ def test_a_new_loss_is_a_function_and_a_line(bert, make_bert, batch, monkeypatch
     with torch.no_grad():
         ends = [m(**batch, output_hidden_states=True).hidden_states[-1] for m in (student, bert)]
     assert float(found) == pytest.approx(float(nn.L1Loss(reduction="none")(*ends).max()) ** 2)
+
+
+def test_a_closed_reader_gives_the_attention_back(bert):
+    before = bert.config._attn_implementation
+    reader = Reader(bert, {"attention_scores"})
+    assert bert.config._attn_implementation == "xtc" != before
+    reader.close()
+    assert bert.config._attn_implementation == before
+
+
+def test_progressive_transfer_needs_a_term_for_every_state(bert):
+    objective = Objective(attention_divergence=1, progressive=True)
+    with pytest.raises(ValueError, match=r"no term compares \[0\] .*: add hidden_states"):
+        objective.check(bert, bert)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"labels": True}, "weight of labels must be a number"),
+        ({"logits": 1, "temperature": "5"}, "temperature must be positive, received '5'"),
+        ({"logits": 1, "temperature": float("inf")}, "temperature must be positive"),
+        ({"patience": {"weight": 1, "layers": 3}}, "a layer map's name or a list, received 3"),
+        ({"patience": {"weight": 1, "states": ["last"]}}, "unknown states of patience"),
+    ],
+)
+def test_values_of_other_kinds(values, message):
+    with pytest.raises(ValueError, match=message):
+        Objective(**values)

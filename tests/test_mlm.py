@@ -5,6 +5,9 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from xtclib import mlm
+from xtclib.interface import Technique
+from xtclib.objectives import Objective
+from xtclib.techniques import LayerReduction
 
 
 def test_masking_hides_fifteen_percent_and_never_special_tokens(tokenizer):
@@ -103,3 +106,27 @@ def test_held_out_texts_are_apart_and_the_same_again():
     assert mlm.split_texts(texts) == (train, held_out)
     with pytest.raises(ValueError, match="received 1 texts, expected two or more"):
         mlm.split_texts(["alone"])
+
+
+def test_progressive_transfer_on_text_trains_in_every_step(bert, tokenizer, data):
+    """The turn changes before the forward pass: no step is left without a gradient."""
+    student = LayerReduction(layers=2).apply(bert)
+    student.config.hidden_dropout_prob = 0.0
+    objective = Objective(hidden_states=1, progressive=True)
+    moved, before = [], {}
+
+    class Watch(Technique):
+        name = "watch"
+
+        def before_step(self, model, step, total):
+            before.update({k: v.detach().clone() for k, v in model.named_parameters()})
+
+        def after_step(self, model, step, total, rate):
+            moved.append({k for k, v in model.named_parameters() if not torch.equal(v, before[k])})
+
+    mlm.pretrain(student, tokenizer, data.train.first, 6, 8, 1e-3, objective=objective,
+                 teacher=bert, bf16=False, progress=False, techniques=[Watch()])  # fmt: skip
+    parts = [{"embeddings" if "embeddings" in k else k.split("layer.")[1][0] for k in step
+              if "pooler" not in k and "classifier" not in k} for step in moved]  # fmt: skip
+    assert parts == [{"embeddings"}] * 2 + [{"0"}] * 2 + [{"1"}] * 2
+    assert all(p.requires_grad for p in student.parameters())

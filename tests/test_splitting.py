@@ -108,3 +108,13 @@ def test_a_model_without_ternary_weights_is_refused(bert):
     for model in (bert, Quantize().apply(bert)):
         with pytest.raises(ValueError, match="this model has none: list `quantize`"):
             SplitTernary().apply(model)
+
+
+def test_learned_ends_and_clips_come_along(bert, batch):
+    techniques = [Quantize({"scheme": "ternary", "clip": 0.3}, None, "int8-lsq")]
+    half = apply_all(bert, techniques)
+    wanted = logits(half, batch)
+    both = SplitTernary().apply(half)
+    torch.testing.assert_close(logits(both, batch), wanted, rtol=1e-4, atol=1e-5)
+    first = both.bert.encoder.layer[0].intermediate.dense.first
+    assert float(first.input_clip.detach()) > 0

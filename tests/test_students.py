@@ -17,8 +17,10 @@ from xtclib.techniques import (
     Bottleneck,
     Compact,
     DistilBert,
+    LayerReduction,
     PruneHeads,
     Quantize,
+    Storage,
     technique,
 )
 
@@ -157,7 +159,16 @@ def test_a_small_vocabulary_spells_the_task(bert, data, tokenizer):
             "unknown initialisation 'slices': did you mean",
         ),
         ({"compact": {"hiden": 3}}, "unknown key of compact 'hiden': did you mean 'hidden'"),
-        ({"bilstm": {"hidden": "8"}}, "hidden of bilstm must be a number, received '8'"),
+        (
+            {"bilstm": {"hidden": "8"}},
+            "hidden of bilstm must be a whole number above 0, received '8'",
+        ),
+        ({"bilstm": {"hidden": 1.5}}, "hidden of bilstm must be a whole number above 0"),
+        ({"cnn": {"widths": [0]}}, r"widths of cnn is a list of numbers from 1 up, received \[0\]"),
+        ({"cnn": {"widths": 3}}, "widths of cnn is a list of numbers"),
+        ({"bottleneck": {"inner": -1}}, "inner of bottleneck must be a number above 0"),
+        ({"bottleneck": {"feed_forwards": 0}}, "feed_forwards of bottleneck must be a number"),
+        ({"compact": {"heads": 1}}, "1 heads of 32 dimensions cannot be sliced from heads of 16"),
         ({"small_vocabulary": {"projection": "sideways"}}, "unknown projection 'sideways'"),
         ({"small_vocabulary": {"mix": 2}}, "mix is a share of the words, received 2"),
         ({"small_vocabulary": {}}, "small_vocabulary looks at the task's rows"),
@@ -181,6 +192,17 @@ def test_a_student_is_made_before_anything_else_is_done_to_its_teacher(bert):
         Compact(layers=2).apply(Quantize().apply(bert))
     with pytest.raises(ValueError, match="distilbert comes before heads, neurons or width"):
         DistilBert().apply(PruneHeads(0.5, "magnitude").apply(bert))
+
+
+def test_a_shallow_student_is_not_stored_by_parts(bert):
+    with pytest.raises(TypeError, match="CNNClassifier has no table at `embeddings.position_emb"):
+        Storage().apply(CNN(8, 4, (2,)).apply(bert))
+
+
+def test_layers_of_distilbert_can_be_removed(bert, batch):
+    student = LayerReduction(layers=1).apply(DistilBert().apply(bert))
+    assert len(student.distilbert.transformer.layer) == student.config.n_layers == 1
+    assert logits(student, batch).shape == (3, 2)
 
 
 def test_a_small_vocabulary_belongs_to_dual_training():

@@ -5,10 +5,18 @@ import copy
 import pytest
 import torch
 
-from xtclib import artefact
+from xtclib import artefact, attention
+from xtclib.matching import Reader
 from xtclib.objectives import Objective
-from xtclib.recipes import Budget, Stage
-from xtclib.techniques import KeepSuccessors, LayerReduction, ReplaceModules, technique
+from xtclib.recipes import Budget, Recipe, Stage
+from xtclib.study import compress
+from xtclib.techniques import (
+    KeepSuccessors,
+    LayerReduction,
+    Quantize,
+    ReplaceModules,
+    technique,
+)
 from xtclib.training import set_dropout_, train_stage
 
 
@@ -104,3 +112,30 @@ def test_stages_in_an_order_that_cannot_work(bert):
         ReplaceModules().apply(ReplaceModules().apply(bert))
     with pytest.raises(ValueError, match="replace_modules works while a stage trains"):
         Stage("s", (ReplaceModules(),))
+
+
+def test_layers_are_not_compared_while_they_are_being_replaced(tmp_path, monkeypatch):
+    monkeypatch.setenv("XTC_CACHE", str(tmp_path))
+    labels, states = Objective(labels=1), Objective(hidden_states=1)
+    wrong = {
+        "chance decides which layers there are": [Stage("s", (ReplaceModules(),), states)],
+        "list keep_successors first among its techniques": [
+            Stage("s", (ReplaceModules(),), labels), Stage("t", (), labels),
+        ],
+    }  # fmt: skip
+    for message, stages in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            compress(Recipe("x", "", "", tuple(stages)), profile="smoke", progress=False,
+                     say=lambda line: None)  # fmt: skip
+    with pytest.raises(ValueError, match="replaces modules and keeps their successors at once"):
+        Stage("s", (ReplaceModules(), KeepSuccessors()), labels)
+
+
+def test_a_successor_follows_the_models_attention(bert, batch):
+    student = KeepSuccessors().apply(ReplaceModules().apply(bert))
+    attention.use(student)
+    shown = Reader(student, {"attention_scores"})(student, **batch)
+    assert len(shown.output.attentions) == 2
+    quantized = Quantize("binary", None, "int8-token", "int8-tensor").apply(student)
+    plain = Quantize("binary", None, "int8-token").apply(student)
+    assert not torch.equal(logits(quantized.eval(), batch), logits(plain.eval(), batch))

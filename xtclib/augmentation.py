@@ -42,10 +42,10 @@ class Augmentation:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} of an augmentation: at least 1, received {value!r}")
-        if not 0 < self.probability <= 1:
+        chance = self.probability
+        if isinstance(chance, bool) or not isinstance(chance, (int, float)) or not 0 < chance <= 1:
             raise ValueError(
-                f"probability of an augmentation lies above 0 and up to 1, received "
-                f"{self.probability}"
+                f"probability of an augmentation lies above 0 and up to 1, received {chance!r}"
             )
 
     @classmethod
@@ -134,7 +134,7 @@ def candidates(
                 waiting.append((places[-1], word, encoded["input_ids"], tokens[0]))
             else:
                 ids = tuple(encoded["input_ids"][i] for i in tokens)
-                places[-1][2] = [w for w in near(ids) if w != word]
+                places[-1][2] = [w for w in near(ids) if w != word][:count]
         found[text] = places
     waiting.sort(key=lambda item: len(item[2]))
     bar = tqdm(total=len(waiting), desc="augmentation", disable=not progress, mininterval=5)
@@ -194,7 +194,7 @@ class _Neighbours:
             vector = torch.nn.functional.normalize(self.table[list(ids)].mean(0), dim=-1)
             best = (self.words @ vector).topk(min(self.count + 1, len(self.ids))).indices.tolist()
             self._known[ids] = [self.names[i] for i in best]
-        return self._known[ids][: self.count + 1]
+        return self._known[ids]
 
 
 def save(rows: Split, path: Path) -> None:

@@ -7,8 +7,6 @@ averages over padded positions too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -267,15 +265,3 @@ def layer_map(student_layers: int, teacher_layers: int, kind: str = "uniform") -
         shift = 0 if teacher_layers % student_layers == 0 else 1
         return [i * stride + shift for i in steps]
     raise ValueError(f"unknown layer map {kind!r}: choose 'uniform', 'last' or 'release'")
-
-
-def mapped(states: Sequence[Tensor], layers: Sequence[int]) -> list[Tensor]:
-    """The teacher's states that a map names; ``ValueError`` if an index is out of range.
-
-    >>> mapped(["e", "1", "2"], [0, 2])
-    ['e', '2']
-    """
-    bad = [i for i in layers if not 0 <= i < len(states)]
-    if bad:
-        raise ValueError(f"layer map names {bad}, but there are states 0 to {len(states) - 1} only")
-    return [states[i] for i in layers]

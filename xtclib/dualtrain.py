@@ -63,7 +63,7 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda t: min((t + 1) / rising, (steps - t) / max(1, steps - rising))
     )
-    rows = mixed_batches(texts, *tokenizers, batch, how.mix, seed, max_length)
+    rows = mixed_batches(texts, *tokenizers, batch, how.mix, seed, max_length, mixed.own)
     student.train()
     losses = []
     bar = tqdm(range(steps), desc="dual training", disable=not progress, mininterval=5)
@@ -131,6 +131,11 @@ class SharedProjections(nn.Module):
     def __init__(self, teacher: PreTrainedModel, student: PreTrainedModel) -> None:
         super().__init__()
         configs = [model.base_model.config for model in (teacher, student)]
+        if configs[0].hidden_size == configs[0].intermediate_size:
+            raise ValueError(
+                "shared projections tell hidden from feed-forward dimensions by their number, and "
+                f"this teacher has {configs[0].hidden_size} of both: use projection 'none'"
+            )
         sides = [(config.hidden_size, config.intermediate_size) for config in configs]
         self.projections = nn.ParameterList(
             nn.Parameter(torch.randn(big, small) / big**0.5)
@@ -188,15 +193,17 @@ def mixed_batches(
     mix: float,
     seed: int,
     max_length: int,
+    offset: int | None = None,
 ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
     """Endless pairs of batches of the same texts and masked words, the student's and the teacher's.
 
-    In the teacher's a word is in the student's pieces with probability ``mix``; their ids follow
-    its own. Of a masked word's tokens 80 % are shown as [MASK], 10 % as another, 10 % as they are.
+    In the teacher's a word is in the student's pieces with probability ``mix``; their ids start at
+    ``offset``, by default after its own. Of a masked word's tokens 80 % are shown as [MASK], 10 %
+    as another, 10 % as they are.
     """
     random = np.random.default_rng(seed)
     spelled: dict[str, tuple[list[int], list[int]]] = {}
-    offset = len(theirs)
+    offset = len(theirs) if offset is None else offset
 
     def pieces(word: str) -> tuple[list[int], list[int]]:
         if word not in spelled:

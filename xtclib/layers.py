@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xtclib.learned import first_clip, round_between
+from xtclib.learned import first_clip, round_between, stored_clip
 from xtclib.packing import TRIT, decode, encode, packed_length
 from xtclib.quantizers import Quantized, Scheme, asymmetric, fake_quantize, quantize
 
@@ -372,7 +372,7 @@ class PackedLinear(_Packed):
     def store_clip_(self, layer: QuantLinear) -> None:
         """Rounds the learned ends of a layer's inputs to fp16, where it has them."""
         if getattr(layer, "input_clip", None) is not None:
-            self.input_clip = layer.input_clip.detach().abs().half()
+            self.input_clip = stored_clip(layer.input_clip)
 
     def _input(self, x: Tensor, dtype: torch.dtype) -> tuple:
         """Codes, scale and shift of the input."""

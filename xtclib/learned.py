@@ -51,3 +51,13 @@ def first_clip(x: Tensor, top: int, how: str) -> Tensor:
     size = x.detach().float().abs()
     found = 2 * top**0.5 * size.mean() if how == "lsq" else size.max()
     return found.clamp(min=1e-6).reshape(1)
+
+
+def stored_clip(clip: Tensor) -> Tensor:
+    """A clip in fp16, as files hold it; ``ValueError`` for one that no input has set yet."""
+    if float(clip) == 0:
+        raise ValueError(
+            "the inputs of a layer with learned activations were never seen, so they have no ends: "
+            "train it, or run one batch, before it is packed"
+        )
+    return clip.detach().abs().half()

@@ -79,16 +79,20 @@ class Match:
     options: tuple[tuple[str, object], ...] = ()
 
     def __post_init__(self) -> None:
-        if not _number(self.weight) or not 0 <= self.weight < float("inf"):
+        if not is_number(self.weight) or not 0 <= self.weight < float("inf"):
             raise ValueError(
                 f"weight of {self.term} must be a number of at least 0, got {self.weight!r}"
             )
-        if self.states is not None and self.states not in STATES:
-            raise unknown(f"states of {self.term}", self.states, STATES)
+        if self.states is not None and str(self.states) not in STATES:
+            raise unknown(f"states of {self.term}", str(self.states), STATES)
         if isinstance(self.layers, str) and self.layers not in LAYER_MAPS:
             raise unknown("layer map", self.layers, LAYER_MAPS)
         if isinstance(self.layers, (list, tuple)):
             object.__setattr__(self, "layers", tuple(self.layers))
+        elif self.layers is not None and not isinstance(self.layers, str):
+            raise ValueError(
+                f"layers of {self.term} is a layer map's name or a list, received {self.layers!r}"
+            )
         if self.projection and self._term.reads != "hidden_states":
             raise ValueError(f"{self.term} compares no hidden states: leave out `projection`")
 
@@ -219,6 +223,7 @@ class Reader:
 
     def __init__(self, model: PreTrainedModel, wanted: Iterable[str]) -> None:
         self.wanted, self._kept, self._hooks = set(wanted), {}, []
+        self._model, self._before = model, model.config._attn_implementation
         if "attention_scores" in self.wanted:
             attention.use(model)
         for name in self.wanted & set(INPUTS):
@@ -236,9 +241,11 @@ class Reader:
         return Signals(model(**inputs, **shown), {k: list(v) for k, v in self._kept.items()})
 
     def close(self) -> None:
-        """Takes the hooks off the model."""
+        """Takes the hooks off the model and gives it its attention back."""
         for hook in self._hooks:
             hook.remove()
+        if self._model.config._attn_implementation != self._before:
+            self._model.set_attn_implementation(self._before)
 
 
 def wanted(matches: Iterable[Match]) -> set[str]:
@@ -286,5 +293,6 @@ def _input(layer: nn.Module, name: str) -> nn.Module:
     return next(getattr(inner, n) for n in INPUTS[name] if hasattr(inner, n))
 
 
-def _number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a value is a number, which True and False are not here."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)

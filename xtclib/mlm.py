@@ -289,11 +289,10 @@ class _Distilled(nn.Module):
         for teacher in self._teacher:
             with torch.no_grad():
                 told = self._show(teacher, self._read_teacher, inputs, guessed)
-        shown = self._show(model, self._read, inputs, guessed)
         pairs = self._pairs
-        if self.objective.progressive:
-            state = learn_in_turn_(model, step, self.steps)
-            pairs = only(pairs, state)
+        if self.objective.progressive:  # before the forward pass, which builds the graph
+            pairs = only(pairs, learn_in_turn_(model, step, self.steps))
+        shown = self._show(model, self._read, inputs, guessed)
         mask = inputs["attention_mask"]
         terms = distillation_loss(
             self.objective, shown, told, wanted, mask, pairs, self.projections

@@ -32,6 +32,14 @@ def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     return layers
 
 
+def set_encoder_layers_(model: PreTrainedModel, layers: Iterable[nn.Module]) -> None:
+    """Gives the encoder these layers, in place, and says in the config how many there are."""
+    base, layers = model.base_model, nn.ModuleList(layers)
+    holder = getattr(base, "encoder", None) or base.transformer
+    holder.layer = layers
+    model.config.num_hidden_layers = len(layers)
+
+
 def word_embeddings(model: PreTrainedModel) -> nn.Module:
     """The word embedding table."""
     return model.get_input_embeddings()
@@ -194,8 +202,7 @@ def keep_layers(model: PreTrainedModel, keep: Iterable[int]) -> PreTrainedModel:
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index
-    student.base_model.encoder.layer = kept
-    student.config.num_hidden_layers = len(keep)
+    set_encoder_layers_(student, kept)
     return student
 
 

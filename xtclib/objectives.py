@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from xtclib.distillation import kl_divergence, logits_mse, soft_cross_entropy
 from xtclib.files import unknown
-from xtclib.matching import LAYER_MAPS, TERMS, Match, Signals, wanted
+from xtclib.matching import LAYER_MAPS, TERMS, Match, Signals, is_number, wanted
 from xtclib.models import encoder_layers
 
 LOGITS_LOSSES = ("soft_cross_entropy", "kl_divergence", "mse")
@@ -68,7 +68,7 @@ class Objective:
         )  # fmt: skip
         for name in ("labels", "logits"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+            if not is_number(value) or not 0 <= value < float("inf"):
                 raise ValueError(f"weight of {name} must be a number of at least 0, got {value!r}")
         if not (self.needs_teacher or labels):
             raise ValueError("the objective is empty: give at least one term a positive weight")
@@ -76,8 +76,8 @@ class Objective:
             raise unknown("logits loss", logits_loss, LOGITS_LOSSES)
         if layer_map not in LAYER_MAPS:
             raise unknown("layer map", layer_map, LAYER_MAPS)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, received {temperature}")
+        if not is_number(temperature) or not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be positive, received {temperature!r}")
         if progressive and (labels or logits or not matches):
             raise ValueError(
                 "progressive transfer trains one layer at a time, by terms that compare layers: "
@@ -110,6 +110,14 @@ class Objective:
         """Raises ``ValueError`` for terms that these two models cannot be compared by."""
         for match in self.matches:
             match.check(student, teacher, self.layer_map)
+        if self.progressive:
+            pairs = [pair for found in self.pairs(student, teacher).values() for pair in found]
+            idle = set(range(len(encoder_layers(student)) + 1)) - {at for at, _ in pairs}
+            if idle:
+                raise ValueError(
+                    f"progressive transfer trains the states one by one, but no term compares "
+                    f"{sorted(idle)} (0: the embeddings): add hidden_states"
+                )
 
     def pairs(self, student: PreTrainedModel, teacher: PreTrainedModel) -> dict[str, list]:
         """(student state, teacher state) for every term that compares layers."""

@@ -258,5 +258,6 @@ class PruneVocabulary(Technique):
 
     def reads(self, model, tokenizer, data):
         ids, model = self.ids(data), copy.deepcopy(model)
-        vocabulary.keep_rows_(model, ids)
+        if model is not None:  # none reads what the student does
+            vocabulary.keep_rows_(model, ids)
         return model, vocabulary.cut_tokenizer(tokenizer, ids)

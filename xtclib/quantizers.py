@@ -44,7 +44,7 @@ class Scheme:
     ``pact``, for the inputs of linear layers, whose ends are then trained (``int8-lsq``).
 
     >>> Scheme.parse("int4-group128")
-    Scheme(family='int', bits=4, granularity='group', groups=128, clip=None)
+    Scheme(family='int', bits=4, granularity='group', groups=128, clip=None, learned=None)
     >>> str(Scheme.parse("binary-row"))
     'binary-row'
     """

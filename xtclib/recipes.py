@@ -23,6 +23,7 @@ from xtclib.objectives import Objective
 from xtclib.sparsify import Sparsify
 from xtclib.students import SmallVocabulary
 from xtclib.techniques import technique
+from xtclib.theseus import KeepSuccessors, ReplaceModules
 
 
 def _check_keys(cls, values: dict, what: str) -> dict:
@@ -139,6 +140,12 @@ class Stage:
     def __post_init__(self) -> None:
         if self.task not in TASKS_OF_A_STAGE:
             raise unknown("task of a stage", self.task, TASKS_OF_A_STAGE)
+        kinds = {type(t) for t in self.techniques}
+        if {ReplaceModules, KeepSuccessors} <= kinds:
+            raise ValueError(
+                f"stage {self.name!r} replaces modules and keeps their successors at once: train "
+                "in between, and list keep_successors in the next stage"
+            )
         dual = any(isinstance(t, SmallVocabulary) for t in self.techniques)
         if dual != (self.task == "dual") or (dual and self.objective):
             raise ValueError(

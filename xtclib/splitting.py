@@ -36,7 +36,10 @@ def split(weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     >>> torch.allclose(a + b, w), a.abs().mean(), b.abs().mean()
     (True, tensor(0.7500), tensor(0.7500))
     """
-    w = _grouped(weight.detach().double(), scheme)
+    weight = weight.detach()
+    if scheme.clip is not None:  # as the ternary quantizer does first
+        weight = weight.clamp(-scheme.clip, scheme.clip)
+    w = _grouped(weight.double(), scheme)
     size, n = w.abs(), w.shape[1]
     large = size > 0.7 * size.mean(1, keepdim=True)
     count = large.sum(1, keepdim=True)
@@ -69,9 +72,11 @@ class SplitLinear(nn.Module):
         for weight in split(layer.weight, layer.weights):
             bias = None if layer.bias is None else layer.bias.detach() / 2
             linear = linear_of(weight, bias).train(layer.training)
-            halves.append(
-                QuantLinear.from_linear(linear, _binary(layer.weights), layer.activations)
-            )
+            scheme = _binary(layer.weights)
+            half = QuantLinear.from_linear(linear, scheme, layer.activations)
+            if layer.input_clip is not None:
+                half.input_clip.data.copy_(layer.input_clip)
+            halves.append(half)
         return cls(*halves)
 
 
@@ -100,9 +105,10 @@ class SplitEmbedding(nn.Module):
 class SplitTernary(Technique):
     """Turns every ternary layer of a trained model into the sum of two binary ones.
 
-    Ternary weights of half the heads and neurons become as many binary ones as the whole model
-    has. The numbers stay (:func:`split`), and are what training the binary model begins from. List
-    it after ``quantize`` in an earlier stage. Source: BinaryBERT, arXiv:2012.15701, section 3.
+    Ternary weights of half the heads and neurons become about as many binary ones as the whole
+    encoder has; the word table doubles. The numbers stay (:func:`split`), and are what training the
+    binary model begins from. List it after ``quantize`` in an earlier stage. Source: BinaryBERT,
+    arXiv:2012.15701, section 3.
     """
 
     name: ClassVar[str] = "split_ternary"

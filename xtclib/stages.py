@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import PreTrainedModel
 
 from xtclib import artefact, augmentation, dualtrain, mlm, settings, structure, teachers
@@ -22,11 +23,12 @@ from xtclib.batches import Calibration
 from xtclib.files import staged_folder, write_json
 from xtclib.glue import Split, TaskData
 from xtclib.interface import Technique
-from xtclib.models import load_classifier
+from xtclib.models import encoder_layers, load_classifier
 from xtclib.recipes import Budget, Recipe, Stage
 from xtclib.settings import Profile
 from xtclib.students import SmallVocabulary
 from xtclib.teachers import Teacher, cache_dir, key, load_tokenizer
+from xtclib.theseus import ReplaceModules, being_replaced
 from xtclib.training import bf16_is_fast, default_device, set_dropout_, train_stage
 
 
@@ -92,6 +94,22 @@ def check_applies(job: Job, begun: PreTrainedModel) -> tuple[PreTrainedModel, ob
 
 def _check_stage(job: Job, stage: Stage, student: PreTrainedModel) -> None:
     """Raises for an objective by which this student and its teacher cannot be compared."""
+    replaced = being_replaced(student)
+    if replaced and stage.trains and not _replaces(stage):
+        raise ValueError(
+            f"stage {stage.name!r} would train modules that are still being replaced: list "
+            "keep_successors first among its techniques"
+        )
+    if replaced and stage.objective and stage.objective.matches:
+        raise ValueError(
+            f"stage {stage.name!r} compares layers while modules are being replaced, where chance "
+            "decides which layers there are: leave labels and logits"
+        )
+    if stage.augmentation and job.budget.keep == "held-out":
+        raise ValueError(
+            f"stage {stage.name!r} augments its rows, and copies of held-out rows would be "
+            "trained on: choose the budget's keep 'last' or 'evaluation'"
+        )
     if stage.task == "its own" and stage.objective:
         if stage.objective.needs_teacher and job.teacher.model is None:
             raise ValueError(
@@ -101,10 +119,27 @@ def _check_stage(job: Job, stage: Stage, student: PreTrainedModel) -> None:
         stage.objective.check(student, job.teacher.model)
     elif stage.task == "mlm":
         path = settings.backbone_for(job.profile)
+        encoder_layers(student)  # or an error that says what it lacks
+        if not isinstance(student.get_input_embeddings(), nn.Embedding):
+            raise ValueError(
+                f"stage {stage.name!r} guesses words, but the word table was split or packed: list "
+                "it before that"
+            )
+        words = job.teacher.tokenizer.get_vocab()
+        compares = stage.objective and stage.objective.needs_teacher
+        if compares and words != load_tokenizer(path).get_vocab():
+            raise ValueError(
+                f"stage {stage.name!r} compares with {path}, but the student reads another "
+                "vocabulary: list the stage before the vocabulary is cut"
+            )
         if _has_head(stage):
             student = mlm.under_head(student, path, job.seed)
         if stage.objective:
             mlm.check_comparable(stage.objective, student, mlm.load_masked_lm(path, job.seed))
+
+
+def _replaces(stage: Stage) -> bool:
+    return any(isinstance(technique, ReplaceModules) for technique in stage.techniques)
 
 
 def _has_head(stage: Stage) -> bool:
@@ -144,7 +179,8 @@ def trained(
 def _start(job: Job, stage: Stage) -> list:
     """What a stage's key holds beside the teacher: its backbone, and the texts it reads."""
     found = [job.recipe.start] if job.recipe.start != "teacher" else []
-    path = settings.backbone_for(job.profile) if found or stage.task != "its own" else ""
+    needed = found or stage.task != "its own" or stage.augmentation
+    path = settings.backbone_for(job.profile) if needed else ""
     if path and job.teacher.made_from.get("backbone") != teachers.weights_id(path):
         found.append(teachers.weights_id(path))
     return (
@@ -196,14 +232,14 @@ def _train(
 
 def _augmented(job: Job, how: Augmentation) -> Split:
     """A task's rows with their copies, made once: all seeds share them."""
-    path, texts = settings.backbone_for(job.profile), job.teacher.tokenizer.get_vocab()
-    name = key(teachers.weights_id(path), job.data.train.fingerprint, how.to_dict(), texts)
+    path = settings.backbone_for(job.profile)  # with its own tokenizer: rows are text
+    name = key(teachers.weights_id(path), job.data.train.fingerprint, how.to_dict())
     file = cache_dir() / "augmented" / f"{name}.json"
     with teachers.locked(name):
         if not file.is_file():
-            model = mlm.load_masked_lm(path)
+            model = mlm.load_masked_lm(path).to(job.device or default_device())
             rows = augmentation.augment(
-                job.data.train, job.teacher.tokenizer, model, how, progress=job.progress
+                job.data.train, load_tokenizer(path), model, how, progress=job.progress
             )
             file.parent.mkdir(parents=True, exist_ok=True)
             augmentation.save(rows, file)

@@ -107,6 +107,12 @@ class Compact(_Student):
             raise ValueError(
                 f"a hidden width of {hidden} does not divide into {heads} heads: choose a multiple"
             )
+        size = teacher.hidden_size // teacher.num_attention_heads
+        if self.initial == "sliced" and hidden // heads > size:
+            raise ValueError(
+                f"{heads} heads of {hidden // heads} dimensions cannot be sliced from heads of "
+                f"{size}: take more heads, a smaller width, or `initial: random`"
+            )
         config.num_attention_heads, config.hidden_size = heads, hidden
         config.num_hidden_layers = _count("layers", self.layers, teacher.num_hidden_layers)
         config.intermediate_size = _count(
@@ -203,7 +209,8 @@ class Bottleneck(_Student):
     layers: int | float | None = None
 
     def __post_init__(self) -> None:
-        check_numbers(self, "inner", "embedding", "intermediate", "feed_forwards", "layers")
+        check_numbers(self, "layers")
+        _positive(self, "inner", "embedding", "intermediate", "feed_forwards")
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         width, heads = teacher.hidden_size, teacher.num_attention_heads
@@ -246,7 +253,7 @@ class SmallVocabulary(_Student):
         check_numbers(self, "vocabulary", "hidden", "intermediate", "mix", "weight")
         if self.projection not in PROJECTIONS:
             raise unknown("projection", self.projection, PROJECTIONS)
-        if not 0 <= self.mix <= 1:
+        if self.mix is None or not 0 <= self.mix <= 1:
             raise ValueError(f"mix is a share of the words, received {self.mix}")
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
@@ -302,7 +309,7 @@ class BiLSTM(_Student):
     dense: int = 200
 
     def __post_init__(self) -> None:
-        check_numbers(self, "embedding", "hidden", "dense")
+        _positive(self, "embedding", "hidden", "dense", whole=True)
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         sizes = {"hidden_size": self.hidden, "dense_size": self.dense}
@@ -322,12 +329,27 @@ class CNN(_Student):
     widths: tuple[int, ...] = (3, 4, 5)
 
     def __post_init__(self) -> None:
-        check_numbers(self, "embedding", "filters")
-        object.__setattr__(self, "widths", tuple(self.widths))
+        _positive(self, "embedding", "filters", whole=True)
+        widths = self.widths
+        if not isinstance(widths, (list, tuple)) or not widths or min(widths) < 1:
+            raise ValueError(f"widths of cnn is a list of numbers from 1 up, received {widths!r}")
+        object.__setattr__(self, "widths", tuple(widths))
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         sizes = {"filters": self.filters, "widths": list(self.widths)}
         return CNNConfig(embedding_size=self.embedding, **sizes)
+
+
+def _positive(config: Technique, *names: str, whole: bool = False) -> None:
+    """Raises ``ValueError`` for a field that is no number above 0, or no whole one."""
+    for name in names:
+        value = getattr(config, name)
+        kinds = int if whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
+            raise ValueError(
+                f"{name} of {config.name} must be a {'whole ' * whole}number above 0, received "
+                f"{value!r}"
+            )
 
 
 def _as_teacher(config: PretrainedConfig, teacher: PretrainedConfig) -> PretrainedConfig:

@@ -185,6 +185,10 @@ class Quantize(Technique):
             model.set_input_embeddings(table)
         if self.attention is not None:
             quantize_attention_(model, self.attention)
+        if data is not None and self.activations is not None and self.activations.learned:
+            inputs = {k: v.to(model.device) for k, v in next(data.batches()).items()}
+            with torch.no_grad():  # the ends start at the task's first rows
+                model.eval()(**inputs)
         return model
 
     @property
@@ -243,6 +247,7 @@ class Storage(Technique):
             raise ValueError(f"ternary weights take 1.6 or 2 bits, received {self.ternary}")
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
+        embeddings(model)  # or an error that says what it lacks
         model = copy.deepcopy(model)
         if self.length is not None:
             trim_positions_(model, min(self.length, _positions(model)))

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from xtclib.batches import Calibration
 from xtclib.files import unknown
 from xtclib.interface import Technique, check_numbers
-from xtclib.models import encoder_layers, refuse_packed
+from xtclib.models import encoder_layers, refuse_packed, set_encoder_layers_
 
 INITIAL = ("first", "own")
 
@@ -89,16 +89,18 @@ class ReplaceModules(Technique):
         refuse_packed(model)
         model = copy.deepcopy(model).requires_grad_(False)
         layers = encoder_layers(model)
-        if _replaced(model):
+        if being_replaced(model):
             raise ValueError("the modules of this model are being replaced already: once will do")
         count = self._count(len(layers))
         size = len(layers) // count
         modules = []
         for i in range(count):
             start = layers[i if self.initial == "first" else i * size]
-            successor = copy.deepcopy(start).requires_grad_(True)
+            # The config stays the model's own, by which its attention is chosen.
+            successor = copy.deepcopy(start, {id(model.config): model.config})
+            successor.requires_grad_(True)
             modules.append(Replaced(list(layers[i * size : (i + 1) * size]), successor))
-        model.base_model.encoder.layer = nn.ModuleList(modules)
+        set_encoder_layers_(model, modules)
         model.config.num_hidden_layers = count
         return model
 
@@ -113,7 +115,7 @@ class ReplaceModules(Technique):
         return count
 
     def before_step(self, model: PreTrainedModel, step: int, total: int) -> None:
-        for module in _replaced(model):
+        for module in being_replaced(model):
             module.rate = self.at(step, total)
 
     @property
@@ -134,7 +136,7 @@ class KeepSuccessors(Technique):
     name: ClassVar[str] = "keep_successors"
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
-        if not _replaced(model):
+        if not being_replaced(model):
             raise ValueError(
                 "keep_successors found no replaced modules: list replace_modules in an earlier "
                 "stage that trains"
@@ -144,17 +146,15 @@ class KeepSuccessors(Technique):
 
 def keep_successors_(model: PreTrainedModel) -> PreTrainedModel:
     """Takes the predecessors out of a model, in place; one without any stays as it is."""
-    if not hasattr(getattr(model.base_model, "encoder", None), "layer"):
-        return model
-    if _replaced(model):
+    if being_replaced(model):
         layers = [layer.successor for layer in encoder_layers(model)]
         for index, layer in enumerate(layers):
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):
                     module.layer_idx = index
-        model.base_model.encoder.layer = nn.ModuleList(layers)
+        set_encoder_layers_(model, layers)
     return model
 
 
-def _replaced(model: PreTrainedModel) -> list[Replaced]:
-    return [layer for layer in encoder_layers(model) if isinstance(layer, Replaced)]
+def being_replaced(model: PreTrainedModel) -> list[Replaced]:
+    return [module for module in model.modules() if isinstance(module, Replaced)]

@@ -343,7 +343,8 @@ def train_stage(
     )
     callbacks: list[TrainerCallback] = [_StopOnDivergence(), _Steps(techniques)]
     best = None
-    if budget.keep != "last":
+    # A stage of layers alone does not train the answer, by which checkpoints are told apart.
+    if budget.keep != "last" and (objective.labels or objective.logits):
         splits = {"held-out": held_out} if budget.keep == "held-out" else data.evaluation
 
         def scored(model: nn.Module) -> float:
@@ -382,12 +383,14 @@ def train_stage(
         if not (partial / "trainer_state.json").is_file():
             shutil.rmtree(partial)
     checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.close()
-    if best is not None and best.weights.exists():
-        student.load_state_dict(load_file(best.weights))
-    if hasattr(student, PROJECTIONS):
-        delattr(student, PROJECTIONS)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if best is not None and best.weights.exists():
+            student.load_state_dict(load_file(best.weights))
+    finally:
+        trainer.close()
+        if hasattr(student, PROJECTIONS):
+            delattr(student, PROJECTIONS)
     notes = {
         "steps": total,
         "rows": len(rows),
