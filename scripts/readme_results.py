@@ -15,7 +15,10 @@ from xtclib.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- results -->", "<!-- /results -->"
-GALLERY = ("minilm-size-accuracy", "deployment", "minilm-pruning", "mini-budgets", "quantization")
+GALLERY = (
+    "minilm-size-accuracy", "deployment", "minilm-pruning", "mini-distillation", "losses-compared",
+    "mini-budgets", "quantization",
+)  # fmt: skip
 FAMILIES = {
     "quantized": "Few bits for each weight:",
     "shaped": "Fewer or other layers, taught in one way or another:",

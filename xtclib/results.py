@@ -282,7 +282,9 @@ def comparison(records: Iterable[Record]) -> str:
     Times and operations are shares of the teacher's, medians over seeds.
     """
     records = list(records)
-    lines = [f"{'recipe':<22}{'n':>2}{'mean':>7}  {'range':<14}{'MB':>6}{'time':>7}{'FLOPs':>7}"]
+    wide = max([len(r.recipe) for r in records] + [20]) + 2
+    columns = f"{'n':>2}{'mean':>7}  {'range':<14}{'MB':>6}{'time':>7}{'FLOPs':>7}"
+    lines = [f"{'recipe':<{wide}}{columns}"]
     for group in sorted(grouped(records), key=lambda found: -found.mean):
         own = [r for r in records if r.recipe == group.recipe and r.budget == group.budget]
         times = [r.latency["milliseconds"] for r in own]
@@ -290,7 +292,7 @@ def comparison(records: Iterable[Record]) -> str:
         work = median(r.flops / r.teacher_flops for r in own)
         spread = f"{group.low:.1f} to {group.high:.1f}"
         lines.append(
-            f"{group.recipe:<22}{group.n:>2}{group.mean:>7.1f}  {spread:<14}"
+            f"{group.recipe:<{wide}}{group.n:>2}{group.mean:>7.1f}  {spread:<14}"
             f"{group.bytes / 1e6:>6.2f}{time:>7.2f}{work:>7.2f}"
         )
     return "\n".join(lines)
