@@ -99,7 +99,8 @@ def gallery(results: Path) -> dict:
         figures[f"{profile}-latency"] = plots.latency(timed)
         trained = [r for r in best if any(s["losses"] for s in r.stages)]
         if trained:
-            figures[f"{profile}-loss"] = plots.loss_curves(trained[0])
+            usual = [r for r in trained if r.recipe == "xtc-1bit"] or trained
+            figures[f"{profile}-loss"] = plots.loss_curves(usual[0])
     return figures
 
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
 from torch import nn
-from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from xtclib import models
 from xtclib.glue import TASKS
+from xtclib.shallow import CNNClassifier, CNNConfig
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,9 @@ def test_replacing_a_module_puts_it_where_the_name_points(bert):
 
 
 def test_a_model_without_a_list_of_layers_is_refused():
-    config = DistilBertConfig(vocab_size=20, dim=8, hidden_dim=8, n_heads=2, n_layers=1)
+    config = CNNConfig(vocab_size=20, embedding_size=8, filters=2)
     with pytest.raises(TypeError, match="has no list of layers at `encoder.layer`; expected"):
-        models.encoder_layers(DistilBertForSequenceClassification(config))
+        models.encoder_layers(CNNClassifier(config))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -249,3 +249,20 @@ def test_a_budget_is_named_where_something_was_trained():
     assert {"xtc-1bit, A", "xtc-1bit, B", "ptq-1bit"} <= texts
     texts = {a.text for a in plots.size_accuracy([found[1], found[2]]).layout.annotations}
     assert {"xtc-1bit", "ptq-1bit"} <= texts
+
+
+def test_a_term_of_the_first_stage_alone_ends_with_it():
+    """TinyBERT compares layers first and answers after."""
+    stages = [
+        {"name": "layers", "steps": 2, "losses": [
+            {"step": 1, "loss": 4.0, "loss_hidden_states": 4.0},
+            {"step": 2, "loss": 2.0, "loss_hidden_states": 2.0}]},
+        {"name": "answers", "steps": 2, "losses": [
+            {"step": 1, "loss": 1.0, "loss_logits": 1.0},
+            {"step": 2, "loss": 0.1, "loss_logits": 0.1}]},
+    ]  # fmt: skip
+    figure = plots.loss_curves(made(stages=stages))
+    lines = {trace.name: (list(trace.x), list(trace.y)) for trace in figure.data}
+    assert lines["hidden states"] == ([1, 2], [4.0, 2.0])
+    assert lines["logits"] == ([3, 4], [1.0, 0.1])
+    assert "The loss on logits falls furthest, by a factor of 10.0" in words(figure)

@@ -296,9 +296,10 @@ def loss_curves(records: Record | Iterable[Record], title: str | None = None) ->
                         xs, ys = found.setdefault(term, ([], []))
                         xs.append(offset + entry["step"])
                         ys.append(value)
-            for xs, ys in found.values():  # a gap between stages
-                xs.append(None)
-                ys.append(None)
+            for xs, ys in found.values():
+                if ys[-1] is not None:  # a gap after the stages that have the term
+                    xs.append(None)
+                    ys.append(None)
             if offset:
                 borders[offset] = stage["name"]
             offset += stage.get("steps") or max((e["step"] for e in stage["losses"]), default=0)
