@@ -265,4 +265,5 @@ def test_a_term_of_the_first_stage_alone_ends_with_it():
     lines = {trace.name: (list(trace.x), list(trace.y)) for trace in figure.data}
     assert lines["hidden states"] == ([1, 2], [4.0, 2.0])
     assert lines["logits"] == ([3, 4], [1.0, 0.1])
-    assert "The loss on logits falls furthest, by a factor of 10.0" in words(figure)
+    title = figure.layout.title.text.replace("<br>", " ")
+    assert title == "The loss on logits falls furthest, by a factor of 10.0"
