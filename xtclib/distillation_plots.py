@@ -70,9 +70,7 @@ def what_is_matched(
     )  # fmt: skip
     rows = list(range(len(names)))
     figure.update_yaxes(tickvals=rows, ticktext=names, range=[len(names) - 0.4, -0.6])
-    return figure.update_layout(
-        showlegend=True, legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0}
-    )
+    return figure
 
 
 def _marks(stages, student: int, teacher: int) -> dict[str, set[tuple[float, str]]]:
@@ -120,4 +118,4 @@ def temperature(logits: Tensor, temperatures: Sequence[float] = (1, 2, 5, 20)) -
             marker={"color": COLOURS[i % len(COLOURS)], "pattern": {"shape": patterns[i % 6]}},
         )  # fmt: skip
     figure.update_yaxes(title_text="probability", range=[0, 1.12])
-    return figure.update_layout(barmode="group", showlegend=True, legend={"orientation": "h"})
+    return figure.update_layout(barmode="group")
