@@ -14,7 +14,6 @@ import argparse
 import copy
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from xtclib.techniques import LayerReduction
 from xtclib.training import DistillationTrainer, bf16_is_fast
 
 sys.path.insert(0, str(Path(__file__).parent))
-from step_cost import stepper  # noqa: E402 - the same step as there
+from step_cost import in_turns, random_batch, stepper  # noqa: E402 - the same step as there
 
 
 def objectives() -> dict[str, Objective]:
@@ -63,13 +62,7 @@ def main() -> None:
     bf16 = bf16_is_fast()
     model = load_classifier(options.backbone or teachers.minilm(), find_task("sst2")).eval()
     student = LayerReduction().apply(model)
-    shape, generator = (options.batch, options.length), torch.Generator().manual_seed(0)
-    batch = {
-        "input_ids": torch.randint(1000, model.config.vocab_size, shape, generator=generator),
-        "attention_mask": torch.ones(shape, dtype=torch.long),
-        "token_type_ids": torch.zeros(shape, dtype=torch.long),
-        "labels": torch.randint(0, 2, shape[:1], generator=generator),
-    }
+    batch = random_batch(model.config.vocab_size, options.batch, options.length)
     common = {"use_cpu": True, "report_to": "none", "disable_tqdm": True}
     teacher = copy.deepcopy(model)
     if bf16:
@@ -92,13 +85,7 @@ def main() -> None:
                 copy.deepcopy(student), objective, model, bf16=bf16, args=ours
             )
             steps[name] = stepper(trainer, batch)
-        times = {name: [] for name in steps}
-        for turn in range(2 + options.repeats):
-            for name, step in steps.items():
-                start = time.perf_counter()
-                step()
-                if turn >= 2:
-                    times[name].append(time.perf_counter() - start)
+        times = in_turns(steps, options.repeats)
     print(
         f"{len(student.bert.encoder.layer)} of {len(model.bert.encoder.layer)} layers, batch "
         f"{options.batch} × {options.length} tokens, {'bf16' if bf16 else 'fp32'}, "

@@ -14,6 +14,7 @@ import argparse
 import copy
 import tempfile
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -41,6 +42,29 @@ def stepper(trainer: Trainer, batch: dict):
     return step
 
 
+def random_batch(vocabulary: int, batch: int, length: int) -> dict[str, torch.Tensor]:
+    """Random ids with labels, the same at every call; nothing is padding."""
+    shape, generator = (batch, length), torch.Generator().manual_seed(0)
+    return {
+        "input_ids": torch.randint(1000, vocabulary, shape, generator=generator),
+        "attention_mask": torch.ones(shape, dtype=torch.long),
+        "token_type_ids": torch.zeros(shape, dtype=torch.long),
+        "labels": torch.randint(0, 2, shape[:1], generator=generator),
+    }
+
+
+def in_turns(steps: dict[str, Callable], repeats: int, warm: int = 3) -> dict[str, list[float]]:
+    """Seconds of every step, all of them once a round, after rounds to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(warm + repeats):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if turn >= warm:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
 def main() -> None:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -53,14 +77,7 @@ def main() -> None:
 
     bf16 = bf16_is_fast()
     model = load_classifier(options.backbone or teachers.minilm(), find_task("sst2"))
-    shape = (options.batch, options.length)
-    generator = torch.Generator().manual_seed(0)
-    batch = {
-        "input_ids": torch.randint(1000, model.config.vocab_size, shape, generator=generator),
-        "attention_mask": torch.ones(shape, dtype=torch.long),
-        "token_type_ids": torch.zeros(shape, dtype=torch.long),
-        "labels": torch.randint(0, 2, shape[:1], generator=generator),
-    }
+    batch = random_batch(model.config.vocab_size, options.batch, options.length)
     common = {"use_cpu": True, "report_to": "none", "disable_tqdm": True}
     with tempfile.TemporaryDirectory() as folder:
         plain = TrainingArguments(output_dir=folder, bf16=bf16, **common)
@@ -73,13 +90,7 @@ def main() -> None:
                 student = technique.apply(student)
             trainer = DistillationTrainer(student, stage.objective, model, bf16=bf16, args=ours)
             steps[name] = stepper(trainer, batch)
-        times = {name: [] for name in steps}
-        for turn in range(3 + options.repeats):
-            for name, step in steps.items():
-                start = time.perf_counter()
-                step()
-                if turn >= 3:
-                    times[name].append(time.perf_counter() - start)
+        times = in_turns(steps, options.repeats)
     print(
         f"batch {options.batch} × {options.length} tokens, {'bf16' if bf16 else 'fp32'}, "
         f"{torch.get_num_threads()} threads, {options.repeats} rounds"

@@ -1,5 +1,8 @@
 """Small models, a tokenizer and rows, all built in code; nothing outside a test's own folder."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -93,3 +96,27 @@ def batch():
     lengths = torch.tensor([7, 4, 2])
     mask = (torch.arange(7) < lengths[:, None]).long()
     return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+FRESH = """
+import sys, torch, xtclib
+from transformers import AutoModelForSequenceClassification as Auto
+model = Auto.from_pretrained(sys.argv[1]).eval()
+ids, mask = (torch.tensor(eval(text)) for text in sys.argv[2:])
+with torch.no_grad():
+    print(model(input_ids=ids, attention_mask=mask).logits.tolist())
+"""
+
+
+@pytest.fixture
+def fresh_logits(batch):
+    """What a folder's model answers to ``batch`` in a process of its own, as nested lists."""
+    given = [str(batch[name].tolist()) for name in ("input_ids", "attention_mask")]
+
+    def read(folder):
+        command = [sys.executable, "-c", FRESH, str(folder), *given]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert found.returncode == 0, found.stderr[-2000:]
+        return eval(found.stdout)
+
+    return read

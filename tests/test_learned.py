@@ -1,7 +1,5 @@
 """LSQ and PACT: values and gradients, training, storage."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -61,7 +59,7 @@ def test_pact_is_the_derivative_of_clipping_alone():
 
 @BOTH
 def test_ends_start_at_the_first_input_learn_and_are_stored(
-    bert, tokenizer, data, batch, tmp_path, how
+    bert, tokenizer, data, batch, tmp_path, how, fresh_logits
 ):
     quantize = Quantize("binary", "binary-row", f"int8-{how}")
     model = quantize.apply(bert)
@@ -80,20 +78,8 @@ def test_ends_start_at_the_first_input_learn_and_are_stored(
     wanted = logits(packed, batch)
     assert packed.config.quantization_config.format == 5
     artefact.save(packed, tokenizer, tmp_path / "a")
-    code = (
-        "import sys, torch, xtclib\n"
-        "from transformers import AutoModelForSequenceClassification as Auto\n"
-        "model = Auto.from_pretrained(sys.argv[1]).eval()\n"
-        "ids, mask = (torch.tensor(eval(text)) for text in sys.argv[2:])\n"
-        "with torch.no_grad():\n"
-        "    print(model(input_ids=ids, attention_mask=mask).logits.tolist())\n"
-    )
-    given = [str(batch[n].tolist()) for n in ("input_ids", "attention_mask")]
-    found = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "a"), *given],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert eval(found.stdout) == wanted.tolist(), found.stderr[-2000:]
+    found = fresh_logits(tmp_path / "a")
+    assert found == wanted.tolist()
     loaded, _ = artefact.load(tmp_path / "a")
     for module in loaded.modules():
         if hasattr(module, "integers"):

@@ -1,8 +1,6 @@
 """Ternary weight splitting: its sums and scales, and models of split layers."""
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -67,25 +65,13 @@ def test_both_halves_learn(bert, batch):
     assert torch.equal(*grads) and float(grads[0].abs().max()) > 0
 
 
-def test_a_fresh_process_reads_split_layers(bert, tokenizer, batch, tmp_path):
+def test_a_fresh_process_reads_split_layers(bert, tokenizer, batch, tmp_path, fresh_logits):
     techniques = [*HALF, SplitTernary()]
     model = artefact.finalize(apply_all(bert, techniques), techniques)
     wanted = logits(model, batch)
     artefact.save(model, tokenizer, tmp_path / "a")
-    code = (
-        "import sys, torch, xtclib\n"
-        "from transformers import AutoModelForSequenceClassification as Auto\n"
-        "model = Auto.from_pretrained(sys.argv[1]).eval()\n"
-        "ids, mask = (torch.tensor(eval(text)) for text in sys.argv[2:])\n"
-        "with torch.no_grad():\n"
-        "    print(model(input_ids=ids, attention_mask=mask).logits.tolist())\n"
-    )
-    given_ = [str(batch[n].tolist()) for n in ("input_ids", "attention_mask")]
-    found = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "a"), *given_],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert eval(found.stdout) == wanted.tolist(), found.stderr[-2000:]
+    found = fresh_logits(tmp_path / "a")
+    assert found == wanted.tolist()
     trainable = artefact.unpack(copy.deepcopy(model))
     torch.testing.assert_close(logits(trainable, batch), wanted, rtol=1e-4, atol=1e-5)
     entries = ledger.byte_ledger(tmp_path / "a")

@@ -1,8 +1,5 @@
 """Students of another shape: what they inherit, how they are saved, what they refuse."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
@@ -62,24 +59,12 @@ def test_padding_does_not_change_a_students_answer(bert, batch, name):
 
 
 @each
-def test_a_fresh_process_reads_a_student(bert, tokenizer, batch, tmp_path, name):
+def test_a_fresh_process_reads_a_student(bert, tokenizer, batch, tmp_path, name, fresh_logits):
     student = artefact.finalize(STUDENTS[name].apply(bert), [STUDENTS[name]])
     wanted = logits(student, batch)
     artefact.save(student, tokenizer, tmp_path / "a")
-    code = (
-        "import sys, torch, xtclib\n"
-        "from transformers import AutoModelForSequenceClassification as Auto\n"
-        "model = Auto.from_pretrained(sys.argv[1]).eval()\n"
-        "ids, mask = (torch.tensor(eval(text)) for text in sys.argv[2:])\n"
-        "with torch.no_grad():\n"
-        "    print(model(input_ids=ids, attention_mask=mask).logits.tolist())\n"
-    )
-    given = [str(batch[n].tolist()) for n in ("input_ids", "attention_mask")]
-    found = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "a"), *given],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    torch.testing.assert_close(torch.tensor(eval(found.stdout)), wanted, rtol=1e-5, atol=1e-6)
+    found = fresh_logits(tmp_path / "a")
+    torch.testing.assert_close(torch.tensor(found), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_new_weights_come_from_the_runs_seed(bert, data, tokenizer):

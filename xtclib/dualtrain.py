@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from xtclib.mlm import IGNORED, optimizer_of
 from xtclib.students import SmallVocabulary
 
-IGNORED = -100
 MASKED = 0.15  # of the words
 
 
@@ -58,11 +58,7 @@ def train(
         *mixed.parameters(),
         *(shared.parameters() if shared else ()),
     ]
-    optimizer = torch.optim.AdamW(learning, lr=lr, weight_decay=weight_decay)
-    rising = max(1, int(warmup * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda t: min((t + 1) / rising, (steps - t) / max(1, steps - rising))
-    )
+    optimizer, schedule = optimizer_of(learning, lr, weight_decay, warmup, steps)
     rows = mixed_batches(texts, *tokenizers, batch, how.mix, seed, max_length, mixed.own)
     student.train()
     losses = []

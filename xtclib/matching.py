@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -228,8 +229,8 @@ class Reader:
             attention.use(model)
         for name in self.wanted & set(INPUTS):
             self._kept[name] = []
+            keep = partial(_keep, self._kept[name])
             for layer in encoder_layers(model):
-                keep = lambda module, inputs, found, kept=self._kept[name]: kept.append(found)  # noqa: E731
                 self._hooks.append(_input(layer, name).register_forward_hook(keep))
 
     def __call__(self, model: nn.Module, **inputs: Tensor) -> Signals:
@@ -246,6 +247,10 @@ class Reader:
             hook.remove()
         if self._model.config._attn_implementation != self._before:
             self._model.set_attn_implementation(self._before)
+
+
+def _keep(kept: list[Tensor], module: nn.Module, inputs: tuple, found: Tensor) -> None:
+    kept.append(found)
 
 
 def wanted(matches: Iterable[Match]) -> set[str]:

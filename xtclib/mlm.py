@@ -227,11 +227,7 @@ def pretrain(
     encoded = encode_texts(tokenizer, texts, max_length)
     distilled = None if objective is None else _Distilled(model, objective, teacher, bf16, steps)
     learning = [*model.parameters(), *(distilled.parameters() if distilled else ())]
-    optimizer = torch.optim.AdamW(learning, lr=lr, weight_decay=weight_decay)
-    rising = max(1, int(warmup * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda t: min((t + 1) / rising, (steps - t) / max(1, steps - rising))
-    )
+    optimizer, schedule = optimizer_of(learning, lr, weight_decay, warmup, steps)
     losses, batches = [], masked_batches(encoded, tokenizer, batch, seed, share, always)
     model.train()
     bar = tqdm(range(steps), desc="pre-training", disable=not progress, mininterval=5)
@@ -261,6 +257,18 @@ def pretrain(
     if distilled is not None:
         distilled.close()
     return losses
+
+
+def optimizer_of(
+    parameters: Sequence[nn.Parameter], lr: float, weight_decay: float, warmup: float, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW, and a rate that rises over the share ``warmup`` of the steps and falls to 0 after."""
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    rising = max(1, int(warmup * steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda t: min((t + 1) / rising, (steps - t) / max(1, steps - rising))
+    )
+    return optimizer, schedule
 
 
 class _Distilled(nn.Module):

@@ -33,8 +33,12 @@ def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def set_encoder_layers_(model: PreTrainedModel, layers: Iterable[nn.Module]) -> None:
-    """Gives the encoder these layers, in place, and says in the config how many there are."""
+    """Gives the encoder these layers, in place, numbers them, and says in the config how many."""
     base, layers = model.base_model, nn.ModuleList(layers)
+    for index, layer in enumerate(layers):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
     holder = getattr(base, "encoder", None) or base.transformer
     holder.layer = layers
     model.config.num_hidden_layers = len(layers)
@@ -197,12 +201,7 @@ def keep_layers(model: PreTrainedModel, keep: Iterable[int]) -> PreTrainedModel:
     layers = encoder_layers(model)
     keep = validate_keep(list(keep), len(layers))
     student = copy.deepcopy(model)
-    kept = nn.ModuleList([encoder_layers(student)[i] for i in keep])
-    for index, layer in enumerate(kept):
-        for module in layer.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = index
-    set_encoder_layers_(student, kept)
+    set_encoder_layers_(student, [encoder_layers(student)[i] for i in keep])
     return student
 
 

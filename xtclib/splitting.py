@@ -54,16 +54,23 @@ def split(weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     return tuple(half.reshape(weight.shape).to(weight.dtype) for half in (first, second))
 
 
-class SplitLinear(nn.Module):
-    """The sum of two linear layers of one shape: (…, in_features) → (…, out_features)."""
+class _Sum(nn.Module):
+    """Two layers of one shape that read the same input and are added up."""
 
     def __init__(self, first: nn.Module, second: nn.Module) -> None:
         super().__init__()
-        self.in_features, self.out_features = first.in_features, first.out_features
         self.first, self.second = first, second
 
     def forward(self, x: Tensor) -> Tensor:
         return self.first(x) + self.second(x)
+
+
+class SplitLinear(_Sum):
+    """The sum of two linear layers of one shape: (…, in_features) → (…, out_features)."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__(first, second)
+        self.in_features, self.out_features = first.in_features, first.out_features
 
     @classmethod
     def from_quant(cls, layer: QuantLinear) -> SplitLinear:
@@ -80,15 +87,8 @@ class SplitLinear(nn.Module):
         return cls(*halves)
 
 
-class SplitEmbedding(nn.Module):
+class SplitEmbedding(_Sum):
     """The sum of two embeddings of one shape: (…) of ids → (…, embedding_dim)."""
-
-    def __init__(self, first: nn.Module, second: nn.Module) -> None:
-        super().__init__()
-        self.first, self.second = first, second
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.first(ids) + self.second(ids)
 
     @classmethod
     def from_quant(cls, layer: QuantEmbedding) -> SplitEmbedding:

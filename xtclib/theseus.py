@@ -101,7 +101,6 @@ class ReplaceModules(Technique):
             successor.requires_grad_(True)
             modules.append(Replaced(list(layers[i * size : (i + 1) * size]), successor))
         set_encoder_layers_(model, modules)
-        model.config.num_hidden_layers = count
         return model
 
     def _count(self, depth: int) -> int:
@@ -147,14 +146,10 @@ class KeepSuccessors(Technique):
 def keep_successors_(model: PreTrainedModel) -> PreTrainedModel:
     """Takes the predecessors out of a model, in place; one without any stays as it is."""
     if being_replaced(model):
-        layers = [layer.successor for layer in encoder_layers(model)]
-        for index, layer in enumerate(layers):
-            for module in layer.modules():
-                if hasattr(module, "layer_idx"):
-                    module.layer_idx = index
-        set_encoder_layers_(model, layers)
+        set_encoder_layers_(model, [layer.successor for layer in encoder_layers(model)])
     return model
 
 
 def being_replaced(model: PreTrainedModel) -> list[Replaced]:
+    """The modules of a model that share their place with a successor."""
     return [module for module in model.modules() if isinstance(module, Replaced)]
