@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModel
 
 from xtclib import artefact, evaluation, recipes, results, settings, stages, study, training
+from xtclib.masked import SparseLinear
 from xtclib.objectives import Objective
 from xtclib.recipes import Recipe, Stage
 from xtclib.results import Record, record_path, records
@@ -199,20 +200,48 @@ def test_the_table_shows_both_models(runs):
     assert f"{record.ratio:.1f}" in table and f"{record.bytes / 1e6:.2f}" in table
 
 
-def test_a_verdict_tells_what_was_not_beaten(runs):
-    trained, floor = recipes.load("xtc-1bit"), {"dev": {"score": 50.0}}
+@pytest.mark.parametrize(
+    "recipe, found, untrained, missed, why",
+    [
+        ("xtc-1bit", 50.0, 40.0, "the majority class (50.0 ± 3.5)", "too few to make up"),
+        ("xtc-1bit", 53.5, 40.0, "the majority class (50.0 ± 3.5)", "too few to make up"),
+        ("xtc-1bit", 60.0, 60.0, "its untrained counterpart (60.0)", "their rate too high"),
+        ("nip", 51.0, 52.0, "the majority class (50.0 ± 3.5) or its untrained counterpart (52.0)",
+         "200 steps in all"),
+        ("ptq-1bit", 40.0, 40.0, "the majority class (50.0 ± 3.5)", "nothing was trained"),
+        ("cnn-kd", 50.0, 40.0, "the majority class (50.0 ± 3.5)", "few for new weights"),
+    ],
+)  # fmt: skip
+def test_a_verdict_tells_what_was_not_beaten_and_why(recipe, found, untrained, missed, why):
+    text = study.verdict(recipes.load(recipe), found, 50.0, untrained, steps=200, rows=800)
+    assert text.startswith(f"does not beat {missed}: ") and why in text
 
-    def say(recipe, found, start):
-        scores = [{"dev": {"score": value}} for value in (found, start)]
-        return study._verdict(recipe, scores[0], floor, scores[1], 200)
 
-    assert say(trained, 80.0, 60.0) == ""
-    assert say(trained, 50.0, 40.0) == "does not beat the majority class (50.0)"
-    assert say(trained, 60.0, 60.0).startswith("does not beat its untrained counterpart (60.0)")
-    assert say(recipes.load("ptq-1bit"), 40.0, 40.0).endswith(": nothing was trained")
-    assert say(recipes.load("cnn-kd"), 50.0, 50.0).endswith(
-        "200 steps in all are few for new weights"
+def test_a_verdict_is_empty_where_all_is_beaten():
+    assert study.verdict(recipes.load("xtc-1bit"), 53.6, 50.0, 53.5, steps=200, rows=800) == ""
+
+
+def test_what_a_run_does_not_train_is_scored_once(runs, cache, monkeypatch):
+    scored = []
+    found = study.evaluate
+    monkeypatch.setattr(
+        study, "evaluate", lambda model, *a: scored.append(model) or found(model, *a)
     )
+    again = run_smoke("xtc-1bit-half", cache)
+    assert len(scored) == 1 and scored[0] is again.student
+    assert measured(again.record) == measured(runs["xtc-1bit-half"].record)
+
+
+def test_chance_falls_anew_for_every_seed(runs, cache):
+    """Masks drawn by lot differ between seeds; those by magnitude do not."""
+
+    def zeros(name, seed):
+        run = run_smoke(name, cache, seed=seed)
+        return torch.cat([layer.present().flatten() for layer in run.student.modules()
+                          if isinstance(layer, SparseLinear)])  # fmt: skip
+
+    assert not torch.equal(zeros("random-pruning", 0), zeros("random-pruning", 1))
+    assert torch.equal(zeros("magnitude-cut", 0), zeros("magnitude-cut", 1))
 
 
 @pytest.fixture

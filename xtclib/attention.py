@@ -61,6 +61,15 @@ def use(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def trains_faster(model: PreTrainedModel) -> bool:
+    """Whether this attention trains a model faster than its own: than PyTorch's fused one on a CPU.
+
+    That one saves memory, and on a CPU takes many times longer backwards in bf16
+    (``benchmarks/attention.py``).
+    """
+    return model.device.type == "cpu" and model.config._attn_implementation == "sdpa"
+
+
 def quantize_attention_(model: PreTrainedModel, scheme: Scheme) -> None:
     """Marks every self-attention of a model to quantize the operands of its two products."""
     use(model)

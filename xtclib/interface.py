@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -41,6 +41,10 @@ class Technique:
     def penalty(self, model: PreTrainedModel) -> Tensor | None:
         """What the technique adds to the loss."""
         return None
+
+    def for_seed(self, seed: int) -> Technique:
+        """The same technique for a run of this seed: what it draws by chance, it draws anew."""
+        return replace(self, seed=self.seed + seed) if hasattr(self, "seed") else self
 
     @property
     def settled(self) -> float:

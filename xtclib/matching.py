@@ -219,13 +219,14 @@ class Reader:
     """Runs a model and keeps the signals that some terms read.
 
     Queries, keys and values are caught as they leave their linear layers, so that any attention
-    kernel will do; scores need :mod:`xtclib.attention`, which it selects.
+    kernel will do; scores need :mod:`xtclib.attention`, which it selects, also where that trains
+    faster than the model's own.
     """
 
     def __init__(self, model: PreTrainedModel, wanted: Iterable[str]) -> None:
         self.wanted, self._kept, self._hooks = set(wanted), {}, []
         self._model, self._before = model, model.config._attn_implementation
-        if "attention_scores" in self.wanted:
+        if "attention_scores" in self.wanted or attention.trains_faster(model):
             attention.use(model)
         for name in self.wanted & set(INPUTS):
             self._kept[name] = []

@@ -238,6 +238,10 @@ class PruneVocabulary(Technique):
         if self.keep is not None:
             _share(self.keep)
 
+    @property
+    def stored(self) -> bool:
+        return True  # as fp16, like everything else that is pruned
+
     def ids(self, data: Calibration) -> list[int]:
         """Rising ids of the tokens that stay."""
         return vocabulary.tokens_to_keep(data.tokenizer, data.token_counts(), self.keep)

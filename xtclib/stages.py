@@ -46,6 +46,14 @@ class Job:
     progress: bool
     device: str | None
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The recipe's stages, whose techniques draw by the run's seed."""
+        return tuple(
+            replace(s, techniques=tuple(t.for_seed(self.seed) for t in s.techniques))
+            for s in self.recipe.stages
+        )
+
 
 def _fresh(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model).requires_grad_(True)
@@ -82,14 +90,16 @@ def check_applies(job: Job, begun: PreTrainedModel) -> tuple[PreTrainedModel, ob
     Every bad setting shows here, before training: each stage's schedules run for one idle step.
     """
     model = begun
-    for stage in job.recipe.stages:
+    stages = job.stages
+    for stage in stages:
         model, job = applied(job, model, stage.techniques)
         idle = copy.deepcopy(model)
         for technique in stage.techniques if stage.trains else ():
             technique.before_step(idle, 0, 2)
             technique.after_step(idle, 0, 2, 0.0)
         _check_stage(job, stage, idle)
-    return artefact.finalize(model, job.recipe.techniques), job.teacher.tokenizer
+    techniques = [technique for stage in stages for technique in stage.techniques]
+    return artefact.finalize(model, techniques), job.teacher.tokenizer
 
 
 def _check_stage(job: Job, stage: Stage, student: PreTrainedModel) -> None:

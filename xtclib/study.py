@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 
+import torch
+import transformers
 from transformers import PreTrainedModel
 
 from xtclib import (
@@ -22,7 +24,7 @@ from xtclib import (
     teachers,
 )
 from xtclib.evaluation import evaluate
-from xtclib.files import check_new_folder, folder_bytes
+from xtclib.files import check_new_folder, folder_bytes, write_json
 from xtclib.glue import TASKS, TaskData, find_task
 from xtclib.metrics import majority
 from xtclib.models import encoder_layers
@@ -86,7 +88,7 @@ def compress(
     untrained, tokenizer = check_applies(job, begun)
     student, stages = begun, []
     done: list = []
-    for index, stage in enumerate(recipe.stages):
+    for index, stage in enumerate(job.stages):
         student, job = applied(job, student, stage.techniques)
         done += stage.techniques
         if not stage.trains:
@@ -115,9 +117,9 @@ def _measure(
     student = student.to("cpu").eval()
     teacher_model = teacher.model.to("cpu").eval()
     metrics = evaluate(student, tokenizer, data, length)
-    teacher_metrics = evaluate(teacher_model, teacher.tokenizer, data, length)
+    teacher_metrics = _scores(teacher_model, teacher.tokenizer, data, length)
     floor = {n: majority(data.task, s, data.train) for n, s in data.evaluation.items()}
-    start = evaluate(untrained, tokenizer, data, length) if recipe.trains else metrics
+    start = _scores(untrained, tokenizer, data, length, recipe.hash) if recipe.trains else metrics
     target = Path(out) if out is not None else _kept_artefact(recipe, chosen, teacher, stages)
     with teachers.locked(f"artefact-{target.name}"):
         artefact.save(student, tokenizer, target, replace=out is None)
@@ -152,7 +154,12 @@ def _measure(
         teacher_key=teacher.key,
         left_out=recipe.left_out,
         selected_on=job.budget.keep if recipe.trains else "nothing is trained",
-        note=_verdict(recipe, metrics, floor, start, sum(s["steps"] for s in stages)),
+        note=verdict(
+            recipe,
+            *(mean_score(found) for found in (metrics, floor, start)),
+            steps=sum(s["steps"] for s in stages),
+            rows=sum(len(split) for split in data.evaluation.values()),
+        ),
         **circumstances(),
         training_budget=asdict(job.budget),
     )
@@ -160,20 +167,48 @@ def _measure(
     return Run(record, student, tokenizer, teacher, data, target)
 
 
-def _verdict(recipe: Recipe, metrics: dict, floor: dict, untrained: dict, steps: int) -> str:
-    """Empty if the student beats the majority class and its untrained counterpart."""
-    found, low, start = (mean_score(m) for m in (metrics, floor, untrained))
-    if found <= low:
-        anew = any(technique.starts_anew for technique in recipe.techniques)
-        why = f": {steps} steps in all are few for new weights" if anew else ""
-        why = why if recipe.trains else ": nothing was trained"
-        return f"does not beat the majority class ({low:.1f}){why}"
-    if recipe.trains and found <= start:
-        return (
-            f"does not beat its untrained counterpart ({start:.1f}): the budget is short, or its "
-            "rate too high for so small a change"
-        )
-    return ""
+def _scores(model: PreTrainedModel, tokenizer, data: TaskData, length: int, made_by: str = ""):
+    """The metrics of a model that this run did not train, from the cache if it was scored before.
+
+    Runs that differ in seed or recipe share their teacher, and often the untrained student.
+    """
+    held = {name: artefact.digest(t.detach().cpu()) for name, t in model.state_dict().items()}
+    parts = made_by, held, tokenizer.get_vocab(), data.fingerprint, length
+    versions = torch.__version__, transformers.__version__, torch.backends.cpu.get_cpu_capability()
+    file = cache_dir() / "scores" / f"{key(type(model).__name__, *parts, *versions)}.json"
+    if not file.is_file():
+        write_json(file, evaluate(model, tokenizer, data, length))
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def verdict(
+    recipe: Recipe, found: float, floor: float, untrained: float, steps: int, rows: int
+) -> str:
+    """What a student's score ``found`` does not beat, and why; empty where it beats all.
+
+    The majority class's score ``floor`` counts as beaten by more than two standard errors of a
+    share of ``rows`` answers, ``2·√(floor·(100 − floor) / rows)`` points; ``untrained`` is the
+    score of the same student before its ``steps``.
+
+    >>> verdict(recipes.load("cnn-kd"), 51.0, 50.0, 49.0, steps=200, rows=800)
+    'does not beat the majority class (50.0 ± 3.5): 200 steps in all are few for new weights'
+    """
+    noise, missed = 2 * (floor * (100 - floor) / rows) ** 0.5, []
+    if found <= floor + noise:
+        missed.append(f"the majority class ({floor:.1f} ± {noise:.1f})")
+    if recipe.trains and found <= untrained:
+        missed.append(f"its untrained counterpart ({untrained:.1f})")
+    if not missed:
+        return ""
+    if not recipe.trains:
+        why = "nothing was trained"
+    elif any(technique.starts_anew for technique in recipe.techniques):
+        why = f"{steps} steps in all are few for new weights"
+    elif found > floor + noise:
+        why = f"{steps} steps are likely few, or their rate too high for so small a change"
+    else:
+        why = f"{steps} steps in all are likely too few to make up for what was taken"
+    return f"does not beat {' or '.join(missed)}: {why}"
 
 
 def _kept_artefact(recipe: Recipe, chosen: Profile, teacher: Teacher, stages: list[dict]) -> Path:
