@@ -110,3 +110,11 @@ def test_the_machines_limits_and_a_product_under_them():
     intensity, speed = latency.product_speed(4, 64, 128, repeats=2)
     assert intensity == pytest.approx(2 * 4 * 64 * 128 / (4 * (64 * 128 + 4 * 192)))
     assert speed > 0
+
+
+def test_fast_models_are_timed_more_often(bert, monkeypatch):
+    assert latency._enough({"nothing": lambda: None}, 2.0) == 200
+    monkeypatch.setattr(latency, "in_turns", lambda *a, **k: {"slow": {"median": 1e4}})
+    assert latency._enough({"slow": lambda: None}, 2.0) == 10
+    monkeypatch.setattr(latency, "in_turns", lambda *a, **k: {x: {"median": 20.0} for x in "ab"})
+    assert latency._enough({"a": None, "b": None}, 2.0) == 50

@@ -62,9 +62,16 @@ def _random_ids(high: int, batch: int, length: int, device: torch.device) -> Ten
 
 
 def of_models(
-    models: Mapping[str, PreTrainedModel], batch: int = 8, length: int = 32, repeats: int = 10
+    models: Mapping[str, PreTrainedModel],
+    batch: int = 8,
+    length: int = 32,
+    repeats: int | None = None,
 ) -> dict:
-    """Forward latency of several models on the same random batch, with device and threads."""
+    """Forward latency of several models on the same random batch, with device and threads.
+
+    ``repeats``: by default what two seconds have room for, from 10 to 200. A model of a few
+    milliseconds needs many: a busy machine takes them away ten at a time.
+    """
     device = next(next(iter(models.values())).parameters()).device
     high = min(model.config.vocab_size for model in models.values())
     ids = _random_ids(high, batch, length, device)
@@ -73,8 +80,10 @@ def of_models(
     def runner(model: PreTrainedModel) -> Callable[[], object]:
         return lambda: model(input_ids=ids, attention_mask=mask)
 
+    runs = {name: runner(model) for name, model in models.items()}
     with torch.inference_mode():
-        found = in_turns({name: runner(model) for name, model in models.items()}, repeats)
+        repeats = repeats or _enough(runs, 2.0)
+        found = in_turns(runs, repeats)
     return {
         "batch": batch,
         "length": length,
@@ -83,6 +92,13 @@ def of_models(
         "threads": torch.get_num_threads(),
         "milliseconds": found,
     }
+
+
+def _enough(runs: Mapping[str, Callable[[], object]], seconds: float) -> int:
+    """How many turns of all take so long, from 10 to 200."""
+    turns = in_turns(runs, repeats=3, warm_up=1)
+    turn = sum(found["median"] for found in turns.values()) / 1e3
+    return int(np.clip(seconds / max(turn, 1e-6), 10, 200))
 
 
 @dataclass(frozen=True)

@@ -125,9 +125,7 @@ def _measure(
         artefact.save(student, tokenizer, target, replace=out is None)
     batch, width = chosen.latency
     layer_flops = [breakdown.flops(m.config, 1, width) for m in (student, teacher_model)]
-    times = latency.of_models(
-        {"teacher": teacher_model, "student": student}, batch, width, repeats=10
-    )
+    times = latency.of_models({"teacher": teacher_model, "student": student}, batch, width)
     record = Record(
         recipe=recipe.name,
         recipe_hash=recipe.hash,
