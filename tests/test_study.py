@@ -9,6 +9,7 @@ from transformers import AutoModel
 from xtclib import artefact, evaluation, recipes, results, settings, stages, study, training
 from xtclib.masked import SparseLinear
 from xtclib.objectives import Objective
+from xtclib.pruning import PruneVocabulary
 from xtclib.recipes import Recipe, Stage
 from xtclib.results import Record, record_path, records
 from xtclib.sparsify import ReweightedProximal, Sparsify
@@ -17,12 +18,6 @@ from xtclib.techniques import Quantize
 
 BACKBONE = settings.ROOT / "data" / "mini" / "backbone" / "tokenizer.json"
 pytestmark = pytest.mark.skipif(not BACKBONE.is_file(), reason="the built-in backbone is missing")
-RECIPES = (
-    "xtc-1bit-half", "ternarybert", "finetune-1bit", "ptq-8bit", "cut-half", "rpp",
-    "magnitude-pretrain", "gated-heads", "vocab-pruning", "nip-8bit-distilled",
-    "tinybert-4l", "tinybert-6l", "distilbert", "mobilebert", "theseus-6l", "wellread-pd",
-    "dualtrain-sharedup", "binarybert-twn", "bilstm-kd", "cnn-kd",
-)  # fmt: skip
 VOLATILE = {"latency", "seconds", "stages", "commit", "date", "machine"}
 
 
@@ -43,17 +38,29 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
+class Runs(dict):
+    """Runs of recipes by name, each made when a test first asks for it."""
+
+    def __init__(self, cache):
+        super().__init__()
+        self.cache = cache
+
+    def __missing__(self, name):
+        self[name] = run_smoke(name, self.cache)
+        return self[name]
+
+
 @pytest.fixture(scope="module")
 def runs(cache):
-    return {name: run_smoke(name, cache) for name in RECIPES}
+    return Runs(cache)
 
 
 def measured(record):
     return {k: v for k, v in asdict(record).items() if k not in VOLATILE}
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_record_holds_what_is_on_disk_and_what_was_run(runs, name):
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipe_runs_and_its_record_and_its_artefact_hold_what_was_run(runs, name):
     run = runs[name]
     record, recipe = run.record, recipes.load(name)
     assert record.bytes == (run.folder / "model.safetensors").stat().st_size
@@ -70,11 +77,6 @@ def test_a_record_holds_what_is_on_disk_and_what_was_run(runs, name):
     assert set(record.metrics) == {"dev"} and 0 <= record.score <= 100
     assert set(record.latency["milliseconds"]) == {"teacher", "student"}
     assert record.selected_on == ("last" if recipe.trains else "nothing is trained")
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_the_saved_artefact_is_what_was_measured(runs, name):
-    run = runs[name]
     model, tokenizer = artefact.load(run.folder)
     found = evaluation.evaluate(model, tokenizer, run.data, 48)
     assert found == run.record.metrics
@@ -84,7 +86,8 @@ def test_the_saved_artefact_is_what_was_measured(runs, name):
 
 
 def test_bits_show_in_bytes(runs):
-    size = {name: run.record.bytes for name, run in runs.items()}
+    names = "xtc-1bit-half", "finetune-1bit", "ternarybert", "ptq-8bit"
+    size = {name: runs[name].record.bytes for name in names}
     assert size["xtc-1bit-half"] < size["finetune-1bit"] < size["ternarybert"] < size["ptq-8bit"]
     half, whole = runs["cut-half"].record, runs["ptq-8bit"].record
     assert half.parameters < whole.parameters == whole.teacher_parameters
@@ -343,6 +346,20 @@ def test_a_wrong_order_shows_before_any_stage_trains(cache, monkeypatch, techniq
     two = (Stage("first", (), Objective(labels=1)), Stage("s", techniques, Objective(labels=1)))
     with pytest.raises(ValueError, match=message):
         run_smoke(Recipe("x", "", "", two), cache)
+
+
+@pytest.mark.parametrize(
+    "recipe, message",
+    [
+        (Recipe("x", "", "", (Stage("s", (Sparsify(pattern="3:5"),)),)), "3:5 does not divide"),
+        (Recipe("x", "", "", (Stage("s", (PruneVocabulary(0.001),)),)), "drops special tokens"),
+    ],
+)
+def test_what_the_teachers_shape_cannot_do_shows_before_it_is_made(tmp_path, monkeypatch, recipe,
+                                                                   message):  # fmt: skip
+    monkeypatch.setattr(settings, "teacher_for", lambda *a: pytest.fail("a teacher was made"))
+    with pytest.raises(ValueError, match=message):
+        run_smoke(recipe, tmp_path)
 
 
 def test_a_backbone_that_reads_other_words_than_the_teacher_is_refused(cache, runs, tokenizer):

@@ -91,6 +91,14 @@ def check_numbers(config: Technique, *names: str) -> None:
             raise ValueError(f"{name} of {config.name} must be a number, received {value!r}")
 
 
+def check_flags(config: Technique, *names: str) -> None:
+    """Raises ``ValueError`` for a field that is not true or false: ``"no"`` would count as true."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} of {config.name} must be true or false, received {value!r}")
+
+
 def needs(data: Calibration | None, what: str) -> Calibration:
     """``data``, or a ``ValueError`` that says what it is needed for."""
     if data is None:

@@ -40,9 +40,10 @@ CRITERIA: dict[str, Callable[[PreTrainedModel, Calibration | None, str], list[Te
 }
 
 
-def _share(keep: float) -> None:
-    if not isinstance(keep, (int, float)) or not 0 < keep <= 1:
-        raise ValueError(f"keep must be above 0 and at most 1, received {keep}")
+def _check_share(config: Technique) -> None:
+    check_numbers(config, "keep")
+    if config.keep is None or not 0 < config.keep <= 1:
+        raise ValueError(f"keep must be above 0 and at most 1, received {config.keep}")
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class _Narrow(Technique):
     cut_: ClassVar[Callable[[nn.Module, Sequence[int]], None]]
 
     def __post_init__(self) -> None:
-        _share(self.keep)
+        _check_share(self)
+        check_numbers(self, "seed")
         if self.criterion not in (*CRITERIA, "random"):
             raise unknown("criterion", self.criterion, (*CRITERIA, "random"))
         if self.scope not in SCOPES:
@@ -191,7 +193,8 @@ class PruneWidth(Technique):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _share(self.keep)
+        _check_share(self)
+        check_numbers(self, "seed")
         if self.criterion not in ("magnitude", "random"):
             raise unknown("criterion", self.criterion, ("magnitude", "random"))
 
@@ -236,11 +239,11 @@ class PruneVocabulary(Technique):
 
     def __post_init__(self) -> None:
         if self.keep is not None:
-            _share(self.keep)
+            _check_share(self)
 
     @property
     def stored(self) -> bool:
-        return True  # as fp16, like everything else that is pruned
+        return self.keep != 1  # as fp16, like everything else that is pruned
 
     def ids(self, data: Calibration) -> list[int]:
         """Rising ids of the tokens that stay."""

@@ -13,6 +13,7 @@ from transformers import BertConfig, BertForPreTraining
 from xtclib import teachers
 from xtclib.files import staged_folder, unknown
 from xtclib.glue import TaskData, find_task, load, unlabelled
+from xtclib.models import load_classifier
 from xtclib.recipes import Budget
 from xtclib.teachers import Teacher, cache_dir, key, load_tokenizer
 
@@ -197,6 +198,19 @@ def teacher_for(
         backbone_for(chosen), data, _teacher_budget(chosen, data), 0, chosen.precision, progress,
         device,
     )  # fmt: skip
+
+
+def untrained_teacher(data: TaskData, profile_: Profile | str | None = None) -> Teacher:
+    """A stand-in of the teacher's shape: the profile's backbone under a fresh classifier."""
+    path, budget = backbone_for(profile_), _teacher_budget(profile(profile_), data)
+    model = load_classifier(path, data.task).eval()
+    made_from = {"backbone": teachers.weights_id(path)}
+    return Teacher(model, load_tokenizer(path, budget.max_length), "untrained", made_from, False)
+
+
+def has_teacher(data: TaskData, profile_: Profile | str | None = None) -> bool:
+    """Whether the profile's own teacher for a task is in the cache."""
+    return teachers.folder_of(data.task, teacher_key(data, profile_)).is_dir()
 
 
 def teacher_key(

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from xtclib.batches import Calibration
 from xtclib.files import unknown
-from xtclib.interface import Technique, check_numbers
+from xtclib.interface import Technique, check_flags, check_numbers
 from xtclib.layers import linear_of
 from xtclib.masked import MaskedLinear, SparseLinear
 from xtclib.models import (
@@ -99,8 +99,9 @@ class Sparsify(Technique):
     recover: bool = False
 
     def __post_init__(self) -> None:
-        numbers = "sparsity begin end every score_learning_rate score_noise"
+        numbers = "sparsity begin end every seed score_learning_rate score_noise"
         check_numbers(self, *numbers.split())
+        check_flags(self, "recover")
         kind, *_ = parse_pattern(self.pattern)
         if kind == "n:m":
             implied = pattern_sparsity(self.pattern)
@@ -155,7 +156,7 @@ class Sparsify(Technique):
 
     @property
     def stored(self) -> bool:
-        return not self.recover
+        return bool(self.sparsity) and not self.recover  # sparsity 0: the model as it was
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         refuse_packed(model)
@@ -166,6 +167,8 @@ class Sparsify(Technique):
         check_plain(model, self.name)
         check_finite(model, "cannot prune this model")
         model = copy.deepcopy(model)
+        if not self.sparsity:
+            return model
         for name, linear in encoder_linears(model).items():
             masked = MaskedLinear.from_linear(linear, self.learns, self.score_learning_rate)
             replace_module_(model, name, masked)
@@ -179,7 +182,7 @@ class Sparsify(Technique):
         return _deleted_(model) if self.recover else model
 
     def before_step(self, model: PreTrainedModel, step: int, total: int) -> None:
-        if self.recover or not self.end:
+        if not (self.stored and self.end):
             return
         last = min(round(self.end * total), total - 1)
         first = min(round(self.begin * total), last)
@@ -189,7 +192,7 @@ class Sparsify(Technique):
 
     @torch.no_grad()
     def after_step(self, model: PreTrainedModel, step: int, total: int, rate: float) -> None:
-        if self.learns and self.score_learning_rate is None:
+        if self.stored and self.learns and self.score_learning_rate is None:
             for layer in encoder_linears(model, MaskedLinear).values():
                 if layer.scores.grad is not None:
                     layer.scores -= layer.scores.grad
@@ -207,10 +210,10 @@ class Sparsify(Technique):
             layer.mask.copy_(mask)
 
     def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
-        return model if self.recover else pack_(model)
+        return pack_(model) if self.stored else model
 
     def rebuild(self, model: PreTrainedModel) -> None:
-        if self.recover:
+        if not self.stored:
             return
         device = next(model.parameters()).device
         for name, linear in encoder_linears(model).items():
@@ -284,8 +287,9 @@ class ReweightedProximal(Technique):
             weight = linear.weight.detach()
             linear.register_buffer("alpha", reweighting(weight, self.epsilon))
             if self.sparsity is not None:
-                count = max(round(self.sparsity * weight.numel()), 1)
-                linear.register_buffer("aim", weight.abs().flatten().kthvalue(count).values)
+                count = round(self.sparsity * weight.numel())
+                aim = weight.abs().flatten().kthvalue(max(count, 1)).values
+                linear.register_buffer("aim", aim if count else torch.zeros_like(aim))
         return model
 
     @torch.no_grad()

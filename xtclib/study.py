@@ -77,13 +77,19 @@ def compress(
         check_new_folder(out)
     data = settings.data_for(task, chosen, glue_dir)
     say(f"data     {data.source}")
+    arguments = recipe, chosen, spent, budget_name, seed, data
+    if teacher is None and not settings.has_teacher(data, chosen):
+        # What the recipe asks for that no model of this shape has shows before hours of training.
+        bare = settings.untrained_teacher(data, chosen)
+        check = Job(*arguments, bare, progress, device)
+        check_applies(check, bare.model if recipe.start == "teacher" else backbone(check))
     if not isinstance(teacher, Teacher):
         teacher = settings.teacher_for(task, chosen, data, teacher, progress, device)
     say(
         f"teacher  {len(encoder_layers(teacher.model))} layers, "
         f"{'from the cache' if teacher.cached else 'fine-tuned now'} ({teacher.key})"
     )
-    job = Job(recipe, chosen, spent, budget_name, seed, data, teacher, progress, device)
+    job = Job(*arguments, teacher, progress, device)
     begun = teacher.model if recipe.start == "teacher" else backbone(job)
     untrained, tokenizer = check_applies(job, begun)
     student, stages = begun, []

@@ -116,6 +116,11 @@ def ingredients(
     }
 
 
+def folder_of(task: Task, name: str) -> Path:
+    """Where the cache keeps the fine-tuned teacher of a key."""
+    return cache_dir() / "teachers" / f"{task.name}-{name}"
+
+
 def fine_tuned(
     backbone: str,
     data: TaskData,
@@ -131,9 +136,9 @@ def fine_tuned(
     """
     made_from = ingredients(backbone, data, budget, seed, precision)
     name = key(made_from)
-    folder = cache_dir() / "teachers" / f"{data.task.name}-{name}"
+    folder = folder_of(data.task, name)
     with locked(f"teacher-{name}"):
-        cached = (folder / "made_from.json").is_file()
+        cached = folder.is_dir()  # written whole or not at all
         if not cached:
             _fine_tune(backbone, data, budget, seed, precision, progress, device, made_from, folder)
     teacher = load_teacher(folder, data.task)

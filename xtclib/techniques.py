@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from xtclib.attention import quantize_attention_
 from xtclib.batches import Calibration
 from xtclib.files import unknown
-from xtclib.interface import Technique, needs
+from xtclib.interface import Technique, check_numbers, needs
 from xtclib.layers import PackedEmbedding, PackedLinear, QuantEmbedding, QuantLinear
 from xtclib.masked import HardConcrete, SparseLinear
 from xtclib.models import (
@@ -88,6 +88,14 @@ class LayerReduction(Technique):
                     f"an explicit list of layers was given together with layers={self.layers}; "
                     "leave one of them out"
                 )
+        check_numbers(self, "layers")
+        if self.layers is not None and not (
+            0 < self.layers < 1 or (self.layers >= 1 and isinstance(self.layers, int))
+        ):
+            raise ValueError(
+                f"cannot keep {self.layers} layers: give a whole number from 1, or a fraction of "
+                "the teacher's below 1"
+            )
 
     def indices(self, depth: int) -> list[int]:
         """The 0-based teacher layers that a student of a ``depth``-layer teacher keeps."""
@@ -108,19 +116,13 @@ class LayerReduction(Technique):
     def count(self, depth: int) -> int:
         """How many layers remain; ``ValueError`` unless between 1 and ``depth``."""
         wanted = self.layers if self.layers is not None else max(depth // 2, 1)
-        if isinstance(wanted, float) and 0 < wanted < 1:
-            count = max(round(wanted * depth), 1)
-        else:
-            count = int(wanted)
-            if count != wanted:
-                raise ValueError(f"cannot keep {wanted} layers: give a count or a fraction below 1")
-        if not 1 <= count <= depth:
-            raise ValueError(
-                f"cannot keep {wanted} of {depth} layers: choose between 1 and {depth}"
-            )
+        count = max(round(wanted * depth), 1) if wanted < 1 else wanted
+        if count > depth:
+            raise ValueError(f"cannot keep {count} of {depth} layers: choose between 1 and {depth}")
         return count
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
+        refuse_packed(model)
         depth = len(encoder_layers(model))
         if self.keep != "importance":
             return keep_layers(model, self.indices(depth))

@@ -20,7 +20,7 @@ def tokens_to_keep(
     ``keep`` is their share; ``None`` keeps what occurs at all. First come the special tokens, then
     the single characters of tokens that occur, so that every word can still be spelled, then the
     most frequent, then those with the lowest ids. Raises ``ValueError`` where ``keep`` leaves too
-    few for the special tokens.
+    few for the special tokens or for the characters.
     """
     size = len(tokenizer)
     special = set(tokenizer.all_special_ids)
@@ -38,6 +38,11 @@ def tokens_to_keep(
             raise ValueError(
                 f"keeping {count} of {size} tokens drops special tokens: {len(special)} of them "
                 f"({', '.join(tokenizer.all_special_tokens)}) have to stay, keep more"
+            )
+        if count < (kind < 2).sum():
+            raise ValueError(
+                f"keeping {count} of {size} tokens leaves words that cannot be spelled: special "
+                f"tokens and the characters in use are {(kind < 2).sum()}, keep more"
             )
     return sorted(ordered[:count].tolist())
 
