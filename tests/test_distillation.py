@@ -263,10 +263,18 @@ def test_relations_of_two_widths_equal_numpy(mask):
     assert float(relation_divergence(s, t, mask, heads=3)) == pytest.approx(wanted, rel=1e-5)
 
 
-@pytest.mark.parametrize("heads", [5, 0, 2.0])
-def test_relation_heads_must_divide(heads):
+@pytest.mark.parametrize(
+    "heads, message",
+    [
+        (5, "5 relation heads do not divide the student's width of 12"),
+        (0, "a whole number from 1, received 0"),
+        (2.0, "a whole number from 1, received 2.0"),
+        ("4", "a whole number from 1, received '4'"),
+    ],
+)
+def test_relation_heads_must_divide(heads, message):
     x = torch.zeros(1, 2, 12)
-    with pytest.raises(ValueError, match="relation heads do not divide the student's width of 12"):
+    with pytest.raises(ValueError, match=message):
         relation_divergence(x, x, heads=heads)
 
 

@@ -10,7 +10,7 @@ FLOORS = {
     "ground": "files costs learned quantizers distillation packing sparsity published onnx_graph",
     "one": "layers masked attention shallow glue metrics english grammar mini",
     "two": "batches augmentation interface models matching vocabulary structure splitting "
-    "architectures breakdown latency first_principles sparsify pruning students theseus techniques",
+    "architectures breakdown latency first_principles sparsify pruning theseus students techniques",
     "three": "sensitivity artefact ledger onnx_export deployment objectives recipes evaluation",
     "four": "training teachers mlm dualtrain",
     "five": "settings results stages study",

@@ -1,5 +1,7 @@
 """Which layers and signals a distillation term compares."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -171,7 +173,7 @@ def test_bad_terms(value, message):
 
 
 def test_a_term_reads_back_as_it_was_told():
-    for value in (2, {"weight": 2, "layers": [1, 2]}, {"weight": 1, "heads": 4, "states": "all"}):
+    for value in (2, {"weight": 2, "layers": [1, 2]}, {"weight": 1, "heads": 4, "states": "layers"}):
         match = Match.read("key_relations", value)
         assert match.to_plain() == value and Match.read("key_relations", match.to_plain()) == match
     assert wanted([Match("key_relations"), Match("cosine")]) == {"keys", "hidden_states"}
@@ -214,8 +216,31 @@ def test_progressive_transfer_needs_a_term_for_every_state(bert):
         ({"logits": 1, "temperature": float("inf")}, "temperature must be positive"),
         ({"patience": {"weight": 1, "layers": 3}}, "a layer map's name or a list, received 3"),
         ({"patience": {"weight": 1, "states": ["last"]}}, "unknown states of patience"),
+        ({"logits": 1, "masked": "no"}, "masked must be true or false, received 'no'"),
+        ({"logits": 1, "per_class": 0}, "per_class must be true or false, received 0"),
+        ({"hidden_states": 1, "progressive": "no"}, "progressive must be true or false"),
+        ({"hidden_states": {"projection": "no"}}, "projection of hidden_states must be true or"),
+        ({"attention_scores": {"states": "all"}}, "the embeddings are in none: choose the states"),
+        ({"key_relations": {"states": "embeddings"}}, "the embeddings are in none"),
     ],
 )
 def test_values_of_other_kinds(values, message):
     with pytest.raises(ValueError, match=message):
         Objective(**values)
+
+
+def test_logits_are_compared_between_models_of_the_same_labels_in_the_same_order(bert):
+    other = copy.deepcopy(bert)
+    names = [bert.config.id2label[i] for i in range(bert.config.num_labels)]
+    other.config.id2label = dict(enumerate(names[::-1]))
+    with pytest.raises(ValueError, match="give both the same labels in the same order"):
+        Objective(logits=1).check(other, bert)
+    Objective(hidden_states=1).check(other, bert)  # layers give no answers
+
+
+def test_a_student_that_reads_other_token_ids_is_refused(bert):
+    other = copy.deepcopy(bert)
+    other.config.vocab_size += 1
+    message = f"reads {bert.config.vocab_size + 1} tokens and its teacher {bert.config.vocab_size}"
+    with pytest.raises(ValueError, match=message):
+        Objective(hidden_states=1).check(other, bert)

@@ -221,3 +221,8 @@ def test_start_and_task_are_read_written_and_checked():
             Stage("s", (technique,))
     with pytest.raises(ValueError, match="length multiplies the budget's, .* received 0"):
         Stage("s", length=0)
+
+
+def test_techniques_without_brackets_are_refused():
+    with pytest.raises(ValueError, match=r"is a list, received 'bilstm': write \[bilstm\]"):
+        recipes.from_dict("x", {"stages": [{"s": {"techniques": "bilstm"}}]})

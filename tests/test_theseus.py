@@ -11,6 +11,8 @@ from xtclib.objectives import Objective
 from xtclib.recipes import Budget, Recipe, Stage
 from xtclib.study import compress
 from xtclib.techniques import (
+    BiLSTM,
+    Compact,
     KeepSuccessors,
     LayerReduction,
     Quantize,
@@ -139,3 +141,10 @@ def test_a_successor_follows_the_models_attention(bert, batch):
     quantized = Quantize("binary", None, "int8-token", "int8-tensor").apply(student)
     plain = Quantize("binary", None, "int8-token").apply(student)
     assert not torch.equal(logits(quantized.eval(), batch), logits(plain.eval(), batch))
+
+
+@pytest.mark.parametrize("student", [Compact(layers=2), BiLSTM()], ids=["compact", "bilstm"])
+def test_no_student_takes_the_place_of_modules_that_are_being_replaced(bert, student):
+    model = ReplaceModules().apply(bert)
+    with pytest.raises(ValueError, match="throw away the modules that are being replaced"):
+        student.apply(model)

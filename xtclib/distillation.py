@@ -170,7 +170,9 @@ def relation_divergence(
 
 def check_relation_heads(width: int, heads: int, whose: str) -> None:
     """Raises ``ValueError`` unless ``heads`` relation heads divide a width."""
-    if not isinstance(heads, int) or heads < 1 or width % heads:
+    if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1:
+        raise ValueError(f"relation heads are a whole number from 1, received {heads!r}")
+    if width % heads:
         raise ValueError(
             f"{heads} relation heads do not divide the {whose} width of {width}: choose a number "
             "that divides both widths"

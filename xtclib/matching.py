@@ -94,6 +94,15 @@ class Match:
             raise ValueError(
                 f"layers of {self.term} is a layer map's name or a list, received {self.layers!r}"
             )
+        if not isinstance(self.projection, bool):
+            raise ValueError(
+                f"projection of {self.term} must be true or false, received {self.projection!r}"
+            )
+        if self._term.reads != "hidden_states" and self.states in ("all", "embeddings"):
+            raise ValueError(
+                f"{self.term} compares what is inside layers, and the embeddings are in none: "
+                "choose the states layers, inner or last"
+            )
         if self.projection and self._term.reads != "hidden_states":
             raise ValueError(f"{self.term} compares no hidden states: leave out `projection`")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from xtclib.distillation import kl_divergence, logits_mse, soft_cross_entropy
 from xtclib.files import unknown
@@ -76,6 +76,9 @@ class Objective:
             raise unknown("logits loss", logits_loss, LOGITS_LOSSES)
         if layer_map not in LAYER_MAPS:
             raise unknown("layer map", layer_map, LAYER_MAPS)
+        for name in ("masked", "per_class", "progressive"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, received {getattr(self, name)!r}")
         if not is_number(temperature) or not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be positive, received {temperature!r}")
         if progressive and (labels or logits or not matches):
@@ -108,6 +111,8 @@ class Objective:
 
     def check(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         """Raises ``ValueError`` for terms that these two models cannot be compared by."""
+        if self.needs_teacher:
+            _check_alike(student.config, teacher.config, bool(self.logits))
         for match in self.matches:
             match.check(student, teacher, self.layer_map)
         if self.progressive:
@@ -125,6 +130,26 @@ class Objective:
             return {}
         depths = len(encoder_layers(student)), len(encoder_layers(teacher))
         return {match.term: match.pairs(*depths, self.layer_map) for match in self.matches}
+
+
+def _check_alike(student: PretrainedConfig, teacher: PretrainedConfig, answers: bool) -> None:
+    """Raises ``ValueError`` unless both read the same token ids and, for ``answers``, say the same.
+
+    Models without an answer of their own, encoders alone, have no labels to differ in.
+    """
+    sizes = student.vocab_size, teacher.vocab_size
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"the student reads {sizes[0]} tokens and its teacher {sizes[1]}: the same ids mean "
+            "other words to each; give both one tokenizer"
+        )
+    said = [[str(config.id2label[i]) for i in range(config.num_labels)]
+            for config in (student, teacher)]  # fmt: skip
+    if answers and said[0] != said[1]:
+        raise ValueError(
+            f"the student's labels are {said[0]} and its teacher's {said[1]}: logits are compared "
+            "in order, so give both the same labels in the same order"
+        )
 
 
 _OPTIONS = tuple(name for name in Objective.__dataclass_fields__ if name != "matches")

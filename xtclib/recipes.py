@@ -294,7 +294,12 @@ def from_dict(name: str, values: dict) -> Recipe:
         objective = body.get("objective")
         if objective is not None:
             objective = _objective(objective)
-        techniques = tuple(technique(t) for t in body.get("techniques") or ())
+        listed = body.get("techniques") or ()
+        if not isinstance(listed, (list, tuple)):
+            raise ValueError(
+                f"techniques of stage {title!r} is a list, received {listed!r}: write [{listed}]"
+            )
+        techniques = tuple(technique(t) for t in listed)
         rest = {k: v for k, v in body.items() if k in ("task", "length", "rate")}
         if body.get("augmentation") is not None:
             rest["augmentation"] = Augmentation.read(body["augmentation"])

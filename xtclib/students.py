@@ -34,6 +34,7 @@ from xtclib.models import (
     spread,
 )
 from xtclib.shallow import BiLSTMConfig, CNNConfig
+from xtclib.theseus import being_replaced
 
 INITIAL = ("sliced", "random")
 PROJECTIONS = ("none", "down", "up")
@@ -361,6 +362,11 @@ def _as_teacher(config: PretrainedConfig, teacher: PretrainedConfig) -> Pretrain
 
 
 def _check_bert(model: PreTrainedModel, name: str) -> None:
+    if being_replaced(model):
+        raise ValueError(
+            f"{name} would throw away the modules that are being replaced: list it before "
+            "replace_modules, or leave one of them out"
+        )
     if model.config.model_type != "bert" or not isinstance(model.classifier, nn.Linear):
         raise TypeError(
             f"{name} makes a student of a BERT classifier, received {type(model).__name__}: list "
