@@ -11,7 +11,8 @@ FLOORS = {
     "one": "layers masked attention shallow glue metrics english grammar mini",
     "two": "batches augmentation interface models matching vocabulary structure splitting "
     "architectures breakdown latency first_principles sparsify pruning theseus students techniques",
-    "three": "sensitivity artefact ledger onnx_export deployment objectives recipes evaluation",
+    "three": "sensitivity integrity artefact ledger onnx_export deployment objectives recipes "
+    "evaluation",
     "four": "training teachers mlm dualtrain",
     "five": "settings results stages study",
     "top": "plot_style cost_plots deployment_plots pruning_plots distillation_plots tensor_plots "

@@ -173,7 +173,11 @@ def test_bad_terms(value, message):
 
 
 def test_a_term_reads_back_as_it_was_told():
-    for value in (2, {"weight": 2, "layers": [1, 2]}, {"weight": 1, "heads": 4, "states": "layers"}):
+    for value in (
+        2,
+        {"weight": 2, "layers": [1, 2]},
+        {"weight": 1, "heads": 4, "states": "layers"},
+    ):
         match = Match.read("key_relations", value)
         assert match.to_plain() == value and Match.read("key_relations", match.to_plain()) == match
     assert wanted([Match("key_relations"), Match("cosine")]) == {"keys", "hidden_states"}

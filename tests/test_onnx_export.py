@@ -3,14 +3,17 @@
 import copy
 import itertools
 import json
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from xtclib import artefact, recipes
-from xtclib.layers import PackedLinear, QuantLinear
+from xtclib.layers import PackedEmbedding, PackedLinear, QuantEmbedding, QuantLinear
 from xtclib.quantizers import Scheme
 from xtclib.techniques import LayerReduction, Quantize, Storage, apply_all
 
@@ -219,13 +222,79 @@ def test_bad_input_is_one_clear_error(exported, make_bert, tmp_path):
     with pytest.raises(FileNotFoundError, match="no ONNX file at .*none.onnx"):
         onnx_export.OnnxModel(tmp_path / "none.onnx")
     (tmp_path / "cut.onnx").write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match="cut.onnx cannot be read by ONNX Runtime"):
+    with pytest.raises(ValueError, match="cut.onnx .*altered"):
         onnx_export.OnnxModel(tmp_path / "cut.onnx")
+    with pytest.raises(ValueError, match="cut.onnx cannot be read by ONNX Runtime"):
+        onnx_export.OnnxModel(tmp_path / "cut.onnx", check=False)
     foreign = onnx.load(path)
     del foreign.metadata_props[:]
     onnx.save(foreign, tmp_path / "foreign.onnx")
-    with pytest.raises(ValueError, match="was not exported by xtclib: it carries no labels"):
+    with pytest.raises(ValueError, match="was not exported by xtclib, or was altered"):
         onnx_export.OnnxModel(tmp_path / "foreign.onnx")
+    with pytest.raises(ValueError, match="was not exported by xtclib: it carries no labels"):
+        onnx_export.OnnxModel(tmp_path / "foreign.onnx", check=False)
+
+
+def test_every_damaged_bit_of_a_file_shows(exported, tmp_path):
+    content, rng = bytearray(exported[1].read_bytes()), np.random.default_rng(0)
+    damaged = tmp_path / "damaged.onnx"
+    for at in rng.integers(len(content), size=60):
+        content[at] ^= 1 << (at % 8)
+        damaged.write_bytes(content)
+        content[at] ^= 1 << (at % 8)
+        with pytest.raises(ValueError, match="altered"):
+            onnx_export.OnnxModel(damaged)
+    damaged.write_bytes(content)
+    onnx_export.OnnxModel(damaged)
+
+
+ALONE = """
+import json, sys
+import numpy as np
+import onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+feeds = {name: np.array(value) for name, value in json.loads(sys.argv[2]).items()}
+logits = session.run(["logits"], feeds)[0]
+assert "torch" not in sys.modules and "xtclib" not in sys.modules
+about = json.loads(session.get_modelmeta().custom_metadata_map["xtc"])
+print(json.dumps([logits.tolist(), about["labels"]]))
+"""
+
+
+def test_a_file_runs_where_there_is_only_onnxruntime(exported, batch, tmp_path):
+    _, path = exported
+    feeds = {name: value.tolist() for name, value in batch.items() if name != "labels"}
+    found = subprocess.run(
+        [sys.executable, "-c", ALONE, str(path), json.dumps(feeds)], capture_output=True,
+        text=True, timeout=120, cwd=tmp_path,
+    )  # fmt: skip
+    assert not found.returncode, found.stderr[-2000:]
+    logits, labels = json.loads(found.stdout)
+    assert labels == ["down", "up"]
+    wanted = onnx_export.OnnxModel(path)(**batch).logits
+    assert torch.allclose(torch.tensor(logits), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", ["binary-row", "ternary", "int4-row", "int8-row"])
+def test_embeddings_gather_packed_rows_and_open_only_those(weights):
+    torch.manual_seed(0)
+    table = PackedEmbedding.from_quant(
+        QuantEmbedding.from_embedding(nn.Embedding(211, 40), Scheme.parse(weights))
+    )
+    ids = torch.randint(0, 211, (3, 7))
+    content = onnx_export.trace(onnx_export._OnnxEmbedding(table), {"ids": ids}, "rows")
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    found = torch.from_numpy(session.run(["rows"], {"ids": ids.numpy()})[0])
+    with torch.no_grad():
+        assert (found - table(ids)).abs().max() <= 1e-5
+    graph = onnx.load_from_string(content).graph
+    held = {i.name: i for i in graph.initializer}
+    gathered = [held[n.input[0]] for n in graph.node if n.op_type == "Gather"
+                and n.input[0] in held]  # fmt: skip
+    # Rows are gathered as packed bytes, and no table of whole rows stands anywhere.
+    rows = [i for i in gathered if i.dims[0] == 211 and len(i.dims) > 1]
+    assert [i.data_type for i in rows] == [onnx.TensorProto.UINT8]
+    assert not any(list(i.dims)[:2] == [211, 40] for i in graph.initializer if i not in rows)
 
 
 def test_a_failed_export_leaves_the_old_file(bert, tmp_path, monkeypatch):

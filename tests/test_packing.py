@@ -20,7 +20,7 @@ from xtclib.packing import (
 
 @given(
     bits=st.integers(1, 8),
-    shape=st.lists(st.integers(1, 5), max_size=2),
+    shape=st.lists(st.integers(0, 5), max_size=2),
     length=st.integers(0, 37),
     seed=st.integers(0, 99),
 )
@@ -31,6 +31,14 @@ def test_numbers_round_trip(bits, shape, length, seed):
     assert packed.dtype == torch.uint8
     assert packed.shape == (*shape, packed_length(length, bits))
     assert torch.equal(unpack(packed, bits, length).long(), numbers)
+
+
+@pytest.mark.parametrize("bits, values", [(1, 8), (1.6, 5), (2, 4), (4, 2), (8, 1)])
+def test_every_byte_reads_and_packs_back(bits, values):
+    """From uint8, as `unpack` gives it: the largest number must not wrap around."""
+    every = torch.arange(243 if bits == 1.6 else 256, dtype=torch.uint8).unsqueeze(1)
+    numbers = unpack(every, bits, values)
+    assert numbers.dtype == torch.uint8 and torch.equal(pack(numbers, bits), every)
 
 
 @given(bits=st.integers(1, 8), length=st.integers(1, 33), seed=st.integers(0, 99))

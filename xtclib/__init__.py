@@ -51,6 +51,7 @@ _MODULES = {
     "first_principles",
     "glue",
     "grammar",
+    "integrity",
     "interface",
     "latency",
     "layers",

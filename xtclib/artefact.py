@@ -9,9 +9,8 @@ imported ``xtclib`` finds bytes of another shape where it expects a weight, and 
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -29,6 +29,16 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from xtclib import attention, shallow, structure  # noqa: F401 - registers its models
 from xtclib.files import staged_folder
+from xtclib.integrity import (
+    WEIGHTS,
+    check_config,
+    check_file,
+    check_tensors,
+    digest,
+    make_room_,
+    numeric,
+    techniques_of,
+)
 from xtclib.layers import PackedLinear, QuantEmbedding, QuantLinear, _Packed, linear_of
 from xtclib.masked import MaskedLinear, SparseLinear
 from xtclib.models import pack_, replace_module_
@@ -44,9 +54,8 @@ from xtclib.techniques import (
 )
 
 # 2 knows `storage`, 3 `layers`, 4 `sparsify` and `head_size`, 5 `split_ternary` and learned
-# activations; else 1 is written.
-FORMAT = 5
-WEIGHTS = "model.safetensors"
+# activations, 6 the sealed weight; else 1 is written.
+FORMAT = 6
 
 
 @register_quantization_config("xtc")
@@ -68,6 +77,11 @@ class XtcConfig(QuantizationConfigMixin):
         self.format = format
         if layers is not None:
             self.layers = list(layers)
+        if not isinstance(format, int) or isinstance(format, bool) or format < 1:
+            raise ValueError(
+                f"the format of an artefact is a whole number from 1, its config says {format!r}: "
+                "it was altered, copy the artefact again"
+            )
         if format > FORMAT:
             raise ValueError(
                 f"this artefact has format {format}; this xtclib reads up to {FORMAT}: update it"
@@ -94,15 +108,19 @@ class XtcQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model, checkpoint_files=(), **kwargs) -> None:
         path = Path((checkpoint_files or [""])[0])
         shapes = check_file(path)
-        _check_config(model, path)
+        check_config(model.config, path)
         if structure.saved_widths(model.config):
             structure.resize_(model, structure.saved_widths(model.config))
         for config in self.quantization_config.techniques:
             technique(config).rebuild(model)
-        _make_room(model, shapes)
-        _check_tensors(model, shapes, path)
+        make_room_(model, shapes)
+        if self.quantization_config.format >= 6:
+            _reshape_sealed_(model, lambda weight: weight.unsqueeze(-1))
+        check_tensors(model, shapes, path)
 
     def _process_model_after_weight_loading(self, model, **kwargs):
+        if self.quantization_config.format >= 6:
+            _reshape_sealed_(model, lambda weight: weight.squeeze(-1))
         return model
 
     def get_state_dict_and_metadata(self, model):
@@ -111,128 +129,38 @@ class XtcQuantizer(HfQuantizer):
             name: (t.detach().half() if t.is_floating_point() else t.detach()).cpu().contiguous()
             for name, t in model.state_dict().items()
         }
+        sealed = _sealed(model)
+        if sealed:
+            tensors[sealed] = tensors[sealed].unsqueeze(-1)
         sums = {name: digest(t) for name, t in tensors.items()}
-        return tensors, {"xtc": json.dumps(sums), "xtc_config": json.dumps(_numeric(model.config))}
+        return tensors, {"xtc": json.dumps(sums), "xtc_config": json.dumps(numeric(model.config))}
 
 
-def digest(tensor: Tensor) -> str:
-    """sha256 of a tensor's bytes, type and shape.
+def _sealed(model: PreTrainedModel) -> str | None:
+    """The plain weight that is stored as a column, so that a program without xtclib stops at it.
 
-    >>> digest(torch.zeros(2)) == digest(torch.zeros(1, 2))
-    False
+    Only where no packed matrix stands under a weight's own name to stop it: where every one is
+    split in two, and where nothing but attention's operands is quantized.
     """
-    head = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
-    return hashlib.sha256(
-        head + tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    ).hexdigest()
-
-
-# What of a config decides the numbers, over BERT's relatives; a model may lack some.
-_NUMERIC = (
-    "model_type hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act "
-    "layer_norm_eps vocab_size max_position_embeddings type_vocab_size embedding_size "
-    "pad_token_id is_decoder add_cross_attention"
-).split()
-
-
-def _numeric(config) -> dict:
-    found = {name: getattr(config, name) for name in _NUMERIC if hasattr(config, name)}
-    return {**found, "techniques": config.quantization_config.techniques}
-
-
-def check_file(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors in an artefact's file, after checking every one.
-
-    Raises ``ValueError`` for a missing, truncated, foreign or altered file, and for NaN in it.
-    """
-    if not path.is_file():
-        raise ValueError(f"no {WEIGHTS} at {path.parent}: the artefact's folder is incomplete")
-    shapes = {}
-    try:
-        with safe_open(path, "pt") as file:
-            sums = _metadata(file, "xtc")
-            if sums is None:
-                raise ValueError(
-                    f"{path.name} in {path.parent.name} carries no checksums of an xtc artefact: "
-                    "it was written by another program; load it with its own, or pack it again"
-                )
-            names = set(file.keys())
-            for name in sorted(names | set(sums)):
-                if name not in names or name not in sums:
-                    raise ValueError(
-                        f"{path.name}: tensor {name!r} is {'missing' if name in sums else 'extra'};"
-                        " the file was altered, copy the artefact again"
-                    )
-                tensor = file.get_tensor(name)
-                if digest(tensor) != sums[name]:
-                    raise ValueError(
-                        f"{path.name}: tensor {name!r} does not match its sha256; the file was "
-                        "altered or damaged, copy the artefact again"
-                    )
-                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                    raise ValueError(
-                        f"{path.name}: tensor {name!r} holds NaN or infinite values; the model "
-                        "was damaged before it was saved, pack it again"
-                    )
-                shapes[name] = tuple(tensor.shape)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path.name} in {path.parent.name} cannot be read ({error}); the file is truncated or "
-            "no safetensors file, copy the artefact again"
-        ) from None
-    return shapes
-
-
-def _metadata(file, key: str) -> dict | None:
-    """One JSON object of a file's metadata; ``None`` if it is absent or no object."""
-    try:
-        found = json.loads((file.metadata() or {}).get(key, "null"))
-    except json.JSONDecodeError:
+    listed = {name for held in techniques_of(model.config) for name in held}
+    packed = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _Packed) and not name.endswith((".first", ".second"))
+    ]
+    if packed or not listed & {Quantize.name, SplitTernary.name}:
         return None
-    return found if isinstance(found, dict) else None
+    plain = ((n, p) for n, p in model.named_parameters() if n.endswith(".weight") and p.dim() <= 2)
+    return next(name for name, parameter in plain if parameter.squeeze(-1).dim() == 1)
 
 
-def _check_config(model: PreTrainedModel, path: Path) -> None:
-    """``config.json`` must say of the computation what it said when the weights were written."""
-    with safe_open(path, "pt") as file:
-        written = _metadata(file, "xtc_config") or {}
-    here = json.loads(json.dumps(_numeric(model.config)))
-    for name, value in written.items():
-        if name in here and here[name] != value:
-            raise ValueError(
-                f"config.json says {name}={here[name]!r}, but {path.name} was written with "
-                f"{value!r}: one of them was altered, copy the artefact again"
-            )
-
-
-def _make_room(model: PreTrainedModel, shapes: dict) -> None:
-    """How many values a sparse matrix keeps is in the file alone."""
-    for name, module in model.named_modules():
-        if isinstance(module, SparseLinear):
-            known = f"{name}.weight_values", f"{model.base_model_prefix}.{name}.weight_values"
-            shape = next((shapes[key] for key in known if key in shapes), (0,))
-            module.set_count_(min(shape[0], module.rows * module.columns))
-
-
-def _check_tensors(model: PreTrainedModel, shapes: dict, path: Path) -> None:
-    """Missing and unexpected tensors are errors: nothing may be initialised at random."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    base = model.base_model_prefix + "."
-    if model.base_model is model:  # AutoModel: the same tensors without head and prefix
-        shapes = {k.removeprefix(base): v for k, v in shapes.items() if k.startswith(base)}
-    missing, unexpected = sorted(wanted.keys() - shapes), sorted(shapes.keys() - wanted)
-    if missing or unexpected:
-        raise ValueError(
-            f"{path.name} does not fit {type(model).__name__}: missing {missing[:3] or 'nothing'}, "
-            f"unexpected {unexpected[:3] or 'nothing'} ({len(missing)} and {len(unexpected)} in "
-            "all); its config.json may belong to another file, or the class to another head"
-        )
-    for name, shape in wanted.items():
-        if shapes[name] != shape:
-            raise ValueError(
-                f"{path.name}: tensor {name!r} has shape {shapes[name]}, but config.json makes it "
-                f"{shape}: one of them was altered, copy the artefact again"
-            )
+def _reshape_sealed_(model: PreTrainedModel, change: Callable[[Tensor], Tensor]) -> None:
+    name = _sealed(model)
+    if name:
+        owner, _, own = name.rpartition(".")
+        module = model.get_submodule(owner)
+        weight = getattr(module, own)
+        setattr(module, own, nn.Parameter(change(weight.detach()), weight.requires_grad))
 
 
 def finalize(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrainedModel:
@@ -251,8 +179,8 @@ def finalize(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrai
     layers = structure.uneven(model)
     if stored or layers:
         model = pack_(model)  # where nothing is quantized: rounds to fp16, as it is stored
-        version = _version(model, {type(t) for t in stored}, layers)
-        config.quantization_config = XtcConfig([t.to_dict() for t in stored], version, layers)
+        config.quantization_config = XtcConfig([t.to_dict() for t in stored], layers=layers)
+        config.quantization_config.format = _version(model, {type(t) for t in stored}, layers)
         model.hf_quantizer = XtcQuantizer(config.quantization_config, pre_quantized=True)
         model.is_quantized = True
     return model
@@ -260,6 +188,8 @@ def finalize(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrai
 
 def _version(model: PreTrainedModel, kinds: set[type], layers: Sequence[dict] | None) -> int:
     """The oldest format that holds all that a model has."""
+    if _sealed(model):
+        return 6
     if SplitTernary in kinds or any(hasattr(m, "input_clip") for m in model.modules()):
         return 5
     if Sparsify in kinds or any("head_size" in layer for layer in layers or ()):
@@ -333,7 +263,9 @@ def save(
         with staged_folder(folder, replace) as partial:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
-    except SafetensorError as error:
+    except FileExistsError:
+        raise
+    except (SafetensorError, OSError) as error:
         raise OSError(
             f"cannot write the artefact to {folder}: {error}; nothing there was changed"
         ) from None
@@ -352,6 +284,7 @@ def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             f"no config.json in {folder}: expected a folder written by `save_pretrained` or "
             "`xtc compress … --out`"
         )
+    _check_folder(folder)
     try:
         model, about = AutoModelForSequenceClassification.from_pretrained(
             folder, trust_remote_code=False, use_safetensors=True, local_files_only=True,
@@ -369,4 +302,49 @@ def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             f"{folder} holds no {sorted(about['missing_keys'])[0]!r}: it is no classifier; "
             "fine-tune it first (`xtc compress` makes one)"
         )
-    return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return model.eval(), _load_tokenizer(folder)
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    reason = "no file with its words"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # Without such a file transformers makes an empty tokenizer and says nothing.
+        if any((folder / name).is_file() for name in tokenizer.vocab_files_names.values()):
+            return tokenizer
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+    raise ValueError(
+        f"no tokenizer can be read in {folder} ({reason}): copy tokenizer.json and "
+        "tokenizer_config.json there, as `save` writes them"
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises ``ValueError`` for a config that no model can be built from, or of other weights.
+
+    Before anything is built: a config of a hundred thousand layers would take minutes.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # transformers raises of every kind here
+        raise ValueError(
+            f"config.json in {folder} cannot be read ({str(error).splitlines()[0]}): it was "
+            "altered or damaged, copy the artefact again"
+        ) from None
+    path = folder / WEIGHTS
+    if not path.is_file():
+        return  # the loader says so
+    try:
+        with safe_open(path, "pt") as file:
+            ours = "xtc" in (file.metadata() or {})
+    except SafetensorError:
+        return
+    held = getattr(config, "quantization_config", None) or {}
+    if ours and (held.get("quant_method") if isinstance(held, dict) else "") != "xtc":
+        raise ValueError(
+            f"{WEIGHTS} in {folder} is packed, but config.json does not say how: its "
+            "quantization_config was altered, copy the artefact again"
+        )
+    if ours:
+        check_config(config, path)

@@ -102,7 +102,7 @@ def _onnx(name: str, model: PreTrainedModel, packed: PreTrainedModel, folder: Pa
 
         with quiet():
             quantize_dynamic(fp32, path)
-    return Runtime(name, path.stat().st_size, onnx_export.OnnxModel(path))
+    return Runtime(name, path.stat().st_size, onnx_export.OnnxModel(path, check=False))
 
 
 def latencies(

@@ -34,7 +34,7 @@ from xtclib.files import write_bytes
 from xtclib.layers import PackedEmbedding, PackedLinear, _Packed
 from xtclib.masked import SparseLinear
 from xtclib.models import replace_module_
-from xtclib.onnx_graph import quiet, serialized
+from xtclib.onnx_graph import SUM, check_signed, quiet, serialized, signed
 from xtclib.packing import byte_table
 from xtclib.quantizers import Scheme
 
@@ -228,7 +228,11 @@ def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dy
             if scheme is not None and activations == "dynamic":
                 scheme = DYNAMIC
             replace_module_(model, name, _OnnxLinear(module, scheme))
-    return write_bytes(path, to_onnx(model, about(model, activations)))
+    content = signed(to_onnx(model, {**about(model, activations), SUM: "0" * 64}))
+    try:
+        return write_bytes(path, content)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error}; what was there is unchanged") from None
 
 
 def about(model: PreTrainedModel, activations: str) -> dict[str, str]:
@@ -311,12 +315,14 @@ class OnnxModel(nn.Module):
 
     ``model(input_ids, attention_mask, token_type_ids).logits``; masks and types may be left out.
     ``labels``, ``max_length`` and ``activations`` come from the file. ``threads``: PyTorch's by
-    default. Raises ``ValueError`` for a file of another program and for inputs past ``max_length``.
+    default. Raises ``ValueError`` for a file that does not match its checksum (``check=False`` is
+    for files that other tools rewrote), for one of another program, and for inputs past
+    ``max_length``.
     """
 
     device = torch.device("cpu")
 
-    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+    def __init__(self, path: str | Path, threads: int | None = None, check: bool = True) -> None:
         super().__init__()
         try:
             import onnxruntime
@@ -326,6 +332,8 @@ class OnnxModel(nn.Module):
             ) from error
         if not Path(path).is_file():
             raise FileNotFoundError(f"no ONNX file at {path}: write one by `xtc export`")
+        if check:
+            check_signed(Path(path))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.log_severity_level = 4  # what goes wrong is raised

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 
@@ -61,6 +64,39 @@ def halve_(graph) -> None:
         value.replace_all_uses_with(cast.outputs[0])
         del graph.initializers[value.name]
         cast.outputs[0].name = value.name
+
+
+# In protobuf: the entry's name, the tag of its value, the value's length (64), the value.
+SUM = "xtc_sha256"
+_SUM = re.compile(SUM.encode() + rb"\x12\x40([0-9a-f]{64})")
+
+
+def signed(content: bytes) -> bytes:
+    """A file with the metadata entry ``SUM`` of 64 zeros, its own sha256 in their place.
+
+    The sum is over the bytes as received, zeros and all, so it needs no parser to check.
+    """
+    (place,) = _SUM.finditer(content)
+    found = hashlib.sha256(content).hexdigest().encode()
+    return content[: place.start(1)] + found + content[place.end(1) :]
+
+
+def check_signed(path: Path) -> None:
+    """Raises ``ValueError`` for a file that is not, to the last bit, what was exported."""
+    content = path.read_bytes()
+    places = list(_SUM.finditer(content))
+    if len(places) != 1:
+        raise ValueError(
+            f"{path} was not exported by xtclib, or was altered: it carries no checksum; export it "
+            "again (`xtc export`)"
+        )
+    start, end = places[0].span(1)
+    if hashlib.sha256(content[:start] + b"0" * 64 + content[end:]).hexdigest() != (
+        content[start:end].decode()
+    ):
+        raise ValueError(
+            f"{path} does not match its sha256: it was altered or damaged, copy it again"
+        )
 
 
 @contextlib.contextmanager

@@ -70,7 +70,7 @@ def pack(numbers: Tensor, bits: float) -> Tensor:
     count = 3 if bits == TRIT else 2**bits
     if numbers.numel() and not (
         bool((numbers >= 0).all())
-        and bool((numbers < count).all())
+        and bool((numbers <= count - 1).all())  # 256 itself is no uint8
         and bool((numbers == numbers.round()).all())
     ):
         raise ValueError(

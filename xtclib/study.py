@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from xtclib import (
     artefact,
     breakdown,
+    integrity,
     latency,
     recipes,
     settings,
@@ -176,7 +177,7 @@ def _scores(model: PreTrainedModel, tokenizer, data: TaskData, length: int, made
 
     Runs that differ in seed or recipe share their teacher, and often the untrained student.
     """
-    held = {name: artefact.digest(t.detach().cpu()) for name, t in model.state_dict().items()}
+    held = {name: integrity.digest(t.detach().cpu()) for name, t in model.state_dict().items()}
     parts = made_by, held, tokenizer.get_vocab(), data.fingerprint, length
     versions = torch.__version__, transformers.__version__, torch.backends.cpu.get_cpu_capability()
     file = cache_dir() / "scores" / f"{key(type(model).__name__, *parts, *versions)}.json"
