@@ -1,21 +1,24 @@
 """What the int8 kernel brings: fp32, fake quantization and packed models, timed in turns.
 
     python benchmarks/integer_path.py [--model bert-base] [--batch 8] [--length 128] [--repeats 10]
+                                      [--out FILE.json]
 
 Random weights of a catalogue shape, quantized by a recipe. The packed model runs twice: on the int8
-kernel and, kept from it, in floating point; both give the same logits, which is checked. Prints
-medians, quartiles and ratios to fp32. Not a timed test.
+kernel and, kept from it, in floating point. Both must give the logits of the fake-quantized form
+that the packed one unpacks to, bit for bit, or it ends with exit status 1. Prints medians,
+quartiles and ratios to fp32; ``--out`` writes them. Not a timed test.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import sys
 
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from xtclib import architectures, artefact, latency, recipes, techniques
+from xtclib import architectures, artefact, files, latency, recipes, results, techniques
 from xtclib.layers import PackedLinear
 
 
@@ -26,6 +29,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--out", help="a JSON file")
     args = parser.parse_args()
     torch.manual_seed(0)
     config = architectures.config_of(args.model)
@@ -43,21 +47,29 @@ def main() -> None:
         "packed, floating point": floating,
         "packed, int8": packed,
     }
-    ids = torch.randint(5, config.vocab_size, (2, 32), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, config.vocab_size, (args.batch, args.length), generator=generator)
+    trains = artefact.unpack(copy.deepcopy(packed))
     with torch.inference_mode():
-        same = torch.equal(packed(ids).logits, floating(ids).logits)
+        wanted = packed(ids).logits
+        same = all(torch.equal(wanted, other(ids).logits) for other in (floating, trains))
+    del trains
     found = latency.of_models(models, args.batch, args.length, args.repeats)
     times = found["milliseconds"]
     print(
         f"{args.model}, {args.recipe}, batch {args.batch}, length {args.length}, "
-        f"{found['threads']} threads, median of {args.repeats}; int8 and floating point give "
-        f"{'the same bits' if same else 'DIFFERENT logits'}"
+        f"{found['threads']} threads, median of {args.repeats}; int8, floating point and fake "
+        f"quantization give {'the same bits' if same else 'DIFFERENT logits'}"
     )
     for name, time in times.items():
         print(
             f"{name:<24}{time['median']:>9.1f} ms  ({time['low']:.1f} to {time['high']:.1f})"
             f"{time['median'] / times['fp32']['median']:>8.2f} × fp32"
         )
+    if args.out:
+        about = {"model": args.model, "recipe": args.recipe, "same_bits": same, **found}
+        files.write_json(args.out, {**about, **results.circumstances()})
+    sys.exit(not same)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,11 @@ CHOICES = {
     "pooler at 1 bit": {"pooler": "binary-row"},
     "classifier at 8 bits": {"classifier": "int8-row"},
     "pooler and positions at 8 bits": {"pooler": "int8-row", "positions": "int8-row"},
+    "50 × on disk: pooler at 1 bit, 128 positions at 8": {
+        "pooler": "binary-row",
+        "positions": "int8-row",
+        "length": 128,
+    },
 }
 
 
@@ -63,7 +68,7 @@ def main() -> None:
         row = {"what": what, "storage": values, "bytes": size, "metrics": score,
                **deployment.agreement(base, logits)}  # fmt: skip
         rows.append(row)
-        print(f"{what:<32}{size / 1e6:>7.2f} MB{score['score']:>8.2f}{row['labels']:>8.2f} % of "
+        print(f"{what:<50}{size / 1e6:>7.2f} MB{score['score']:>8.2f}{row['labels']:>8.2f} % of "
               f"labels stay, logits move by {row['median']:.1e}")  # fmt: skip
     if args.out:
         about = {

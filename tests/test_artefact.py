@@ -503,3 +503,23 @@ def test_a_packed_model_can_be_differentiated_after_inference(bert, batch):
     with torch.inference_mode():
         wanted = model(**batch).logits
     assert torch.equal(model(**batch).logits.detach(), wanted)
+
+
+@pytest.mark.parametrize("name", ["xtc-1bit", "ternarybert", "xtc-2bit", "ptq-8bit"])
+def test_a_whole_model_gives_the_same_bits_on_integers_and_as_it_trains(name, bert, batch):
+    model = packed(bert, recipes.load(name).techniques)
+    floating, trains = copy.deepcopy(model), artefact.unpack(copy.deepcopy(model)).eval()
+    layers = [m for m in floating.modules() if isinstance(m, PackedLinear)]
+    for layer in layers:
+        layer.integers = False
+    for other in (floating, trains):  # one attention kernel for all
+        other.set_attn_implementation(model.config._attn_implementation)
+    with torch.no_grad():
+        wanted = model(**batch).logits
+        assert torch.equal(floating(**batch).logits, wanted)
+        assert torch.equal(trains(**batch).logits, wanted)
+        assert layers and all(
+            m.runs_on_integers(torch.zeros(1, m.in_features))
+            for m in model.modules()
+            if isinstance(m, PackedLinear)
+        )

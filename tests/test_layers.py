@@ -387,3 +387,15 @@ def test_without_the_kernel_it_says_so_and_falls_back(monkeypatch):
             assert torch.equal(layer(x), floating(x))
     finally:
         layers.integer_kernel.cache_clear()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("weights", ["binary", "ternary-row", "int8"])
+def test_a_gpu_gives_the_bits_of_the_cpu(weights):
+    layer, floating = packed(weights)
+    x = 3 * torch.randn(33, 40)
+    with torch.no_grad():
+        wanted = layer(x)
+        layer, floating = layer.cuda(), floating.cuda()
+        assert torch.equal(floating(x.cuda()).cpu(), wanted)
+        assert torch.equal(layer(x.cuda()).cpu(), wanted)

@@ -109,8 +109,8 @@ def _refuse(length: int, block: nn.Module, inputs: tuple, named: dict) -> None:
         ids = named.get("inputs_embeds")
     if ids is not None and ids.shape[1] > length:
         raise ValueError(
-            f"received {ids.shape[1]} tokens, but this model's positions were trimmed to {length}: "
-            "truncate the input (its tokenizer does by truncation=True)"
+            f"received {ids.shape[1]} tokens, but this model has {length} positions: truncate the "
+            "input (its tokenizer does by truncation=True)"
         )
 
 
