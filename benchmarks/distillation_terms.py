@@ -1,6 +1,7 @@
 """What each distillation term costs: a step against fine-tuning plus the teacher's forward pass.
 
     python benchmarks/distillation_terms.py [--backbone FOLDER] [--batch 32] [--length 48]
+                                            [--out FILE.json]
 
 The student has half the layers. Every round runs, in turns and in one process, a fine-tuning step
 of the student, the teacher's forward pass (its own attention kernel, no gradient), and a step with
@@ -20,7 +21,8 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainingArguments
 
-from xtclib import teachers
+from xtclib import results, teachers
+from xtclib.files import write_json
 from xtclib.glue import find_task
 from xtclib.matching import TERMS
 from xtclib.models import load_classifier
@@ -57,6 +59,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--length", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--out", help="a JSON file")
     options = parser.parse_args()
 
     bf16 = bf16_is_fast()
@@ -93,10 +96,18 @@ def main() -> None:
     )
     print(f"{'step':<26}{'ms':>7}{'ratio':>9}{'quartiles':>14}")
     base = np.array(times["fine-tuning"]) + np.array(times["teacher's forward"])
+    rows = []
     for name, values in times.items():
-        ratios = np.array(values) / base
-        low, middle, high = np.percentile(ratios, (25, 50, 75))
-        print(f"{name:<26}{1e3 * np.median(values):>7.0f}{middle:>9.2f}{low:>9.2f}–{high:.2f}")
+        low, middle, high = np.percentile(np.array(values) / base, (25, 50, 75)).round(4).tolist()
+        ms = 1e3 * float(np.median(values))
+        rows.append({"step": name, "ms": round(ms, 1), "ratio": middle, "low": low, "high": high})
+        print(f"{name:<26}{ms:>7.0f}{middle:>9.2f}{low:>9.2f}–{high:.2f}")
+    if options.out:
+        about = {"batch": options.batch, "length": options.length, "bf16": bf16}
+        write_json(
+            options.out,
+            {**about, "repeats": options.repeats, "rows": rows, **results.circumstances()},
+        )
 
 
 if __name__ == "__main__":

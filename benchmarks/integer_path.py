@@ -1,6 +1,6 @@
 """What the int8 kernel brings: fp32, fake quantization and packed models, timed in turns.
 
-    python benchmarks/integer_path.py [--model bert-base] [--batch 8] [--length 128] [--repeats 10]
+    python benchmarks/integer_path.py [--model bert-base] [--shapes 1x128,8x128] [--repeats 10]
                                       [--out FILE.json]
 
 Random weights of a catalogue shape, quantized by a recipe. The packed model runs twice: on the int8
@@ -22,12 +22,15 @@ from xtclib import architectures, artefact, files, latency, recipes, results, te
 from xtclib.layers import PackedLinear
 
 
+def shapes(text: str) -> list[tuple[int, int]]:
+    return [tuple(int(n) for n in shape.split("x")) for shape in text.split(",")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="bert-base")
     parser.add_argument("--recipe", default="xtc-1bit")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--shapes", type=shapes, default="1x128,8x128", help="batch x length, …")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--out", help="a JSON file")
     args = parser.parse_args()
@@ -47,29 +50,35 @@ def main() -> None:
         "packed, floating point": floating,
         "packed, int8": packed,
     }
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, config.vocab_size, (args.batch, args.length), generator=generator)
     trains = artefact.unpack(copy.deepcopy(packed))
-    with torch.inference_mode():
-        wanted = packed(ids).logits
-        same = all(torch.equal(wanted, other(ids).logits) for other in (floating, trains))
-    del trains
-    found = latency.of_models(models, args.batch, args.length, args.repeats)
-    times = found["milliseconds"]
-    print(
-        f"{args.model}, {args.recipe}, batch {args.batch}, length {args.length}, "
-        f"{found['threads']} threads, median of {args.repeats}; int8, floating point and fake "
-        f"quantization give {'the same bits' if same else 'DIFFERENT logits'}"
-    )
-    for name, time in times.items():
+    rows, all_same = [], True
+    for batch, length in args.shapes:
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(5, config.vocab_size, (batch, length), generator=generator)
+        with torch.inference_mode():
+            wanted = packed(ids).logits
+            same = all(torch.equal(wanted, other(ids).logits) for other in (floating, trains))
+        all_same &= same
+        found = latency.of_models(models, batch, length, args.repeats)
         print(
-            f"{name:<24}{time['median']:>9.1f} ms  ({time['low']:.1f} to {time['high']:.1f})"
-            f"{time['median'] / times['fp32']['median']:>8.2f} × fp32"
+            f"{args.model}, {args.recipe}, {batch} × {length}, {found['threads']} threads, median "
+            f"of {args.repeats}; int8, floating point and fake quantization give "
+            f"{'the same bits' if same else 'DIFFERENT logits'}"
         )
+        base = found["milliseconds"]["fp32"]["median"]
+        for name, time in found["milliseconds"].items():
+            ratio = round(time["median"] / base, 4)
+            rows.append({"model": name, "batch": batch, "length": length, **time, "ratio": ratio})
+            print(
+                f"{name:<24}{time['median']:>9.1f} ms  ({time['low']:.1f} to {time['high']:.1f})"
+                f"{ratio:>8.2f} × fp32"
+            )
     if args.out:
-        about = {"model": args.model, "recipe": args.recipe, "same_bits": same, **found}
-        files.write_json(args.out, {**about, **results.circumstances()})
-    sys.exit(not same)
+        about = {"model": args.model, "recipe": args.recipe, "repeats": args.repeats}
+        files.write_json(
+            args.out, {**about, "same_bits": all_same, "rows": rows, **results.circumstances()}
+        )
+    sys.exit(not all_same)
 
 
 if __name__ == "__main__":

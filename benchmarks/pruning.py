@@ -1,6 +1,7 @@
 """What pruning brings: milliseconds, bytes, operations.
 
     python benchmarks/pruning.py [--model bert-base] [--batch 8] [--length 128] [--repeats 10]
+                                 [--out FILE.json]
 
 Random weights of a catalogue shape, fp32 against fp32 in PyTorch, taken in turns. *Encoder*: the
 bytes of its tensors in the file against the unpruned encoder's, both in fp16, so that only what was
@@ -19,7 +20,8 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification
 
-from xtclib import architectures, artefact, breakdown, latency, ledger
+from xtclib import architectures, artefact, breakdown, latency, ledger, results
+from xtclib.files import write_json
 from xtclib.techniques import PruneHeads, PruneNeurons, PruneWidth, Sparsify, apply_all
 
 CUTS = {
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--out", help="a JSON file")
     args = parser.parse_args()
     transformers.logging.disable_progress_bar()
     torch.manual_seed(0)
@@ -62,14 +65,29 @@ def main() -> None:
           f"median of {args.repeats}, fp32")  # fmt: skip
     first = next(iter(models))
     whole = 4 * breakdown.parameters(model)
-    times = found["milliseconds"]
+    times, rows = found["milliseconds"], []
     for name in models:
+        row = {
+            "what": name,
+            **times[name],
+            "time": round(times[name]["median"] / times[first]["median"], 4),
+            "operations": round(operations[name] / operations[first], 4),
+            "encoder": round(encoder[name] / encoder[first], 4),
+            "bytes": files[name],
+            "file": round(files[name] / whole, 4),
+        }
+        rows.append(row)
         print(
-            f"{name:<22}{times[name]['median']:>9.1f} ms ({times[name]['low']:.1f} to "
-            f"{times[name]['high']:.1f}){times[name]['median'] / times[first]['median']:>7.2f} ×"
-            f"{operations[name] / operations[first]:>9.2f} × operations"
-            f"{encoder[name] / encoder[first]:>7.2f} × encoder{files[name] / 1e6:>9.1f} MB"
-            f"{files[name] / whole:>7.3f} × fp32"
+            f"{name:<22}{row['median']:>9.1f} ms ({row['low']:.1f} to {row['high']:.1f})"
+            f"{row['time']:>7.2f} ×{row['operations']:>9.2f} × operations"
+            f"{row['encoder']:>7.2f} × encoder{row['bytes'] / 1e6:>9.1f} MB"
+            f"{row['file']:>7.3f} × fp32"
+        )
+    if args.out:
+        about = {"model": args.model, "batch": args.batch, "length": args.length}
+        write_json(
+            args.out,
+            {**about, "repeats": args.repeats, "rows": rows, **results.circumstances()},
         )
 
 

@@ -123,7 +123,7 @@ def family(record: Record) -> str:
 def pruning(profile: str, found: list[Record]) -> dict:
     """Scores over sparsity where they were measured at several, else of the recipes."""
     one = one_comparison(found)
-    swept = [r for r in one if r.recipe.rpartition("-")[0] in PRUNERS]
+    swept = [r for r in one if pruning_plots.unnumbered(r.recipe) in PRUNERS]
     if len({r.recipe for r in swept}) < 2:
         return {f"{profile}-pruning": plots.bars(longest(one))}
     budget = max(swept, key=steps).budget

@@ -87,15 +87,60 @@ def section() -> str:
                 parts += [f"{heading}\n", table(some) + "\n"] if some else []
     parts.append(
         "Score: the task's metrics in GLUE's convention, mean and range over seeds. MB: 10⁶ bytes "
-        "of `model.safetensors`, read from disk. Latency: the student's forward pass over its "
-        "teacher's, measured in turns in fp32."
+        "of `model.safetensors`, read from disk: fp32 for teachers and students that are ordinary "
+        "smaller models, fp16 for what is pruned, the bits of its name for what is quantized. "
+        "Latency: the student's forward pass over its teacher's, measured in turns in fp32, mostly "
+        "with one thread while other runs kept the machine busy."
     )
-    return "\n".join([*parts, "", deployed()])
+    return "\n".join([*parts, "", deployed(), "", pruned(), "", compared()])
+
+
+def _benchmark(name: str) -> dict:
+    return deployment.read_measured(ROOT / "data" / "results" / "deployment" / f"{name}.json")
+
+
+def pruned() -> str:
+    """What pruning brings at BERT-base's shape."""
+    found = _benchmark("pruning")
+    lines = [
+        f"**BERT-base's shape, pruned** (batch {found['batch']}, length {found['length']}, "
+        f"{found['machine']['threads']} threads; *encoder*: its bytes against the unpruned "
+        "encoder's, both fp16; *file*: the whole against fp32; embeddings, pooler and classifier "
+        "are pruned by width only)\n",
+        "| what is gone | time | operations | encoder | file, MB | file |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['what']} | {row['time']:.2f} | {row['operations']:.2f} | {row['encoder']:.2f} "
+        f"| {row['bytes'] / 1e6:.1f} | {row['file']:.2f} |"
+        for row in found["rows"]
+    ]
+    return "\n".join(lines)
+
+
+def compared() -> str:
+    """What a distillation step costs, by what it compares."""
+    found = _benchmark("distillation-terms")
+    rows = [row for row in found["rows"] if row["step"] != "fine-tuning"]
+    lines = [
+        "**A distillation step** against a fine-tuning step of the same student plus the teacher's "
+        f"forward pass (MiniLM, 3 of 6 layers, batch {found['batch']} × {found['length']}, "
+        f"{found['machine']['threads']} threads, medians and quartiles of {found['repeats']})\n",
+        "| what it compares | ratio | quartiles |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {row['step'].replace('_', ' ')} | {row['ratio']:.2f} "
+        f"| {row['low']:.2f}–{row['high']:.2f} |"
+        for row in rows
+        if row["step"] != "teacher's forward"
+    ]
+    return "\n".join(lines)
 
 
 def deployed(batch: int = 1, length: int = 128) -> str:
     """One row a runtime: file, speed, milliseconds; of BERT-base's shape at one bit."""
-    found = deployment.read_measured(ROOT / "data" / "results" / "deployment" / "bert-base.json")
+    found = _benchmark("bert-base")
     rows = [r for r in found["rows"] if (r["batch"], r["length"]) == (batch, length)]
     many = {r["runtime"]: r for r in found["rows"] if (r["batch"], r["length"]) == (8, length)}
     lines = [

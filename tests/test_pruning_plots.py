@@ -47,10 +47,12 @@ def test_scores_over_sparsity_have_a_line_for_each_recipe():
     records = [made(f"{name}-{share}", score + seed, seed=seed)
                for name, share, score in (("nip", 50, 90), ("nip", 90, 70), ("rpp", 90, 75))
                for seed in (0, 2)]  # fmt: skip
-    records += [made(), made(task="cola")]  # neither is asked for
+    records += [made(), made("nip-distilled")]  # neither is asked for
+    records += [made("rpp", 80), made("rpp", 82, seed=2)]  # whose own sparsity is 80 %
     figure = pruning_plots.over_sparsity(records, ["nip", "rpp", "movement"])
     assert [trace.name for trace in figure.data] == ["nip", "rpp"]
-    nip = figure.data[0]
+    nip, rpp = figure.data
+    assert [round(x) for x in rpp.x] == [80, 90] and list(rpp.y) == [81, 76]
     assert list(nip.y) == [91, 71] and list(nip.error_y.array) == [1, 1]
     assert list(nip.error_y.arrayminus) == [1, 1]
     assert words(figure).startswith("At 90 % zeros rpp is ahead with 76.0")

@@ -117,7 +117,7 @@ def test_input_past_the_trimmed_positions_is_refused_also_after_loading(bert, tm
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "a")
     for model in (packed, loaded):
         assert model(torch.arange(16)[None]).logits.shape == (1, 2)
-        with pytest.raises(ValueError, match="received 17 tokens, .* trimmed to 16: truncate"):
+        with pytest.raises(ValueError, match="received 17 tokens, .* has 16 positions: truncate"):
             model(torch.arange(17)[None])
 
 
@@ -143,7 +143,7 @@ def test_a_longer_length_leaves_the_positions_there_are(bert, tmp_path):
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "a")
     for found in (model, again):
         assert found.config.max_position_embeddings == 64
-        with pytest.raises(ValueError, match="received 65 tokens, .* trimmed to 64"):
+        with pytest.raises(ValueError, match="received 65 tokens, .* has 64 positions"):
             found(torch.full((1, 65), 5))
 
 

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from torch import Tensor
 
 from xtclib.plot_style import COLOURS, DASHES, GREY, label_ends, marker_of, new_figure
+from xtclib.recipes import load
 from xtclib.results import Record, grouped
 from xtclib.sensitivity import Point
 
@@ -93,24 +94,37 @@ def mask(kept: Tensor, title: str | None = None) -> go.Figure:
     return figure.update_yaxes(title_text="output", autorange="reversed", showgrid=False)
 
 
+def unnumbered(recipe: str) -> str:
+    """A recipe's name without the sparsity behind it.
+
+    >>> unnumbered("nip-90"), unnumbered("nip-8bit-distilled")
+    ('nip', 'nip-8bit-distilled')
+    """
+    return re.sub(r"-\d\d?$", "", recipe)
+
+
+def _share(recipe: str) -> int:
+    """The percentage of single weights that a recipe sets to zero; 0 if it prunes none."""
+    shares = [getattr(t, "sparsity", None) for t in load(recipe).techniques]
+    return round(100 * max((share for share in shares if share), default=0))
+
+
 def over_sparsity(
     records: Iterable[Record], recipes: Sequence[str], title: str | None = None
 ) -> go.Figure:
     """Score over sparsity, a line for each recipe, with the range over seeds and the teacher.
 
-    Records are those of ``nip-50``, ``nip-80`` and so on, or whatever ``recipes`` names without
-    the number; others are left out. Raises ``ValueError`` if none is left.
+    Records are those of ``nip``, ``nip-50`` and so on, for what ``recipes`` names without the
+    number; others are left out. Raises ``ValueError`` if none is left.
     """
     found: dict[str, list] = {name: [] for name in recipes}
-    named = [(r, re.fullmatch(r"(.+)-(\d\d?)", r.recipe)) for r in records]
-    chosen = [record for record, match in named if match and match[1] in found]
+    chosen = [r for r in records if unnumbered(r.recipe) in found and _share(r.recipe)]
     if len({record.budget for record in chosen}) > 1:
         raise ValueError(
             f"records of budgets {sorted({r.budget for r in chosen})} do not compare: choose one"
         )
     for group in grouped(chosen) if chosen else ():
-        name, _, share = group.recipe.rpartition("-")
-        found[name].append((int(share), group))
+        found[unnumbered(group.recipe)].append((_share(group.recipe), group))
     lines = {name: sorted(points, key=lambda p: p[0]) for name, points in found.items() if points}
     if not lines:
         raise ValueError(
@@ -125,7 +139,7 @@ def over_sparsity(
     )
     figure = new_figure(title, 320)
     for i, (name, line) in enumerate(lines.items()):
-        low, high = ([s for _, g in line for s in [f(g.scores)]] for f in (min, max))
+        low, high = [g.low for _, g in line], [g.high for _, g in line]
         means = [g.mean for _, g in line]
         most = max(g.n for _, g in line)
         figure.add_scatter(
