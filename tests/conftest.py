@@ -101,22 +101,27 @@ def batch():
 FRESH = """
 import sys, torch, xtclib
 from transformers import AutoModelForSequenceClassification as Auto
-model = Auto.from_pretrained(sys.argv[1]).eval()
-ids, mask = (torch.tensor(eval(text)) for text in sys.argv[2:])
-with torch.no_grad():
-    print(model(input_ids=ids, attention_mask=mask).logits.tolist())
+ids, mask = (torch.tensor(eval(text)) for text in sys.argv[1:3])
+for folder in sys.argv[3:]:
+    model = Auto.from_pretrained(folder).eval()
+    with torch.no_grad():
+        print(model(ids.clamp(max=model.config.vocab_size - 1), mask).logits.tolist())
 """
 
 
 @pytest.fixture
 def fresh_logits(batch):
-    """What a folder's model answers to ``batch`` in a process of its own, as nested lists."""
+    """What folders' models answer to ``batch`` in a process of its own, as nested lists.
+
+    Ids past a smaller vocabulary are its last one. One folder: its answer; several: a list.
+    """
     given = [str(batch[name].tolist()) for name in ("input_ids", "attention_mask")]
 
-    def read(folder):
-        command = [sys.executable, "-c", FRESH, str(folder), *given]
+    def read(*folders):
+        command = [sys.executable, "-c", FRESH, *given, *map(str, folders)]
         found = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert found.returncode == 0, found.stderr[-2000:]
-        return eval(found.stdout)
+        answers = [eval(line) for line in found.stdout.splitlines()]
+        return answers if len(folders) > 1 else answers[0]
 
     return read

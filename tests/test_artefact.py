@@ -21,7 +21,21 @@ from xtclib.batches import Calibration
 from xtclib.layers import PackedEmbedding, PackedLinear
 from xtclib.ledger import byte_ledger
 from xtclib.quantizers import Scheme
-from xtclib.techniques import Quantize, Storage, apply_all
+from xtclib.techniques import (
+    KeepSuccessors,
+    LayerReduction,
+    PruneHeads,
+    PruneNeurons,
+    PruneVocabulary,
+    PruneWidth,
+    Quantize,
+    ReplaceModules,
+    SmallVocabulary,
+    Sparsify,
+    SplitTernary,
+    Storage,
+    apply_all,
+)
 
 BINARY = [Quantize()]
 PTQ = "ptq-1bit", "ptq-2bit", "ptq-4bit", "ptq-8bit"
@@ -132,6 +146,40 @@ def test_a_sealed_weight_opens_as_it_was(bert, tokenizer, batch, tmp_path):
     twice = artefact.save(again, tokenizer, tmp_path / "twice")
     assert load_file(twice / artefact.WEIGHTS).keys() == held.keys()
     assert not hasattr(artefact.unpack(again).config, "quantization_config")
+
+
+KINDS = {
+    "heads and neurons": [PruneHeads(scope="model"), PruneNeurons(0.3)],
+    "hidden width": [PruneWidth()],
+    "vocabulary": [PruneVocabulary(0.5)],
+    "layers": [LayerReduction()],
+    "single weights": [Sparsify(0.8)],
+    "two of four": [Sparsify(pattern="2:4")],
+    "single weights, int8": [Sparsify(0.8), Quantize("int8-row", "int8-row", "int8-token")],
+    "replaced modules": [ReplaceModules(), KeepSuccessors()],
+    "a vocabulary of its own": [SmallVocabulary(0.5)],
+    "split": [Quantize("ternary", "ternary-row"), SplitTernary()],
+    "nothing but attention": [Quantize(None, None, None, "int8-tensor")],
+}
+
+
+def test_a_fresh_process_reads_every_structure(
+    bert, tokenizer, data, batch, tmp_path, fresh_logits
+):
+    """To the same bits, by `from_pretrained` and nothing else; and the file is smaller."""
+    wanted, folders = [], []
+    whole = sum(t.numel() for t in bert.state_dict().values()) * 4
+    for name, techniques in KINDS.items():
+        rows = Calibration(data, tokenizer, rows=16)
+        model = artefact.finalize(apply_all(bert, techniques, rows), techniques)
+        folders.append(artefact.save(model, tokenizer, tmp_path / name))
+        assert (folders[-1] / artefact.WEIGHTS).stat().st_size < whole, name
+        ids = batch["input_ids"].clamp(max=model.config.vocab_size - 1)
+        with torch.no_grad():
+            wanted.append(model(ids, batch["attention_mask"]).logits.tolist())
+    assert dict(zip(KINDS, fresh_logits(*folders), strict=True)) == dict(
+        zip(KINDS, wanted, strict=True)
+    )
 
 
 def cut(folder):

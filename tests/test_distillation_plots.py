@@ -65,3 +65,22 @@ def test_the_comparison_puts_the_best_first():
     assert head.split() == ["recipe", "n", "mean", "range", "MB", "time", "FLOPs"]
     assert first.split()[:6] == ["xtc-1bit", "2", "91.0", "90.0", "to", "92.0"]
     assert second.startswith("xtc-half") and second.split()[7] == "0.40"
+
+
+def test_differences_are_by_seed_where_both_were_measured():
+    records = [
+        made(recipe="rpp-90", seed=0, score=82.0), made(recipe="nip-90", seed=0, score=80.0),
+        made(recipe="rpp-90", seed=1, score=70.0), made(recipe="nip-90", seed=2, score=75.0),
+        made(recipe="nip", seed=1, score=10.0, budget="B"),
+    ]  # fmt: skip
+    assert results.differences(records, "rpp-90", "nip-90") == {0: 2.0}
+    other = made(recipe="nip-90", seed=1, budget="B")
+    with pytest.raises(ValueError, match="do not compare: choose one of them"):
+        results.differences([*records, other], "rpp-90", "nip-90")
+
+
+def test_a_term_of_ones_own_stands_in_the_picture(monkeypatch):
+    monkeypatch.setitem(TERMS, "mine", TERMS["hidden_states"])
+    figure = distillation_plots.what_is_matched({"own": Objective(mine=1)}, 2, 4)
+    (trace,) = figure.data
+    assert (trace.name, trace.marker.symbol, list(trace.text)) == ("mine", "cross", ["e", "2", "4"])

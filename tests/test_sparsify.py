@@ -1,8 +1,6 @@
 """Single weights pruned: masks in training, after a resume, and in the file."""
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -295,24 +293,6 @@ def test_int8_values_are_those_of_the_dense_int8_layer(bert):
     assert torch.equal(sparse.quantized().codes, codes)
     assert torch.equal(sparse.weight.squeeze(-1), pack((codes != 0).to(torch.uint8), 1))
     assert torch.equal(sparse.weight_values, encode(codes[codes != 0], 8, 127))
-
-
-FRESH = """
-import sys, torch, xtclib
-from transformers import AutoModelForSequenceClassification as Auto
-model = Auto.from_pretrained(sys.argv[1]).eval()
-print(model(torch.arange(5, 15)[None]).logits.tolist())
-"""
-
-
-def test_a_fresh_process_reads_a_sparse_file(bert, tokenizer, tmp_path):
-    model = finalized(bert, [Sparsify(0.8)])
-    folder = artefact.save(model, tokenizer, tmp_path / "a")
-    found = subprocess.run(
-        [sys.executable, "-c", FRESH, str(folder)], capture_output=True, text=True, timeout=120
-    )
-    wanted = logits(model, {"input_ids": torch.arange(5, 15)[None]}).tolist()
-    assert eval(found.stdout) == wanted, found.stderr[-2000:]
 
 
 def test_a_later_stage_quantizes_behind_the_mask(bert, tokenizer, data, tmp_path):

@@ -2,8 +2,6 @@
 
 import copy
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -142,24 +140,6 @@ def test_a_pruned_teacher_passes_its_structure_on(bert, tokenizer, batch, tmp_pa
     again, _ = artefact.load(artefact.save(model, tokenizer, tmp_path / "a"))
     assert torch.equal(logits(again, batch), logits(model, batch))
     assert structure.widths(again) == structure.widths(teacher)[1:]
-
-
-FRESH = """
-import sys, torch, xtclib
-from transformers import AutoModelForSequenceClassification as Auto
-model = Auto.from_pretrained(sys.argv[1]).eval()
-print(model(torch.arange(5, 15)[None]).logits.tolist())
-"""
-
-
-def test_a_fresh_process_reads_uneven_layers(bert, tokenizer, tmp_path):
-    model = finalized(bert, CHOICES["uneven"])
-    folder = artefact.save(model, tokenizer, tmp_path / "a")
-    found = subprocess.run(
-        [sys.executable, "-c", FRESH, str(folder)], capture_output=True, text=True, timeout=120
-    )
-    wanted = logits(model, {"input_ids": torch.arange(5, 15)[None]}).tolist()
-    assert eval(found.stdout) == wanted, found.stderr[-2000:]
 
 
 def test_half_the_heads_and_neurons_are_half_the_encoder_and_half_the_operations(tmp_path):

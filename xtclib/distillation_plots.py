@@ -46,18 +46,21 @@ def what_is_matched(
         f"{teacher}: numbers are the teacher's layers"
     )
     figure = new_figure(title, 90 + 46 * len(names))
-    for kind in _ORDER:
+    marks = {name: _marks(objectives[name], student, teacher) for name in names}
+    drawn = {kind for found in marks.values() for kind in found}
+    symbols = dict(_ALIKE.values()) | dict.fromkeys(
+        drawn - {*_ORDER}, "cross"
+    )  # terms of one's own
+    for place, (kind, symbol) in enumerate(symbols.items()):
         x, y, text = [], [], []
         for row, name in enumerate(names):
-            stages = objectives[name]
-            for at, to in sorted(_marks(stages, student, teacher).get(kind, ())):
-                x.append(at + 0.17 * (_ORDER.index(kind) - 3) * (0 <= at <= student))
+            for at, to in sorted(marks[name].get(kind, ())):
+                x.append(at + 0.17 * (place - 3) * (0 <= at <= student))
                 y.append(row)
                 text.append(to)
         if not x:
             continue
-        colour = COLOURS[_ORDER.index(kind) % len(COLOURS)]
-        symbol = next(s for k, s in _ALIKE.values() if k == kind)
+        colour = COLOURS[place % len(COLOURS)]
         figure.add_scatter(
             x=x, y=y, text=text, name=kind, mode="markers+text", textposition="bottom center",
             textfont={"size": 10}, marker={"symbol": symbol, "size": 11, "color": colour},

@@ -296,3 +296,23 @@ def comparison(records: Iterable[Record]) -> str:
             f"{group.bytes / 1e6:>6.2f}{time:>7.2f}{work:>7.2f}"
         )
     return "\n".join(lines)
+
+
+def differences(records: Iterable[Record], first: str, second: str) -> dict[int, float]:
+    """Points that recipe ``first`` is ahead of ``second``, by seed, where both were measured alike.
+
+    Raises ``ValueError`` where the records of a recipe and seed differ in profile, task or budget.
+
+    >>> differences([], "rpp-90", "nip-90")
+    {}
+    """
+    scores: dict[tuple[str, int], float] = {}
+    settings = set()
+    for record in records:
+        if record.recipe in (first, second):
+            settings.add((record.profile, record.task, record.budget))
+            scores[record.recipe, record.seed] = record.score
+    if len(settings) > 1:
+        raise ValueError(f"records of {sorted(settings)} do not compare: choose one of them")
+    seeds = sorted(seed for recipe, seed in scores if recipe == first and (second, seed) in scores)
+    return {seed: scores[first, seed] - scores[second, seed] for seed in seeds}
