@@ -30,6 +30,7 @@ from xtclib.techniques import (
     PruneWidth,
     Quantize,
     ReplaceModules,
+    ReweightedProximal,
     SmallVocabulary,
     Sparsify,
     SplitTernary,
@@ -180,6 +181,32 @@ def test_a_fresh_process_reads_every_structure(
     assert dict(zip(KINDS, fresh_logits(*folders), strict=True)) == dict(
         zip(KINDS, wanted, strict=True)
     )
+
+
+NOTHING = {
+    "no zeros": [Sparsify(0.0, end=0.5)],
+    "no pull": [ReweightedProximal(0.0, until=0.5)],
+    "all heads and neurons": [PruneHeads(1.0), PruneNeurons(1.0)],
+    "all of the width": [PruneWidth(1.0)],
+    "all tokens": [PruneVocabulary(1.0)],
+    "all layers": [LayerReduction(layers=4)],
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_removing_nothing_is_exactly_the_model(bert, tokenizer, data, batch, name, tmp_path):
+    """Through schedule, finalizing and the file: fp32 to the last bit, without xtclib's mark."""
+    model = apply_all(bert, NOTHING[name], Calibration(data, tokenizer, rows=16))
+    for step in range(4):
+        for item in NOTHING[name]:
+            item.before_step(model, step, 4)
+            item.after_step(model, step, 4, 0.1)
+    model = artefact.finalize(model, NOTHING[name])
+    again, _ = artefact.load(artefact.save(model, tokenizer, tmp_path / "a"))
+    wanted = bert.state_dict()
+    assert again.state_dict().keys() == wanted.keys()
+    assert all(torch.equal(tensor, wanted[key]) for key, tensor in again.state_dict().items())
+    assert not hasattr(again.config, "quantization_config")
 
 
 def cut(folder):

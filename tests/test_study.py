@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -116,29 +117,36 @@ def test_a_repeated_run_is_read_from_the_cache(runs, cache, monkeypatch):
     assert measured(run_smoke("xtc-1bit-half", cache).record) == kept
 
 
-def test_a_killed_run_ends_as_an_uninterrupted_one(runs, cache, tmp_path, monkeypatch):
-    whole = run_smoke("xtc-1bit-half", cache, budget="4steps", seed=1)
+@pytest.mark.parametrize(
+    "name, at, resumed",
+    [
+        ("xtc-1bit-half", 11, [False, True]),  # in the third step of the second stage
+        ("theseus-6l", 3, [True, False]),  # chance decides which modules work
+        ("tinybert-6l", 3, [True, False]),  # rows are augmented
+        ("movement", 4, [True]),  # scores and masks
+    ],
+)
+def test_a_killed_run_ends_as_an_uninterrupted_one(cache, tmp_path, monkeypatch, name, at, resumed):
+    whole = run_smoke(name, cache, budget="8steps", seed=1)
     compute, calls = training.DistillationTrainer.compute_loss, []
 
     def killed(self, *args, **kwargs):
         calls.append(1)
-        if len(calls) == 7:  # the third step of the second stage
+        if len(calls) == at:
             raise KeyboardInterrupt
         return compute(self, *args, **kwargs)
 
     # Another cache with the same teacher: a copy.
-    import shutil
-
     for part in ("teachers", "backbones"):
         shutil.copytree(cache / part, tmp_path / "cut" / part)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training.DistillationTrainer, "compute_loss", killed)
-        run_smoke("xtc-1bit-half", tmp_path / "cut", budget="4steps", seed=1)
-    resumed = run_smoke("xtc-1bit-half", tmp_path / "cut", budget="4steps", seed=1)
-    assert [s["resumed"] for s in resumed.record.stages] == [False, True]
-    assert measured(resumed.record) == measured(whole.record)
+        run_smoke(name, tmp_path / "cut", budget="8steps", seed=1)
+    again = run_smoke(name, tmp_path / "cut", budget="8steps", seed=1)
+    assert [s["resumed"] for s in again.record.stages] == resumed
+    assert measured(again.record) == measured(whole.record)
     theirs = whole.student.state_dict()
-    assert all(torch.equal(v, theirs[k]) for k, v in resumed.student.state_dict().items())
+    assert all(torch.equal(v, theirs[k]) for k, v in again.student.state_dict().items())
 
 
 @pytest.mark.parametrize("task", ["stsb", "mnli"])
