@@ -77,7 +77,11 @@ def section() -> str:
         tasks = sorted({r.task for r in found}, key=lambda t: (t != "sst2", t))
         if not tasks:
             continue
-        parts.append(f"**{title}**\n")
+        parts.append(
+            f"<details><summary><b>{title}</b></summary>\n"
+            if profile == "mini"
+            else f"**{title}**\n"
+        )
         for task in tasks:
             chosen = [r for r in found if r.task == task]
             low = mean(m["score"] for m in chosen[0].majority.values())
@@ -85,6 +89,7 @@ def section() -> str:
             for wanted, heading in FAMILIES.items():
                 some = [r for r in chosen if recipes.load(r.recipe).family == wanted]
                 parts += [f"{heading}\n", table(some) + "\n"] if some else []
+        parts += ["</details>\n"] if profile == "mini" else []
     parts.append(
         "Score: the task's metrics in GLUE's convention, mean and range over seeds. MB: 10⁶ bytes "
         "of `model.safetensors`, read from disk: fp32 for teachers and students that are ordinary "

@@ -113,6 +113,7 @@ def test_compress_then_evaluate(xtc, tmp_path):
     )  # fmt: skip
     assert code == 0, err
     record = Record.read(tmp_path / "r" / "smoke" / "sst2" / "ptq-8bit-A-s0.json")
+    assert "above the minimum of its widths" in text  # the ledger
     assert record.table() in text and record.bytes == (out / artefact.WEIGHTS).stat().st_size
     code, text, err = xtc("evaluate", out, "--profile", "smoke")
     assert code == 0, err

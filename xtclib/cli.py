@@ -35,11 +35,14 @@ def compress(
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
 ) -> None:
     """Compress a teacher by a recipe, measure it, and save the artefact."""
+    from xtclib import ledger as ledgers
     from xtclib import study
 
     run = study.compress(
         recipe, task, profile, budget, seed, glue_dir, teacher, out, progress=not quiet
     )
+    if out is not None:
+        typer.echo("\n" + ledgers.table(ledgers.byte_ledger(out), rows=4) + "\n")
     typer.echo(run.record.table())
     if record is not None:
         typer.echo(f"record   {run.record.save(record)}")

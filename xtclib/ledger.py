@@ -88,6 +88,8 @@ def byte_ledger(folder: str | Path) -> list[Entry]:
 def plan(config: PretrainedConfig, techniques: Sequence[Technique]) -> list[Entry]:
     """The ledger that a model of this config will have, before anything is trained or packed.
 
+    What is not quantized counts as fp16, as in every packed file; techniques that leave an ordinary
+    model (fewer layers alone) are saved in fp32, twice as large.
     Exact but for the header, whose JSON is counted at 230 bytes a tensor, and for what training
     decides: how a share over the whole model falls on layers, which sparse codes round to 0.
 
