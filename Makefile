@@ -59,7 +59,7 @@ smoke: setup has-notebooks
 has-notebooks:
 	@test -n "$(NOTEBOOKS)" || { echo "There is no notebooks/NN_*.ipynb here: nothing to run."; exit 1; }
 
-results: setup  ## the committed records, again; picks up where it was cut off
+results: setup  ## the committed records, again; picks up where it was cut off (`xtc results --missing` lists)
 	$(BIN)/xtc results
 
 figures: setup  ## the gallery in figures/ and the README's tables, from the committed records

@@ -4,7 +4,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from xtclib import artefact, cli, recipes, teachers
+from xtclib import artefact, cli, recipes, study, teachers
 from xtclib.results import Record
 from xtclib.settings import ROOT
 from xtclib.techniques import Quantize
@@ -97,6 +97,21 @@ def test_an_out_that_holds_files_is_refused(xtc, tmp_path):
 def test_unknown_commands_and_options_exit_2():
     for arguments in (["compres"], ["compress", "ptq-8bit", "--tsk", "sst2"]):
         assert CliRunner().invoke(cli.app, arguments).exit_code == 2
+
+
+def test_missing_results_are_listed_and_not_run(xtc, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "compress", lambda *a, **k: pytest.fail("something was run"))
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "sweeps:\n- {profile: smoke, tasks: [sst2], recipe_names: [xtc-1bit, cut-half]}\n"
+        "- {profile: mini, tasks: [sst2], recipe_names: [ptq-8bit]}\n"
+    )
+    code, out, _ = xtc("results", plan, "--profile", "smoke", "--missing")
+    assert code == 0 and out.splitlines() == [
+        "smoke · sst2 · xtc-1bit · budget A · seed 0",
+        "smoke · sst2 · cut-half · budget A · seed 0",
+        "2 of 2 runs are missing",
+    ]
 
 
 def test_help_names_every_command():

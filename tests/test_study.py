@@ -305,6 +305,19 @@ def test_a_sweep_measures_again_what_is_out_of_date(counted, tmp_path, key):
     assert len(go(tmp_path)) == 5 and counted[5:] == [("xtc-1bit", "B", 1)]
 
 
+def test_what_is_missing_is_told_without_a_run(counted, tmp_path):
+    go(tmp_path, ["ptq-8bit"])
+    runs = list(study.planned(["xtc-1bit", "ptq-8bit"], ["sst2"], "smoke", seeds=[1, 2],
+                              folder=tmp_path))  # fmt: skip
+    assert [str(run) for run in runs] == [
+        "sst2 · xtc-1bit · budget A · seed 1", "sst2 · xtc-1bit · budget A · seed 2",
+        "sst2 · ptq-8bit · budget A · seed 1",
+    ]  # fmt: skip
+    assert all(run.record is None for run in runs) and len(counted) == 1
+    (run,) = study.planned(["ptq-8bit"], ["sst2"], "smoke", folder=tmp_path)
+    assert run.record.recipe == "ptq-8bit"
+
+
 def test_a_sweep_takes_any_iterable(counted, tmp_path):
     go(tmp_path, iter(("xtc-1bit", "xtc-2bit")), budgets=iter("AB"), seeds=iter((0, 1)))
     assert len(counted) == 8

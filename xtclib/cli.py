@@ -229,6 +229,9 @@ def results(
     ),
     glue_dir: GlueDir = None,
     profile: Annotated[str | None, typer.Option(help="Only this profile's sweeps.")] = None,
+    missing: Annotated[
+        bool, typer.Option("--missing", help="List what would be measured, and stop.")
+    ] = False,
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
 ) -> None:
     """Measure every record of a plan that is missing or out of date; resumable."""
@@ -236,9 +239,16 @@ def results(
 
     from xtclib import study
 
-    for entry in yaml.safe_load(plan.read_text(encoding="utf-8"))["sweeps"]:
-        if profile is None or entry["profile"] == profile:
-            study.sweep(**entry, folder=plan.parent, glue_dir=glue_dir, progress=not quiet)
+    entries = yaml.safe_load(plan.read_text(encoding="utf-8"))["sweeps"]
+    entries = [e for e in entries if profile is None or e["profile"] == profile]
+    common = {"folder": plan.parent, "glue_dir": glue_dir}
+    if not missing:
+        for entry in entries:
+            study.sweep(**entry, **common, progress=not quiet)
+        return
+    runs = {f"{e['profile']} · {run}": run for e in entries for run in study.planned(**e, **common)}
+    wanted = [name for name, run in runs.items() if run.record is None]
+    typer.echo("\n".join([*wanted, f"{len(wanted)} of {len(runs)} runs are missing"]))
 
 
 def main() -> None:

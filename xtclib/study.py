@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -232,6 +233,54 @@ def _saved_bytes(model: PreTrainedModel) -> int:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class Planned:
+    """One run of a sweep, and its record if it was measured before and nothing has changed."""
+
+    task: str
+    recipe: Recipe
+    budget: str
+    seed: int
+    record: Record | None
+
+    def __str__(self) -> str:
+        return f"{self.task} · {self.recipe.name} · budget {self.budget} · seed {self.seed}"
+
+
+def planned(
+    recipe_names: Iterable[str],
+    tasks: Iterable[str] = tuple(TASKS),
+    profile: str | Profile | None = None,  # noqa: A002
+    budgets: Iterable[str] = ("A",),
+    seeds: Iterable[int] = (0,),
+    folder: str | Path = RESULTS,
+    glue_dir: str | Path | None = None,
+) -> Iterator[Planned]:
+    """Every run of a sweep in order, with the records that ``folder`` has; nothing is run.
+
+    A record counts as measured if its recipe hash, data, teacher and training budget are today's;
+    other versions of torch and transformers do not make it old. Without training, budgets and seeds
+    change nothing: such a recipe has one run a task.
+    """
+    chosen = settings.profile(profile)
+    recipe_names, budgets, seeds = list(recipe_names), list(budgets), list(seeds)
+    for task in tasks:
+        data = settings.data_for(task, chosen, glue_dir)
+
+        @cache
+        def teacher_key(torch_: str, transformers_: str, data: TaskData = data) -> str:
+            versions = {"torch": torch_, "transformers": transformers_}
+            return settings.teacher_key(data, chosen, versions)
+
+        for recipe in map(recipes.load, recipe_names):
+            runs = itertools.product(budgets, seeds)
+            for budget, seed in runs if recipe.trains else itertools.islice(runs, 1):
+                path = record_path(folder, chosen.name, data.task.name, recipe.name, budget, seed)
+                spent = asdict(recipes.budget(budget, chosen.budgets))
+                current = _is_current(path, recipe, data, spent, teacher_key)
+                yield Planned(task, recipe, budget, seed, Record.read(path) if current else None)
+
+
 def sweep(
     recipe_names: Iterable[str],
     tasks: Iterable[str] = tuple(TASKS),
@@ -245,40 +294,22 @@ def sweep(
 ) -> list[Record]:
     """Every combination, as records in ``folder``; those measured before are read, not run again.
 
-    A record counts as measured if its recipe hash, data, teacher and training budget are today's;
-    other versions of torch and transformers do not make it old. Nothing that was measured is lost
-    if the sweep is cut off.
+    What counts as measured: :func:`planned`. Nothing that was measured is lost if the sweep is cut
+    off.
     """
-    chosen = settings.profile(profile)
-    recipe_names, budgets, seeds = list(recipe_names), list(budgets), list(seeds)
-    found = []
-    for task in tasks:
-        data = settings.data_for(task, chosen, glue_dir)
-
-        @cache
-        def teacher_key(torch_: str, transformers_: str, data: TaskData = data) -> str:
-            versions = {"torch": torch_, "transformers": transformers_}
-            return settings.teacher_key(data, chosen, versions)
-
-        for name in recipe_names:
-            recipe = recipes.load(name)
-            # Without training, budgets and seeds change nothing.
-            for budget in budgets if recipe.trains else list(budgets)[:1]:
-                for seed in seeds if recipe.trains else list(seeds)[:1]:
-                    path = record_path(
-                        folder, chosen.name, data.task.name, recipe.name, budget, seed
-                    )
-                    spent = asdict(recipes.budget(budget, chosen.budgets))
-                    if _is_current(path, recipe, data, spent, teacher_key):
-                        found.append(Record.read(path))
-                        continue
-                    say(f"\n{task} · {recipe.name} · budget {budget} · seed {seed}")
-                    run = compress(
-                        recipe, task, chosen, budget, seed, glue_dir, progress=progress, say=say
-                    )
-                    run.record.save(folder)
-                    say(run.record.table())
-                    found.append(run.record)
+    chosen, found = settings.profile(profile), []
+    for one in planned(recipe_names, tasks, chosen, budgets, seeds, folder, glue_dir):
+        record = one.record
+        if record is None:
+            say(f"\n{one}")
+            run = compress(
+                one.recipe, one.task, chosen, one.budget, one.seed, glue_dir, progress=progress,
+                say=say,
+            )  # fmt: skip
+            record = run.record
+            record.save(folder)
+            say(record.table())
+        found.append(record)
     return found
 
 
