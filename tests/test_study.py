@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from xtclib import artefact, evaluation, recipes, results, settings, stages, study, training
+from xtclib import artefact, evaluation, recipes, results, settings, stages, study
 from xtclib.masked import SparseLinear
 from xtclib.objectives import Objective
 from xtclib.pruning import PruneVocabulary
@@ -124,23 +124,26 @@ def test_a_repeated_run_is_read_from_the_cache(runs, cache, monkeypatch):
         ("theseus-6l", 3, [True, False]),  # chance decides which modules work
         ("tinybert-6l", 3, [True, False]),  # rows are augmented
         ("movement", 4, [True]),  # scores and masks
+        ("magnitude-pretrain", 4, [True, False]),  # on texts, pruning meanwhile
+        ("mobilebert", 6, [True, False]),  # on texts, one layer after the other
+        ("dualtrain-sharedup", 5, [True, False]),  # two models at once
     ],
 )
 def test_a_killed_run_ends_as_an_uninterrupted_one(cache, tmp_path, monkeypatch, name, at, resumed):
     whole = run_smoke(name, cache, budget="8steps", seed=1)
-    compute, calls = training.DistillationTrainer.compute_loss, []
+    clip, calls = torch.nn.utils.clip_grad_norm_, []
 
-    def killed(self, *args, **kwargs):
+    def killed(*args, **kwargs):  # once in every step of every loop
         calls.append(1)
         if len(calls) == at:
             raise KeyboardInterrupt
-        return compute(self, *args, **kwargs)
+        return clip(*args, **kwargs)
 
     # Another cache with the same teacher: a copy.
     for part in ("teachers", "backbones"):
         shutil.copytree(cache / part, tmp_path / "cut" / part)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training.DistillationTrainer, "compute_loss", killed)
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", killed)
         run_smoke(name, tmp_path / "cut", budget="8steps", seed=1)
     again = run_smoke(name, tmp_path / "cut", budget="8steps", seed=1)
     assert [s["resumed"] for s in again.record.stages] == resumed

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from xtclib.mlm import IGNORED, optimizer_of
+from xtclib.mlm import IGNORED, Resumable, optimizer_of
 from xtclib.students import SmallVocabulary
 
 MASKED = 0.15  # of the words
@@ -39,12 +40,14 @@ def train(
     bf16: bool = False,
     max_length: int = 64,
     progress: bool = True,
+    file: str | Path | None = None,
 ) -> list[float]:
     """Trains two masked language models in place, and returns the loss of each step.
 
     ``tokenizers``: the student's and the teacher's. The loss is both models' cross-entropy on the
     masked words, plus ``how.weight`` times :func:`projection_loss` where ``how.projection`` names
-    a direction. The teacher is copied first and thrown away after.
+    a direction. The teacher is copied first and thrown away after. A killed run goes on from
+    ``file``, to the same result (:class:`xtclib.mlm.Resumable`).
     """
     if steps < 1 or not texts:
         raise ValueError(f"nothing to train on: {steps} steps, {len(texts)} texts")
@@ -61,9 +64,10 @@ def train(
     optimizer, schedule = optimizer_of(learning, lr, weight_decay, warmup, steps)
     rows = mixed_batches(texts, *tokenizers, batch, how.mix, seed, max_length, mixed.own)
     student.train()
-    losses = []
-    bar = tqdm(range(steps), desc="dual training", disable=not progress, mininterval=5)
-    for _, (ours, theirs) in zip(bar, rows, strict=False):
+    parts = {"student": student, "mixed": mixed, "optimizer": optimizer, "schedule": schedule}
+    kept = Resumable(file, steps, **parts, **({"shared": shared} if shared else {}))
+    bar = tqdm(kept.left(), desc="dual training", disable=not progress, mininterval=5)
+    for _, (ours, theirs) in zip(bar, kept.rest(rows), strict=False):
         ours, theirs = ({k: v.to(device) for k, v in part.items()} for part in (ours, theirs))
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss = _guess(student, ours) + mixed.loss(theirs)
@@ -74,8 +78,8 @@ def train(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
+        kept.after_step(loss.item())
+    return kept.losses
 
 
 def _guess(model: PreTrainedModel, inputs: dict) -> Tensor:

@@ -7,6 +7,8 @@ token and 10 % as they are (Devlin et al. 2019).
 from __future__ import annotations
 
 import copy
+import io
+import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -20,6 +22,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 from transformers.utils import logging
 
+from xtclib.files import write_bytes
 from xtclib.interface import Technique
 from xtclib.matching import Reader, Signals, projections
 from xtclib.objectives import Objective, distillation_loss
@@ -207,6 +210,7 @@ def pretrain(
     techniques: Sequence[Technique] = (),
     objective: Objective | None = None,
     teacher: PreTrainedModel | None = None,
+    file: str | Path | None = None,
 ) -> list[float]:
     """Train a `BertForMaskedLM` in place and return the loss of each step.
 
@@ -215,6 +219,7 @@ def pretrain(
     times the mean over the rest: a label word, one token of twenty, would hardly be heard.
     The schedules of `techniques` run along. With an `objective` the loss is that instead: its
     labels are the masked words, and `teacher`, another masked language model, shows the rest.
+    A killed run goes on from `file`, to the same result (:class:`Resumable`).
     """
     if steps < 1 or not texts:
         raise ValueError(f"nothing to train on: {steps} steps, {len(texts)} texts")
@@ -228,10 +233,12 @@ def pretrain(
     distilled = None if objective is None else _Distilled(model, objective, teacher, bf16, steps)
     learning = [*model.parameters(), *(distilled.parameters() if distilled else ())]
     optimizer, schedule = optimizer_of(learning, lr, weight_decay, warmup, steps)
-    losses, batches = [], masked_batches(encoded, tokenizer, batch, seed, share, always)
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    kept = Resumable(file, steps, **parts, **({"distilled": distilled} if distilled else {}))
+    losses, batches = kept.losses, masked_batches(encoded, tokenizer, batch, seed, share, always)
     model.train()
-    bar = tqdm(range(steps), desc="pre-training", disable=not progress, mininterval=5)
-    for step, inputs in zip(bar, batches, strict=False):
+    bar = tqdm(kept.left(), desc="pre-training", disable=not progress, mininterval=5)
+    for step, inputs in zip(bar, kept.rest(batches), strict=False):
         for technique in techniques:
             technique.before_step(model, step, steps)
         inputs = {name: value.to(device) for name, value in inputs.items()}
@@ -251,12 +258,54 @@ def pretrain(
             technique.after_step(model, step, steps, optimizer.param_groups[0]["lr"])
         schedule.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
+        kept.after_step(loss.item())
         if len(losses) % 20 == 0:
             bar.set_postfix(loss=f"{sum(losses[-20:]) / 20:.3f}")
     if distilled is not None:
         distilled.close()
     return losses
+
+
+class Resumable:
+    """What a training loop of one's own needs to go on after it was killed, kept in a file.
+
+    ``parts`` have a ``state_dict``: models, optimizer, schedule. Their state, the random numbers'
+    and the losses are written in one piece after every fifth of the steps, and read without
+    running code from the file. Batches come from a seed of their own: those that were seen are
+    passed over. Without a ``file`` nothing is kept.
+    """
+
+    def __init__(self, file: str | Path | None, steps: int, **parts) -> None:
+        self.file, self.steps, self.parts = file and Path(file), steps, parts
+        self.losses: list[float] = []
+        if self.file and self.file.is_file():
+            held = torch.load(self.file, weights_only=True)
+            for name, part in parts.items():
+                part.load_state_dict(held[name])
+            self.losses = held["losses"]
+            torch.set_rng_state(held["random"])
+            if torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(held["random on GPUs"])
+
+    def left(self) -> range:
+        """The numbers of the steps that are still to do."""
+        return range(len(self.losses), self.steps)
+
+    def rest(self, batches: Iterator) -> Iterator:
+        """The batches that were not seen yet."""
+        return itertools.islice(batches, len(self.losses), None)
+
+    def after_step(self, loss: float) -> None:
+        """Notes a step's loss, and keeps the state where a fifth of the steps is done."""
+        self.losses.append(loss)
+        if self.file and len(self.losses) % max(self.steps // 5, 1) == 0:
+            held = {name: part.state_dict() for name, part in self.parts.items()}
+            gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+            held |= {"random": torch.get_rng_state(), "random on GPUs": gpus}
+            held["losses"] = self.losses
+            content = io.BytesIO()
+            torch.save(held, content)
+            write_bytes(self.file, content.getvalue())
 
 
 def optimizer_of(

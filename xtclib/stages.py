@@ -207,7 +207,7 @@ def _train(
     start = time.perf_counter()
     run = cache_dir() / "runs" / folder.name
     if stage.task != "its own":
-        student, notes = _pretrain(job, student, stage)
+        student, notes = _pretrain(job, student, stage, run / "pretraining.pt")
     else:
         data, budget = job.data, stage.budget(job.budget)
         if stage.augmentation:  # more rows, as many steps
@@ -262,8 +262,10 @@ def steps_of(job: Job, stage: Stage) -> int:
     return stage.budget(job.budget).total_steps(len(rows))
 
 
-def _pretrain(job: Job, student: PreTrainedModel, stage: Stage) -> tuple[PreTrainedModel, dict]:
-    """A stage on texts, by the encoder of a classifier; not resumable within."""
+def _pretrain(
+    job: Job, student: PreTrainedModel, stage: Stage, file: Path
+) -> tuple[PreTrainedModel, dict]:
+    """A stage on texts, by the encoder of a classifier."""
     budget, texts = stage.budget(job.budget), settings.texts_for(job.profile, job.data)
     steps, device = steps_of(job, stage), job.device or default_device()
     precision, path = job.profile.precision, settings.backbone_for(job.profile)
@@ -282,7 +284,9 @@ def _pretrain(job: Job, student: PreTrainedModel, stage: Stage) -> tuple[PreTrai
         "bf16": precision == "bf16" or (precision == "auto" and bf16_is_fast(device)),
         "max_length": budget.max_length,
         "progress": job.progress,
+        "file": file,
     }
+    resumed = file.is_file()
     if stage.task == "dual":
         how = next(t for t in stage.techniques if isinstance(t, SmallVocabulary))
         both = job.teacher.tokenizer, load_tokenizer(path)
@@ -295,5 +299,7 @@ def _pretrain(job: Job, student: PreTrainedModel, stage: Stage) -> tuple[PreTrai
         {"step": i + tenth, "loss": round(float(np.mean(losses[i : i + tenth])), 6)}
         for i in range(0, steps - tenth + 1, tenth)
     ]
-    notes = {"steps": steps, "rows": len(texts), "task": stage.task, "losses": means}
+    notes = {
+        "steps": steps, "rows": len(texts), "task": stage.task, "resumed": resumed, "losses": means
+    }  # fmt: skip
     return student.eval(), notes
