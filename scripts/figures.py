@@ -9,6 +9,7 @@ import importlib.util
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import plotly.io as pio
@@ -57,6 +58,30 @@ def one_comparison(found: list[Record]) -> list[Record]:
     return [r for r in found if r.task == most]
 
 
+def usual_budget(found: list[Record]) -> str:
+    """The budget at which most recipes that train were measured."""
+    trained = {(r.budget, r.recipe) for r in found if steps(r)}
+    return Counter(budget for budget, _ in sorted(trained)).most_common(1)[0][0] if trained else ""
+
+
+def of_one_length(found: list[Record]) -> list[Record]:
+    """The records of the budget at which most recipes were measured."""
+    return [r for r in found if r.budget == usual_budget(found)]
+
+
+def not_shorter(found: list[Record]) -> list[Record]:
+    """Without recipes that were only trained shorter than most: they would look worse for it."""
+    ours = [r.training_budget for r in found if r.budget == usual_budget(found) and steps(r)]
+    return [
+        r for r in found if not steps(r) or not ours or length(r.training_budget) >= length(ours[0])
+    ]
+
+
+def length(budget: dict) -> tuple[float, float]:
+    """A budget's epochs and steps, for comparing."""
+    return budget["epochs"] or 0, budget["steps"] or 0
+
+
 def gallery(results: Path) -> dict:
     """Figures by name: those without records, then those of every profile that has some."""
     weights = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
@@ -81,15 +106,15 @@ def gallery(results: Path) -> dict:
     for profile in sorted(p.name for p in results.glob("*") if p.is_dir()):
         measured = records(profile, results)
         pruned = [r for r in measured if family(r) == "pruned"]
-        shaped = [r for r in measured if family(r) == "shaped" and r.budget == "A"]
+        shaped = of_one_length(one_comparison([r for r in measured if family(r) == "shaped"]))
         found = [r for r in measured if family(r) == "quantized" or r.recipe.startswith(CORE)]
         if pruned:
             figures.update(pruning(profile, pruned))
         if len({r.recipe for r in shaped}) > len(CORE):
-            figures[f"{profile}-distillation"] = plots.bars(one_comparison(shaped))
+            figures[f"{profile}-distillation"] = plots.bars(shaped)
         if not found:
             continue
-        best = one_comparison(longest(found))
+        best = not_shorter(one_comparison(longest(found)))
         figures[f"{profile}-size-accuracy"] = plots.size_accuracy(best, plots.published())
         figures[f"{profile}-recipes"] = plots.bars(best)
         several = [r for r in found if len({o.budget for o in found if o.recipe == r.recipe}) > 1]

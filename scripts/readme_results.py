@@ -16,8 +16,8 @@ from xtclib.files import write_text
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- results -->", "<!-- /results -->"
 GALLERY = (
-    "minilm-size-accuracy", "deployment", "minilm-pruning", "mini-distillation", "losses-compared",
-    "mini-budgets", "quantization",
+    "minilm-size-accuracy", "deployment", "minilm-pruning", "minilm-distillation",
+    "losses-compared", "mini-budgets", "quantization",
 )  # fmt: skip
 FAMILIES = {
     "quantized": "Few bits for each weight:",

@@ -22,6 +22,7 @@ from xtclib.layers import PackedEmbedding, PackedLinear
 from xtclib.ledger import byte_ledger
 from xtclib.quantizers import Scheme
 from xtclib.techniques import (
+    DistilBert,
     KeepSuccessors,
     LayerReduction,
     PruneHeads,
@@ -94,6 +95,35 @@ def test_loading_gives_the_tokenizer_too(saved, tokenizer):
     assert found("w3 w4")["input_ids"] == tokenizer("w3 w4")["input_ids"] and not model.training
 
 
+def test_what_older_versions_wrote_opens_and_is_saved_again_as_it_was(
+    bert, tokenizer, batch, tmp_path
+):
+    """Split in format 5, attention alone in format 1: nothing was sealed then."""
+    split = [Quantize("ternary", "ternary-row"), SplitTernary()]
+    attention = [Quantize(None, None, None, "int8-tensor")]
+    for name, techniques, form in (("split", split, 5), ("attention", attention, 1)):
+        model = packed(bert, techniques)
+        model.config.quantization_config.format = form
+        folder = artefact.save(model, tokenizer, tmp_path / name)
+        assert all(
+            t.dim() != 2 or t.shape[1] > 1 for t in load_file(folder / artefact.WEIGHTS).values()
+        )
+        again, _ = artefact.load(folder)
+        twice, _ = artefact.load(artefact.save(again, tokenizer, tmp_path / f"{name} again"))
+        with torch.no_grad():
+            for other in (again, twice):
+                assert torch.equal(other(**batch).logits, model(**batch).logits)
+
+
+def test_a_config_altered_where_another_kind_computes_is_refused(bert, tokenizer, tmp_path):
+    chosen = [DistilBert(), Quantize()]
+    model = artefact.finalize(apply_all(bert, chosen), chosen)
+    folder = artefact.save(model, tokenizer, tmp_path / "distilbert")
+    configure(folder, activation="relu")
+    with pytest.raises(ValueError, match="config.json says activation='relu'"):
+        artefact.load(folder)
+
+
 def test_the_base_model_loads_without_its_head(saved, bert, batch):
     base = AutoModel.from_pretrained(saved).eval()
     with torch.no_grad():
@@ -144,8 +174,9 @@ def test_a_sealed_weight_opens_as_it_was(bert, tokenizer, batch, tmp_path):
         assert torch.equal(again(**batch).logits, model(**batch).logits)
         found = base(**batch).last_hidden_state
         assert torch.equal(found, model.bert(**batch).last_hidden_state)
-    twice = artefact.save(again, tokenizer, tmp_path / "twice")
-    assert load_file(twice / artefact.WEIGHTS).keys() == held.keys()
+    twice, _ = artefact.load(artefact.save(again, tokenizer, tmp_path / "twice"))
+    with torch.no_grad():
+        assert torch.equal(twice(**batch).logits, model(**batch).logits)
     assert not hasattr(artefact.unpack(again).config, "quantization_config")
 
 

@@ -97,3 +97,11 @@ def test_a_model_without_attention_is_refused(bert):
     bert.bert.encoder.layer = nn.ModuleList([nn.Linear(2, 2)])
     with pytest.raises(ValueError, match="has no BERT-like self-attention whose products"):
         attention.quantize_attention_(bert, Scheme.parse("int8-tensor"))
+
+
+def test_which_attention_trains_faster(bert):
+    """Plain attention on a CPU in bf16 alone; what somebody chose stays."""
+    assert attention.trains_faster(bert, bf16=True)
+    assert not attention.trains_faster(bert, bf16=False)
+    bert.set_attn_implementation("eager")
+    assert not attention.trains_faster(bert, bf16=True)

@@ -240,6 +240,12 @@ def test_logits_are_compared_between_models_of_the_same_labels_in_the_same_order
     with pytest.raises(ValueError, match="give both the same labels in the same order"):
         Objective(logits=1).check(other, bert)
     Objective(hidden_states=1).check(other, bert)  # layers give no answers
+    Objective(logits=1).check(other, bert, answers=False)  # words, not labels
+    other.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
+    Objective(logits=1).check(other, bert)  # no names are fine
+    other.config.id2label = {i: f"LABEL_{i}" for i in range(3)}
+    with pytest.raises(ValueError, match="give both the same labels"):
+        Objective(logits=1).check(other, bert)
 
 
 def test_a_student_that_reads_other_token_ids_is_refused(bert):

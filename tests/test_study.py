@@ -231,6 +231,13 @@ def test_a_verdict_tells_what_was_not_beaten_and_why(recipe, found, untrained, m
     assert text.startswith(f"does not beat {missed}: ") and why in text
 
 
+def test_a_correlation_beats_zero_by_more_than_chance():
+    """CoLA: always one answer is 0; of 1,043 rows two standard errors are 6.2 points."""
+    recipe = recipes.load("xtc-1bit")
+    assert "(0.0 ± 6.2)" in study.verdict(recipe, 6.0, 0.0, -5.0, steps=200, rows=1043)
+    assert study.verdict(recipe, 6.3, 0.0, -5.0, steps=200, rows=1043) == ""
+
+
 def test_a_verdict_is_empty_where_all_is_beaten():
     assert study.verdict(recipes.load("xtc-1bit"), 53.6, 50.0, 53.5, steps=200, rows=800) == ""
 

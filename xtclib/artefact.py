@@ -28,7 +28,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from xtclib import attention, shallow, structure  # noqa: F401 - registers its models
-from xtclib.files import staged_folder
+from xtclib.files import first_line, staged_folder
 from xtclib.integrity import (
     WEIGHTS,
     check_config,
@@ -130,7 +130,7 @@ class XtcQuantizer(HfQuantizer):
             for name, t in model.state_dict().items()
         }
         sealed = _sealed(model)
-        if sealed:
+        if sealed and model.config.quantization_config.format >= 6:  # an older one stays as it was
             tensors[sealed] = tensors[sealed].unsqueeze(-1)
         sums = {name: digest(t) for name, t in tensors.items()}
         return tensors, {"xtc": json.dumps(sums), "xtc_config": json.dumps(numeric(model.config))}
@@ -295,7 +295,7 @@ def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     except RuntimeError as error:  # what transformers raises for weights of other shapes
         raise ValueError(
             f"{WEIGHTS} in {folder} does not fit config.json: one of them was altered, copy the "
-            f"artefact again ({str(error).splitlines()[0]})"
+            f"artefact again ({first_line(error)})"
         ) from None
     if about["missing_keys"]:
         raise ValueError(
@@ -312,8 +312,8 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         # Without such a file transformers makes an empty tokenizer and says nothing.
         if any((folder / name).is_file() for name in tokenizer.vocab_files_names.values()):
             return tokenizer
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # transformers raises of every kind here too
+        reason = first_line(error)
     raise ValueError(
         f"no tokenizer can be read in {folder} ({reason}): copy tokenizer.json and "
         "tokenizer_config.json there, as `save` writes them"
@@ -329,7 +329,7 @@ def _check_folder(folder: Path) -> None:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # transformers raises of every kind here
         raise ValueError(
-            f"config.json in {folder} cannot be read ({str(error).splitlines()[0]}): it was "
+            f"config.json in {folder} cannot be read ({first_line(error)}): it was "
             "altered or damaged, copy the artefact again"
         ) from None
     path = folder / WEIGHTS

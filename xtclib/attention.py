@@ -61,13 +61,13 @@ def use(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def trains_faster(model: PreTrainedModel) -> bool:
-    """Whether this attention trains a model faster than its own: than PyTorch's fused one on a CPU.
+def trains_faster(model: PreTrainedModel, bf16: bool) -> bool:
+    """Whether this attention trains a model faster than its own.
 
-    That one saves memory, and on a CPU takes many times longer backwards in bf16
-    (``benchmarks/attention.py``).
+    PyTorch's fused one saves memory, but on a CPU it takes several times longer backwards in bf16;
+    in fp32 it is the faster one (``benchmarks/attention.py``).
     """
-    return model.device.type == "cpu" and model.config._attn_implementation == "sdpa"
+    return bf16 and model.device.type == "cpu" and model.config._attn_implementation == "sdpa"
 
 
 def quantize_attention_(model: PreTrainedModel, scheme: Scheme) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from xtclib import attention
 from xtclib.mlm import IGNORED, Resumable, optimizer_of
 from xtclib.students import SmallVocabulary
 
@@ -64,6 +65,10 @@ def train(
     optimizer, schedule = optimizer_of(learning, lr, weight_decay, warmup, steps)
     rows = mixed_batches(texts, *tokenizers, batch, how.mix, seed, max_length, mixed.own)
     student.train()
+    before = student.config._attn_implementation
+    for model in (student, teacher):
+        if attention.trains_faster(model, bf16):
+            attention.use(model)
     parts = {"student": student, "mixed": mixed, "optimizer": optimizer, "schedule": schedule}
     kept = Resumable(file, steps, **parts, **({"shared": shared} if shared else {}))
     bar = tqdm(kept.left(), desc="dual training", disable=not progress, mininterval=5)
@@ -79,6 +84,8 @@ def train(
         schedule.step()
         optimizer.zero_grad()
         kept.after_step(loss.item())
+    if student.config._attn_implementation != before:
+        student.set_attn_implementation(before)
     return kept.losses
 
 

@@ -20,6 +20,7 @@ from typing import Any
 __all__ = [
     "folder_bytes",
     "nearest",
+    "first_line",
     "sha256",
     "staged_folder",
     "unknown",
@@ -144,6 +145,15 @@ def _swap(new: Path, path: Path) -> None:
         os.rename(old, path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its kind where it has none.
+
+    >>> first_line(ValueError("no such thing\\nand more")), first_line(KeyError())
+    ('no such thing', 'KeyError')
+    """
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

@@ -33,11 +33,14 @@ def digest(tensor: Tensor) -> str:
     ).hexdigest()
 
 
-# What of a config decides the numbers, over BERT's relatives; a model may lack some.
+# What of a config decides the numbers and what they mean, over BERT's relatives, MobileBERT and
+# DistilBERT; a model may lack some.
 _NUMERIC = (
     "model_type hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act "
     "layer_norm_eps vocab_size max_position_embeddings type_vocab_size embedding_size "
-    "pad_token_id is_decoder add_cross_attention id2label"
+    "pad_token_id is_decoder add_cross_attention id2label activation sinusoidal_pos_embds "
+    "normalization_type classifier_activation trigram_input num_feedforward_networks "
+    "use_bottleneck use_bottleneck_attention key_query_shared_bottleneck"
 ).split()
 
 

@@ -91,6 +91,16 @@ def check_numbers(config: Technique, *names: str) -> None:
             raise ValueError(f"{name} of {config.name} must be a number, received {value!r}")
 
 
+def check_whole(config: Technique, *names: str) -> None:
+    """Raises ``ValueError`` for a field that is no whole number from 0."""
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(
+                f"{name} of {config.name} is a whole number from 0, received {value!r}"
+            )
+
+
 def check_flags(config: Technique, *names: str) -> None:
     """Raises ``ValueError`` for a field that is not true or false: ``"no"`` would count as true."""
     for name in names:

@@ -229,13 +229,13 @@ class Reader:
 
     Queries, keys and values are caught as they leave their linear layers, so that any attention
     kernel will do; scores need :mod:`xtclib.attention`, which it selects, also where that trains
-    faster than the model's own.
+    faster than the model's own (in ``bf16``).
     """
 
-    def __init__(self, model: PreTrainedModel, wanted: Iterable[str]) -> None:
+    def __init__(self, model: PreTrainedModel, wanted: Iterable[str], bf16: bool = False) -> None:
         self.wanted, self._kept, self._hooks = set(wanted), {}, []
         self._model, self._before = model, model.config._attn_implementation
-        if "attention_scores" in self.wanted or attention.trains_faster(model):
+        if "attention_scores" in self.wanted or attention.trains_faster(model, bf16):
             attention.use(model)
         for name in self.wanted & set(INPUTS):
             self._kept[name] = []

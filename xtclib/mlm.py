@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 from transformers.utils import logging
 
+from xtclib import attention
 from xtclib.files import write_bytes
 from xtclib.interface import Technique
 from xtclib.matching import Reader, Signals, projections
@@ -237,32 +238,39 @@ def pretrain(
     kept = Resumable(file, steps, **parts, **({"distilled": distilled} if distilled else {}))
     losses, batches = kept.losses, masked_batches(encoded, tokenizer, batch, seed, share, always)
     model.train()
+    before = model.config._attn_implementation
+    if distilled is None and attention.trains_faster(model, bf16):  # else a reader has chosen
+        attention.use(model)
     bar = tqdm(kept.left(), desc="pre-training", disable=not progress, mininterval=5)
-    for step, inputs in zip(bar, kept.rest(batches), strict=False):
-        for technique in techniques:
-            technique.before_step(model, step, steps)
-        inputs = {name: value.to(device) for name, value in inputs.items()}
-        labels = inputs.pop("labels")
-        guessed = labels != IGNORED  # the head reads these alone, which is faster
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            if distilled is not None:
-                loss = distilled(inputs, guessed, labels[guessed], step)
-            else:
-                hidden = model.base_model(**inputs).last_hidden_state
-                logits, wanted = model.cls(hidden[guessed]).float(), labels[guessed]
-                loss = _loss(logits, wanted, torch.tensor(always, device=device), others)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learning, 1.0)
-        optimizer.step()
-        for technique in techniques:
-            technique.after_step(model, step, steps, optimizer.param_groups[0]["lr"])
-        schedule.step()
-        optimizer.zero_grad()
-        kept.after_step(loss.item())
-        if len(losses) % 20 == 0:
-            bar.set_postfix(loss=f"{sum(losses[-20:]) / 20:.3f}")
-    if distilled is not None:
-        distilled.close()
+    try:
+        for step, inputs in zip(bar, kept.rest(batches), strict=False):
+            for technique in techniques:
+                technique.before_step(model, step, steps)
+            inputs = {name: value.to(device) for name, value in inputs.items()}
+            labels = inputs.pop("labels")
+            guessed = labels != IGNORED  # the head reads these alone, which is faster
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                if distilled is not None:
+                    loss = distilled(inputs, guessed, labels[guessed], step)
+                else:
+                    hidden = model.base_model(**inputs).last_hidden_state
+                    logits, wanted = model.cls(hidden[guessed]).float(), labels[guessed]
+                    loss = _loss(logits, wanted, torch.tensor(always, device=device), others)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(learning, 1.0)
+            optimizer.step()
+            for technique in techniques:
+                technique.after_step(model, step, steps, optimizer.param_groups[0]["lr"])
+            schedule.step()
+            optimizer.zero_grad()
+            kept.after_step(loss.item())
+            if len(losses) % 20 == 0:
+                bar.set_postfix(loss=f"{sum(losses[-20:]) / 20:.3f}")
+    finally:
+        if distilled is not None:
+            distilled.close()
+        if model.config._attn_implementation != before:
+            model.set_attn_implementation(before)
     return losses
 
 
@@ -339,7 +347,7 @@ class _Distilled(nn.Module):
             found = projections(objective.matches, ours, teacher.base_model)
             self.projections = found.to(next(model.parameters()).device)
             self._read_teacher = Reader(teacher.base_model, objective.reads)
-        self._read = Reader(ours, objective.reads)
+        self._read = Reader(ours, objective.reads, bf16)
 
     def forward(self, inputs: dict, guessed: Tensor, wanted: Tensor, step: int) -> Tensor:
         (model,), told = self._student, None
@@ -371,7 +379,7 @@ def check_comparable(
     objective: Objective, student: PreTrainedModel, teacher: PreTrainedModel
 ) -> None:
     """Raises ``ValueError`` for an objective that two masked language models cannot do."""
-    objective.check(student.base_model, teacher.base_model)
+    objective.check(student.base_model, teacher.base_model, answers=False)
     if objective.logits and getattr(teacher, "fresh_head", False):
         raise ValueError(
             "logits of the mlm task come from the backbone's masked-LM head, and this backbone has "

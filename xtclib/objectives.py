@@ -109,10 +109,15 @@ class Objective:
         terms = dict.fromkeys(_ALWAYS_TOLD, 0.0)
         return {**values, **terms, **{match.term: match.to_plain() for match in self.matches}}
 
-    def check(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-        """Raises ``ValueError`` for terms that these two models cannot be compared by."""
+    def check(
+        self, student: PreTrainedModel, teacher: PreTrainedModel, answers: bool = True
+    ) -> None:
+        """Raises ``ValueError`` for terms that these two models cannot be compared by.
+
+        ``answers``: whether the models' logits are those of their labels, and not of words.
+        """
         if self.needs_teacher:
-            _check_alike(student.config, teacher.config, bool(self.logits))
+            _check_alike(student.config, teacher.config, answers and bool(self.logits))
         for match in self.matches:
             match.check(student, teacher, self.layer_map)
         if self.progressive:
@@ -135,7 +140,7 @@ class Objective:
 def _check_alike(student: PretrainedConfig, teacher: PretrainedConfig, answers: bool) -> None:
     """Raises ``ValueError`` unless both read the same token ids and, for ``answers``, say the same.
 
-    Models without an answer of their own, encoders alone, have no labels to differ in.
+    Labels without names (``LABEL_0`` and so on) are only counted.
     """
     sizes = student.vocab_size, teacher.vocab_size
     if sizes[0] != sizes[1]:
@@ -143,9 +148,12 @@ def _check_alike(student: PretrainedConfig, teacher: PretrainedConfig, answers: 
             f"the student reads {sizes[0]} tokens and its teacher {sizes[1]}: the same ids mean "
             "other words to each; give both one tokenizer"
         )
+    if not answers:
+        return
     said = [[str(config.id2label[i]) for i in range(config.num_labels)]
             for config in (student, teacher)]  # fmt: skip
-    if answers and said[0] != said[1]:
+    named = not any(names[0].startswith("LABEL_") for names in said)
+    if len(said[0]) != len(said[1]) or (named and said[0] != said[1]):
         raise ValueError(
             f"the student's labels are {said[0]} and its teacher's {said[1]}: logits are compared "
             "in order, so give both the same labels in the same order"

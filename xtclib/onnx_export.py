@@ -34,7 +34,7 @@ from xtclib.files import write_bytes
 from xtclib.layers import PackedEmbedding, PackedLinear, _Packed
 from xtclib.masked import SparseLinear
 from xtclib.models import replace_module_
-from xtclib.onnx_graph import SUM, check_signed, quiet, serialized, signed
+from xtclib.onnx_graph import SUM, check_sum, quiet, serialized, with_sum
 from xtclib.packing import byte_table
 from xtclib.quantizers import Scheme
 
@@ -228,7 +228,7 @@ def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dy
             if scheme is not None and activations == "dynamic":
                 scheme = DYNAMIC
             replace_module_(model, name, _OnnxLinear(module, scheme))
-    content = signed(to_onnx(model, {**about(model, activations), SUM: "0" * 64}))
+    content = with_sum(to_onnx(model, {**about(model, activations), SUM: "0" * 64}))
     try:
         return write_bytes(path, content)
     except OSError as error:
@@ -333,7 +333,7 @@ class OnnxModel(nn.Module):
         if not Path(path).is_file():
             raise FileNotFoundError(f"no ONNX file at {path}: write one by `xtc export`")
         if check:
-            check_signed(Path(path))
+            check_sum(Path(path))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.log_severity_level = 4  # what goes wrong is raised

@@ -71,7 +71,7 @@ SUM = "xtc_sha256"
 _SUM = re.compile(SUM.encode() + rb"\x12\x40([0-9a-f]{64})")
 
 
-def signed(content: bytes) -> bytes:
+def with_sum(content: bytes) -> bytes:
     """A file with the metadata entry ``SUM`` of 64 zeros, its own sha256 in their place.
 
     The sum is over the bytes as received, zeros and all, so it needs no parser to check.
@@ -81,19 +81,20 @@ def signed(content: bytes) -> bytes:
     return content[: place.start(1)] + found + content[place.end(1) :]
 
 
-def check_signed(path: Path) -> None:
+def check_sum(path: Path) -> None:
     """Raises ``ValueError`` for a file that is not, to the last bit, what was exported."""
-    content = path.read_bytes()
+    content = memoryview(path.read_bytes())
     places = list(_SUM.finditer(content))
     if len(places) != 1:
         raise ValueError(
-            f"{path} was not exported by xtclib, or was altered: it carries no checksum; export it "
-            "again (`xtc export`)"
+            f"{path} carries no checksum: it was exported by another program or an older xtclib, "
+            "or it was altered; export it again (`xtc export`)"
         )
     start, end = places[0].span(1)
-    if hashlib.sha256(content[:start] + b"0" * 64 + content[end:]).hexdigest() != (
-        content[start:end].decode()
-    ):
+    found = hashlib.sha256(content[:start])
+    found.update(b"0" * 64)
+    found.update(content[end:])
+    if found.hexdigest() != bytes(content[start:end]).decode():
         raise ValueError(
             f"{path} does not match its sha256: it was altered or damaged, copy it again"
         )

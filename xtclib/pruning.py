@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from xtclib import structure, vocabulary
 from xtclib.batches import Calibration
 from xtclib.files import unknown
-from xtclib.interface import Technique, check_numbers, needs
+from xtclib.interface import Technique, check_numbers, check_whole, needs
 from xtclib.masked import HardConcrete, closed
 from xtclib.models import check_finite, check_plain, encoder_layers, refuse_packed
 from xtclib.sparsity import SCOPES
@@ -68,7 +68,7 @@ class _Narrow(Technique):
 
     def __post_init__(self) -> None:
         _check_share(self)
-        check_numbers(self, "seed")
+        check_whole(self, "seed")
         if self.criterion not in (*CRITERIA, "random"):
             raise unknown("criterion", self.criterion, (*CRITERIA, "random"))
         if self.scope not in SCOPES:
@@ -194,7 +194,7 @@ class PruneWidth(Technique):
 
     def __post_init__(self) -> None:
         _check_share(self)
-        check_numbers(self, "seed")
+        check_whole(self, "seed")
         if self.criterion not in ("magnitude", "random"):
             raise unknown("criterion", self.criterion, ("magnitude", "random"))
 

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from torch import Tensor
 
 from xtclib.plot_style import COLOURS, DASHES, GREY, label_ends, marker_of, new_figure
-from xtclib.recipes import load
+from xtclib.recipes import load, names
 from xtclib.results import Record, grouped
 from xtclib.sensitivity import Point
 
@@ -104,7 +104,12 @@ def unnumbered(recipe: str) -> str:
 
 
 def _share(recipe: str) -> int:
-    """The percentage of single weights that a recipe sets to zero; 0 if it prunes none."""
+    """The percentage of single weights that a recipe sets to zero; 0 if it prunes none.
+
+    Of a recipe that is not built in: the number behind its name.
+    """
+    if unnumbered(recipe) not in names():
+        return int(recipe.removeprefix(unnumbered(recipe)).strip("-") or 0)
     shares = [getattr(t, "sparsity", None) for t in load(recipe).techniques]
     return round(100 * max((share for share in shares if share), default=0))
 

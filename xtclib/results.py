@@ -301,7 +301,7 @@ def comparison(records: Iterable[Record]) -> str:
 def differences(records: Iterable[Record], first: str, second: str) -> dict[int, float]:
     """Points that recipe ``first`` is ahead of ``second``, by seed, where both were measured alike.
 
-    Raises ``ValueError`` where the records of a recipe and seed differ in profile, task or budget.
+    Raises ``ValueError`` where the records of the two differ in profile, task or budget.
 
     >>> differences([], "rpp-90", "nip-90")
     {}

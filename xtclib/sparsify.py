@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from xtclib.batches import Calibration
 from xtclib.files import unknown
-from xtclib.interface import Technique, check_flags, check_numbers
+from xtclib.interface import Technique, check_flags, check_numbers, check_whole
 from xtclib.layers import linear_of
 from xtclib.masked import MaskedLinear, SparseLinear
 from xtclib.models import (
@@ -99,9 +99,10 @@ class Sparsify(Technique):
     recover: bool = False
 
     def __post_init__(self) -> None:
-        numbers = "sparsity begin end every seed score_learning_rate score_noise"
+        numbers = "sparsity begin end every score_learning_rate score_noise"
         check_numbers(self, *numbers.split())
         check_flags(self, "recover")
+        check_whole(self, "seed")
         kind, *_ = parse_pattern(self.pattern)
         if kind == "n:m":
             implied = pattern_sparsity(self.pattern)
@@ -156,7 +157,12 @@ class Sparsify(Technique):
 
     @property
     def stored(self) -> bool:
-        return bool(self.sparsity) and not self.recover  # sparsity 0: the model as it was
+        return not (self._idle or self.recover)
+
+    @property
+    def _idle(self) -> bool:
+        """Sparsity 0: the model stays as it was."""
+        return not self.sparsity
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         refuse_packed(model)
@@ -167,7 +173,7 @@ class Sparsify(Technique):
         check_plain(model, self.name)
         check_finite(model, "cannot prune this model")
         model = copy.deepcopy(model)
-        if not self.sparsity:
+        if self._idle:
             return model
         for name, linear in encoder_linears(model).items():
             masked = MaskedLinear.from_linear(linear, self.learns, self.score_learning_rate)
@@ -182,7 +188,7 @@ class Sparsify(Technique):
         return _deleted_(model) if self.recover else model
 
     def before_step(self, model: PreTrainedModel, step: int, total: int) -> None:
-        if not (self.stored and self.end):
+        if self._idle or self.recover or not self.end:
             return
         last = min(round(self.end * total), total - 1)
         first = min(round(self.begin * total), last)
@@ -192,7 +198,7 @@ class Sparsify(Technique):
 
     @torch.no_grad()
     def after_step(self, model: PreTrainedModel, step: int, total: int, rate: float) -> None:
-        if self.stored and self.learns and self.score_learning_rate is None:
+        if not self._idle and self.learns and self.score_learning_rate is None:
             for layer in encoder_linears(model, MaskedLinear).values():
                 if layer.scores.grad is not None:
                     layer.scores -= layer.scores.grad
@@ -213,7 +219,7 @@ class Sparsify(Technique):
         return pack_(model) if self.stored else model
 
     def rebuild(self, model: PreTrainedModel) -> None:
-        if not self.stored:
+        if self.recover:
             return
         device = next(model.parameters()).device
         for name, linear in encoder_linears(model).items():
@@ -221,6 +227,8 @@ class Sparsify(Technique):
             replace_module_(model, name, SparseLinear(*shape, device=device))
 
     def plan(self, model: PreTrainedModel) -> PreTrainedModel:
+        if not self.stored:
+            return model
         self.rebuild(model)
         for layer in encoder_linears(model, SparseLinear).values():
             whole = layer.rows * layer.columns

@@ -16,6 +16,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+import xtclib
 from xtclib import (
     artefact,
     breakdown,
@@ -65,9 +66,11 @@ def compress(
     """Runs a recipe on a task and measures the result against its teacher.
 
     Resumes: finished stages and checkpoints lie in the cache under a key of everything that
-    determines them, so a killed run goes on and a repeated one is read. ``out`` takes the artefact;
-    it must not exist or be empty, which is checked before training. ``teacher``: a folder or Hub id
-    of a model fine-tuned for the task; by default the profile's own. ``say`` prints what is done.
+    determines them, so a killed run goes on and a repeated one is read. What the recipe asks for
+    and no model of this shape has is an error before anything trains, the teacher too. ``out``
+    takes the artefact; it must not exist or be empty, which is checked before training.
+    ``teacher``: a folder or Hub id of a model fine-tuned for the task; by default the profile's
+    own. ``say`` prints what is done.
 
     Raises ``ValueError`` for unknown names, ``FileExistsError`` if ``out`` holds something.
     """
@@ -179,9 +182,11 @@ def _scores(model: PreTrainedModel, tokenizer, data: TaskData, length: int, made
     Runs that differ in seed or recipe share their teacher, and often the untrained student.
     """
     held = {name: integrity.digest(t.detach().cpu()) for name, t in model.state_dict().items()}
-    parts = made_by, held, tokenizer.get_vocab(), data.fingerprint, length
-    versions = torch.__version__, transformers.__version__, torch.backends.cpu.get_cpu_capability()
-    file = cache_dir() / "scores" / f"{key(type(model).__name__, *parts, *versions)}.json"
+    config = {n: v for n, v in model.config.to_dict().items() if n != "_name_or_path"}
+    parts = type(model).__name__, config, made_by, held, tokenizer.get_vocab(), data.fingerprint
+    versions = xtclib.__version__, torch.__version__, transformers.__version__
+    name = key(*parts, length, *versions, torch.backends.cpu.get_cpu_capability())
+    file = cache_dir() / "scores" / f"{name}.json"
     if not file.is_file():
         write_json(file, evaluate(model, tokenizer, data, length))
     return json.loads(file.read_text(encoding="utf-8"))
@@ -193,13 +198,15 @@ def verdict(
     """What a student's score ``found`` does not beat, and why; empty where it beats all.
 
     The majority class's score ``floor`` counts as beaten by more than two standard errors of a
-    share of ``rows`` answers, ``2·√(floor·(100 − floor) / rows)`` points; ``untrained`` is the
-    score of the same student before its ``steps``.
+    share of ``rows`` answers, ``2·√(floor·(100 − floor) / rows)`` points, or of a correlation,
+    whose floor is 0, ``2·100/√rows``; ``untrained`` is the score of the same student before its
+    ``steps``.
 
     >>> verdict(recipes.load("cnn-kd"), 51.0, 50.0, 49.0, steps=200, rows=800)
     'does not beat the majority class (50.0 ± 3.5): 200 steps in all are few for new weights'
     """
-    noise, missed = 2 * (floor * (100 - floor) / rows) ** 0.5, []
+    variance = floor * (100 - floor) if floor > 0 else 100**2
+    noise, missed = 2 * (variance / rows) ** 0.5, []
     if found <= floor + noise:
         missed.append(f"the majority class ({floor:.1f} ± {noise:.1f})")
     if recipe.trains and found <= untrained:

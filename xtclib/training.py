@@ -114,7 +114,7 @@ class DistillationTrainer(Trainer):
             self._pairs = objective.pairs(model, teacher)
             self.teacher = prepare_teacher(teacher, self.args.device, bf16)
             self._read_teacher = Reader(self.teacher, objective.reads)
-        self._read = Reader(model, objective.reads)
+        self._read = Reader(model, objective.reads, bf16)
 
     def create_optimizer(self, model=None):
         """Trainer's, with a group of its own for the scores of masks and gates: a faster rate."""
