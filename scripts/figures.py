@@ -117,7 +117,10 @@ def gallery(results: Path) -> dict:
         best = not_shorter(one_comparison(longest(found)))
         figures[f"{profile}-size-accuracy"] = plots.size_accuracy(best, plots.published())
         figures[f"{profile}-recipes"] = plots.bars(best)
-        several = [r for r in found if len({o.budget for o in found if o.recipe == r.recipe}) > 1]
+        budgets: dict[tuple[str, str], set[str]] = {}
+        for r in found:
+            budgets.setdefault((r.task, r.recipe), set()).add(r.budget)
+        several = [r for r in found if len(budgets[r.task, r.recipe]) > 1]
         if several:
             figures[f"{profile}-budgets"] = plots.budgets(one_comparison(several))
         timed = [r for r in best if r.latency["threads"] == best[0].latency["threads"]]
