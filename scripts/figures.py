@@ -79,7 +79,7 @@ def not_shorter(found: list[Record]) -> list[Record]:
 
 def length(budget: dict) -> tuple[float, float]:
     """A budget's epochs and steps, for comparing."""
-    return budget["epochs"] or 0, budget["steps"] or 0
+    return budget.get("epochs") or 0, budget.get("steps") or 0
 
 
 def gallery(results: Path) -> dict:
