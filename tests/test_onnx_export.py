@@ -168,10 +168,9 @@ def test_the_file_holds_bits_and_the_runtime_int8_kernels(exported):
 
 def test_the_metadata_is_plain_json_and_the_model_is_left_as_it_was(exported, batch):
     model, path = exported
-    (entry,) = onnx.load(path).metadata_props
-    assert entry.key == "xtc" and set(json.loads(entry.value)) == {
-        "activations", "labels", "max_length",
-    }  # fmt: skip
+    entries = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert set(json.loads(entries.pop("xtc"))) == {"activations", "labels", "max_length"}
+    assert list(entries) == ["xtc_sha256"] and len(entries["xtc_sha256"]) == 64
     assert model.config._attn_implementation == "sdpa"
     assert all(not type(m).__name__.startswith("_Onnx") for m in model.modules())
 
