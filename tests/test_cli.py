@@ -114,6 +114,19 @@ def test_missing_results_are_listed_and_not_run(xtc, tmp_path, monkeypatch):
     ]
 
 
+def test_built_in_profiles_of_a_plan_read_their_own_tasks(xtc, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(study, "sweep", lambda **entry: asked.append(entry["glue_dir"]))
+    monkeypatch.setenv("XTC_GLUE_DIR", str(tmp_path))
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "sweeps:\n- {profile: mini, tasks: [sst2], recipe_names: [ptq-8bit]}\n"
+        "- {profile: minilm, tasks: [mrpc], recipe_names: [ptq-8bit]}\n"
+    )
+    assert xtc("results", plan, "--glue-dir", tmp_path)[0] == 0
+    assert asked == [ROOT / "data" / "mini", tmp_path]
+
+
 def test_help_names_every_command():
     out = CliRunner().invoke(cli.app, ["--help"]).output
     assert all(name in out for name in ("compress", "evaluate", "recipes", "results"))

@@ -92,3 +92,15 @@ def test_nothing_to_read_is_refused(both):
     student, teacher, tokenizers, _ = both
     with pytest.raises(ValueError, match="nothing to train on: 3 steps, 0 texts"):
         train(student, teacher, tokenizers, [], 3, SmallVocabulary())
+    with pytest.raises(ValueError, match="none of 2 texts has a word to guess"):
+        train(student, teacher, tokenizers, ["", " "], 3, SmallVocabulary(), progress=False)
+
+
+def test_a_run_that_breaks_leaves_the_student_its_attention(both, monkeypatch):
+    student, teacher, tokenizers, texts = both
+    monkeypatch.setattr("xtclib.attention.trains_faster", lambda *_: True)
+    monkeypatch.setattr("xtclib.dualtrain._guess", lambda *_: 1 / 0)
+    before = student.config._attn_implementation
+    with pytest.raises(ZeroDivisionError):
+        train(student, teacher, tokenizers, texts, 3, SmallVocabulary(), progress=False)
+    assert student.config._attn_implementation == before

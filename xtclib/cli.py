@@ -234,19 +234,24 @@ def results(
     ] = False,
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
 ) -> None:
-    """Measure every record of a plan that is missing or out of date; resumable."""
+    """Measure every record of a plan that is missing or out of date; resumable.
+
+    Profiles with built-in data read these, whatever folder is named for the others.
+    """
     import yaml
 
-    from xtclib import study
+    from xtclib import settings, study
 
     entries = yaml.safe_load(plan.read_text(encoding="utf-8"))["sweeps"]
     entries = [e for e in entries if profile is None or e["profile"] == profile]
-    common = {"folder": plan.parent, "glue_dir": glue_dir}
+    for entry in entries:
+        built_in = settings.profile(entry["profile"]).data == "mini"
+        entry |= {"folder": plan.parent, "glue_dir": settings.BUILT_IN if built_in else glue_dir}
     if not missing:
         for entry in entries:
-            study.sweep(**entry, **common, progress=not quiet)
+            study.sweep(**entry, progress=not quiet)
         return
-    runs = {f"{e['profile']} · {run}": run for e in entries for run in study.planned(**e, **common)}
+    runs = {f"{e['profile']} · {run}": run for e in entries for run in study.planned(**e)}
     wanted = [name for name, run in runs.items() if run.record is None]
     typer.echo("\n".join([*wanted, f"{len(wanted)} of {len(runs)} runs are missing"]))
 

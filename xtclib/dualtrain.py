@@ -72,20 +72,22 @@ def train(
     parts = {"student": student, "mixed": mixed, "optimizer": optimizer, "schedule": schedule}
     kept = Resumable(file, steps, **parts, **({"shared": shared} if shared else {}))
     bar = tqdm(kept.left(), desc="dual training", disable=not progress, mininterval=5)
-    for _, (ours, theirs) in zip(bar, kept.rest(rows), strict=False):
-        ours, theirs = ({k: v.to(device) for k, v in part.items()} for part in (ours, theirs))
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = _guess(student, ours) + mixed.loss(theirs)
-        if shared is not None:
-            loss = loss + how.weight * shared.loss(teacher, student, how.projection)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learning, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        kept.after_step(loss.item())
-    if student.config._attn_implementation != before:
-        student.set_attn_implementation(before)
+    try:
+        for _, (ours, theirs) in zip(bar, kept.rest(rows), strict=False):
+            ours, theirs = ({k: v.to(device) for k, v in part.items()} for part in (ours, theirs))
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                loss = _guess(student, ours) + mixed.loss(theirs)
+            if shared is not None:
+                loss = loss + how.weight * shared.loss(teacher, student, how.projection)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(learning, 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            kept.after_step(loss.item())
+    finally:
+        if student.config._attn_implementation != before:
+            student.set_attn_implementation(before)
     return kept.losses
 
 
@@ -223,6 +225,8 @@ def mixed_batches(
     for text in texts:
         text = split.normalizer.normalize_str(text) if split.normalizer else text
         words.append([word for word, _ in split.pre_tokenizer.pre_tokenize_str(text)])
+    if not any(words):
+        raise ValueError(f"none of {len(texts)} texts has a word to guess")
     while True:
         order = random.permutation(len(texts))
         for start in range(0, len(order) - batch + 1 if len(order) >= batch else 1, batch):

@@ -18,6 +18,7 @@ from xtclib.recipes import Budget
 from xtclib.teachers import Teacher, cache_dir, key, load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
+BUILT_IN = ROOT / "data" / "mini"  # tasks, texts and backbone that the repository holds
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def data_for(task: str, profile_: Profile | str, glue_dir: str | Path | None = N
     chosen = profile(profile_)
     folder = glue_dir or os.environ.get("XTC_GLUE_DIR")
     if folder is None:
-        folder = ROOT / "data" / "mini" if chosen.data == "mini" else "hub"
+        folder = BUILT_IN if chosen.data == "mini" else "hub"
     if chosen.data == "mini" and folder != "hub" and not Path(folder).is_dir():
         raise FileNotFoundError(
             f"the tasks are not at {folder}: work in a clone of the repository, generate the "
@@ -137,7 +138,7 @@ def backbone_for(profile_: Profile | str) -> str:
     """A profile's pre-trained backbone: a folder or a Hub id."""
     chosen = profile(profile_)
     if chosen.backbone == "mini":
-        return str(ROOT / "data" / "mini" / "backbone")
+        return str(BUILT_IN / "backbone")
     if chosen.backbone == "minilm":
         return teachers.minilm()
     if chosen.backbone == "random":
@@ -149,14 +150,14 @@ def texts_for(profile_: Profile | str, data: TaskData) -> list[str]:
     """What the ``mlm`` task reads: the built-in corpus, else the task's own training sentences."""
     chosen = profile(profile_)
     if chosen.data == "mini":
-        texts = unlabelled(ROOT / "data" / "mini" / "corpus.txt")
+        texts = unlabelled(BUILT_IN / "corpus.txt")
         return texts[: chosen.rows]
     return [*data.train.first, *(data.train.second or ())]
 
 
 def _random_backbone() -> Path:
     """A random 12-layer BERT, 32 wide, with a head for masked words: made once, in a second."""
-    tokenizer = load_tokenizer(ROOT / "data" / "mini" / "backbone", 48)
+    tokenizer = load_tokenizer(BUILT_IN / "backbone", 48)
     folder = cache_dir() / "backbones" / f"random-12x32-mlm-{key(tokenizer.get_vocab())}"
     with teachers.locked(folder.name):
         if not (folder / "model.safetensors").is_file():
