@@ -18,8 +18,13 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification
 
-from xtclib import architectures, artefact, deployment, files, results
-from xtclib.techniques import LayerReduction, Quantize, Storage, apply_all
+from xtclib import files, records
+from xtclib.artefact import format
+from xtclib.costs import architectures
+from xtclib.deployment import runtimes
+from xtclib.techniques.pruning.depth import LayerReduction
+from xtclib.techniques.quantization.technique import Quantize, Storage
+from xtclib.techniques.registry import apply_all
 
 
 def random_models(name: str, layers: int):
@@ -29,7 +34,7 @@ def random_models(name: str, layers: int):
     if layers and layers != model.config.num_hidden_layers:
         model = LayerReduction(layers=layers).apply(model).eval()
     chosen = [Quantize(), Storage(pooler="int8-row", positions="int8-row")]
-    return model, artefact.finalize(apply_all(model, chosen), chosen).eval()
+    return model, format.finalize(apply_all(model, chosen), chosen).eval()
 
 
 def shapes(text: str) -> list[tuple[int, int]]:
@@ -52,16 +57,16 @@ def main() -> None:
     if bool(args.artefact) != bool(args.teacher):
         parser.error("--teacher and --artefact go together: two folders")
     if args.artefact:
-        packed, _ = artefact.load(args.artefact)
-        fp32, _ = artefact.load(args.teacher)
+        packed, _ = format.load(args.artefact)
+        fp32, _ = format.load(args.teacher)
         name = f"{Path(args.artefact).name}, {fp32.config.num_hidden_layers} layers"
     else:
         fp32, packed = random_models(args.model, args.layers)
         name = f"{args.model}, {fp32.config.num_hidden_layers} layers"
-    ready = deployment.runtimes(
-        fp32, packed, args.only.split(",") if args.only else deployment.RUNTIMES
+    ready = runtimes.runtimes(
+        fp32, packed, args.only.split(",") if args.only else runtimes.RUNTIMES
     )
-    rows = deployment.latencies(ready, args.shapes, fp32.config.vocab_size, args.repeats)
+    rows = runtimes.latencies(ready, args.shapes, fp32.config.vocab_size, args.repeats)
     schemes = packed.config.quantization_config.techniques
     print(f"{name}, {torch.get_num_threads()} threads, median of {args.repeats}")
     sizes = {r.name: r.bytes for r in ready}
@@ -75,7 +80,7 @@ def main() -> None:
         found = {
             "model": name, "student": schemes, "sizes": sizes, "rows": rows,
             "repeats": args.repeats,
-            **results.circumstances("onnxruntime"),
+            **records.circumstances("onnxruntime"),
         }  # fmt: skip
         files.write_json(args.out, found)
 

@@ -21,14 +21,15 @@ import numpy as np
 import torch
 from transformers import TrainingArguments
 
-from xtclib import results, teachers
+from xtclib import records, teachers
+from xtclib.distillation.objective import Objective
+from xtclib.distillation.terms import TERMS
 from xtclib.files import write_json
-from xtclib.glue import find_task
-from xtclib.matching import TERMS
-from xtclib.models import load_classifier
-from xtclib.objectives import Objective
-from xtclib.techniques import LayerReduction
-from xtclib.training import DistillationTrainer, bf16_is_fast
+from xtclib.tasks.glue import find_task
+from xtclib.teachers import load_classifier
+from xtclib.techniques.pruning.depth import LayerReduction
+from xtclib.training.device import bf16_is_fast
+from xtclib.training.trainer import DistillationTrainer
 
 sys.path.insert(0, str(Path(__file__).parent))
 from step_cost import in_turns, random_batch, stepper  # noqa: E402 - the same step as there
@@ -107,7 +108,7 @@ def main() -> None:
         about = {"batch": options.batch, "length": options.length, "bf16": bf16}
         write_json(
             options.out,
-            {**about, "repeats": options.repeats, "rows": rows, **results.circumstances()},
+            {**about, "repeats": options.repeats, "rows": rows, **records.circumstances()},
         )
 
 

@@ -18,8 +18,12 @@ import sys
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from xtclib import architectures, artefact, files, latency, recipes, results, techniques
-from xtclib.layers import PackedLinear
+from xtclib import files, records
+from xtclib.artefact import format
+from xtclib.costs import architectures, latency
+from xtclib.recipes import recipe
+from xtclib.techniques import registry
+from xtclib.techniques.quantization.packed import PackedLinear
 
 
 def shapes(text: str) -> list[tuple[int, int]]:
@@ -36,10 +40,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     config = architectures.config_of(args.model)
-    chosen = recipes.load(args.recipe).techniques
+    chosen = recipe.load(args.recipe).techniques
     model = AutoModelForSequenceClassification.from_config(config).eval()
-    fake = techniques.apply_all(copy.deepcopy(model), chosen).eval()
-    packed = artefact.finalize(copy.deepcopy(fake), chosen).eval()
+    fake = registry.apply_all(copy.deepcopy(model), chosen).eval()
+    packed = format.finalize(copy.deepcopy(fake), chosen).eval()
     floating = copy.deepcopy(packed)
     for module in floating.modules():
         if isinstance(module, PackedLinear):
@@ -50,7 +54,7 @@ def main() -> None:
         "packed, floating point": floating,
         "packed, int8": packed,
     }
-    trains = artefact.unpack(copy.deepcopy(packed))
+    trains = format.unpack(copy.deepcopy(packed))
     rows, all_same = [], True
     for batch, length in args.shapes:
         generator = torch.Generator().manual_seed(0)
@@ -76,7 +80,7 @@ def main() -> None:
     if args.out:
         about = {"model": args.model, "recipe": args.recipe, "repeats": args.repeats}
         files.write_json(
-            args.out, {**about, "same_bits": all_same, "rows": rows, **results.circumstances()}
+            args.out, {**about, "same_bits": all_same, "rows": rows, **records.circumstances()}
         )
     sys.exit(not all_same)
 

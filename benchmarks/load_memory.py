@@ -25,9 +25,13 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from xtclib import architectures, artefact, files, results
-from xtclib.layers import PackedLinear
-from xtclib.techniques import LayerReduction, Quantize, Storage, apply_all
+from xtclib import files, records
+from xtclib.artefact import format
+from xtclib.costs import architectures
+from xtclib.techniques.pruning.depth import LayerReduction
+from xtclib.techniques.quantization.packed import PackedLinear
+from xtclib.techniques.quantization.technique import Quantize, Storage
+from xtclib.techniques.registry import apply_all
 
 
 def status(key: str) -> float:
@@ -72,11 +76,11 @@ def make(folder: Path, config: BertConfig, layers: int) -> dict[str, float]:
     chosen = [Quantize(), Storage(pooler="int8-row", positions="int8-row")]
     if layers < config.num_hidden_layers:
         chosen.insert(0, LayerReduction(layers=layers))
-    packed = artefact.finalize(apply_all(model, chosen), chosen)
+    packed = format.finalize(apply_all(model, chosen), chosen)
     start = time.perf_counter()
     packed.save_pretrained(folder)
     seconds = time.perf_counter() - start
-    return {"saving": seconds, "file": (folder / artefact.WEIGHTS).stat().st_size / 1e6}
+    return {"saving": seconds, "file": (folder / format.WEIGHTS).stat().st_size / 1e6}
 
 
 def main() -> None:
@@ -112,7 +116,7 @@ def main() -> None:
             "model": f"bert-base, {args.layers} layers", "student": "1 bit",
             "megabytes and seconds": {key: round(value, 3) for key, value in found.items()},
             "repeats": args.repeats,
-            **results.circumstances(),
+            **records.circumstances(),
         }  # fmt: skip
         files.write_json(args.out, about)
 

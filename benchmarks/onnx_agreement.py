@@ -20,7 +20,11 @@ from pathlib import Path
 import torch
 import transformers
 
-from xtclib import artefact, deployment, evaluation, files, metrics, onnx_export, results, study
+from xtclib import files, records
+from xtclib.artefact import format
+from xtclib.deployment import onnx, runtimes
+from xtclib.study import compress
+from xtclib.tasks import evaluation, metrics
 
 
 def main() -> None:
@@ -34,29 +38,29 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     found = []
     for name in args.recipes.split(","):
-        run = study.compress(
+        run = compress.compress(
             name, args.task, "minilm", args.budget, 0, args.glue_dir, progress=False
         )
         found += compare(name, run)
     if args.out:
         about = {
             "task": args.task, "budget": args.budget, "seed": 0, "rows": found,
-            **results.circumstances("onnxruntime"),
+            **records.circumstances("onnxruntime"),
         }  # fmt: skip
         files.write_json(args.out, about)
 
 
-def compare(name: str, run: study.Run) -> list[dict]:
+def compare(name: str, run: compress.Run) -> list[dict]:
     """Rows of one student: what runs, against what, metric, agreement."""
     ((split_name, split),) = run.data.evaluation.items()
     trained = run.student
-    tensor = artefact.with_activations(trained, onnx_export.DYNAMIC)
+    tensor = format.with_activations(trained, onnx.DYNAMIC)
     with tempfile.TemporaryDirectory() as folder:
         onnx_files = {
-            chosen: onnx_export.OnnxModel(
-                onnx_export.export_onnx(trained, Path(folder, f"{chosen}.onnx"), chosen)
+            chosen: runtimes.OnnxModel(
+                onnx.export_onnx(trained, Path(folder, f"{chosen}.onnx"), chosen)
             )
-            for chosen in onnx_export.ACTIVATIONS
+            for chosen in onnx.ACTIVATIONS
         }
 
     def predict(model, batch: int = 64):
@@ -91,7 +95,7 @@ def compare(name: str, run: study.Run) -> list[dict]:
         decided = evaluation.decide(run.data.task, logits)
         score = metrics.score(run.data.task, decided, split.labels)
         row = {"recipe": name, "what": what, "against": against, "metrics": score,
-               **deployment.agreement(wanted, logits)}  # fmt: skip
+               **runtimes.agreement(wanted, logits)}  # fmt: skip
         rows.append(row)
         shown = ", ".join(f"{k} {v:.2f}" for k, v in score.items())
         print(f"{what:<36}{shown:<18}{row['labels']:>7.2f} % of labels as {against:<24}"

@@ -20,9 +20,11 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification
 
-from xtclib import architectures, artefact, breakdown, latency, ledger, results
+from xtclib import records
+from xtclib.artefact import format, ledger
+from xtclib.costs import architectures, breakdown, latency
 from xtclib.files import write_json
-from xtclib.techniques import PruneHeads, PruneNeurons, PruneWidth, Sparsify, apply_all
+from xtclib.techniques.registry import PruneHeads, PruneNeurons, PruneWidth, Sparsify, apply_all
 
 CUTS = {
     "nothing removed": [],
@@ -50,7 +52,7 @@ def main() -> None:
     model = AutoModelForSequenceClassification.from_config(architectures.config_of(args.model))
     models, encoder, files, operations = {}, {}, {}, {}
     for name, cuts in CUTS.items():
-        models[name] = artefact.finalize(apply_all(copy.deepcopy(model.eval()), cuts), cuts).eval()
+        models[name] = format.finalize(apply_all(copy.deepcopy(model.eval()), cuts), cuts).eval()
         if cuts:
             with tempfile.TemporaryDirectory() as folder:
                 models[name].save_pretrained(Path(folder))
@@ -87,7 +89,7 @@ def main() -> None:
         about = {"model": args.model, "batch": args.batch, "length": args.length}
         write_json(
             args.out,
-            {**about, "repeats": args.repeats, "rows": rows, **results.circumstances()},
+            {**about, "repeats": args.repeats, "rows": rows, **records.circumstances()},
         )
 
 

@@ -20,10 +20,12 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainingArguments
 
-from xtclib import recipes, teachers
-from xtclib.glue import find_task
-from xtclib.models import load_classifier
-from xtclib.training import DistillationTrainer, bf16_is_fast
+from xtclib import teachers
+from xtclib.recipes import recipe
+from xtclib.tasks.glue import find_task
+from xtclib.teachers import load_classifier
+from xtclib.training.device import bf16_is_fast
+from xtclib.training.trainer import DistillationTrainer
 
 
 def stepper(trainer: Trainer, batch: dict):
@@ -84,7 +86,7 @@ def main() -> None:
         ours = TrainingArguments(output_dir=folder, **common)
         steps = {"fine-tuning": stepper(Trainer(copy.deepcopy(model), plain), batch)}
         for name in options.recipes:
-            stage = recipes.load(name).stages[-1]
+            stage = recipe.load(name).stages[-1]
             student = copy.deepcopy(model)
             for technique in stage.techniques:
                 student = technique.apply(student)

@@ -17,8 +17,13 @@ from pathlib import Path
 
 import transformers
 
-from xtclib import artefact, deployment, evaluation, files, metrics, recipes, results, study
-from xtclib.techniques import Storage
+from xtclib import files, records
+from xtclib.artefact import format
+from xtclib.deployment import runtimes
+from xtclib.recipes import recipe
+from xtclib.study import compress
+from xtclib.tasks import evaluation, metrics
+from xtclib.techniques.quantization.technique import Storage
 
 CHOICES = {
     "as trained, fp16": {},
@@ -49,24 +54,24 @@ def main() -> None:
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    run = study.compress(
+    run = compress.compress(
         args.recipe, args.task, "minilm", args.budget, 0, args.glue_dir, progress=False
     )
-    techniques = recipes.load(args.recipe).techniques
+    techniques = recipe.load(args.recipe).techniques
     ((name, split),) = run.data.evaluation.items()
     rows, base = [], None
     print(f"\n{args.recipe}, {args.task} {name}, {len(split.labels)} rows")
     for what, values in CHOICES.items():
         storage = Storage(**values)
-        model = artefact.finalize(storage.apply(copy.deepcopy(run.student)), [*techniques, storage])
+        model = format.finalize(storage.apply(copy.deepcopy(run.student)), [*techniques, storage])
         logits = evaluation.predict(model, run.tokenizer, split)
         base = logits if base is None else base
         score = metrics.score(run.data.task, evaluation.decide(run.data.task, logits), split.labels)
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
-            size = (Path(folder) / artefact.WEIGHTS).stat().st_size
+            size = (Path(folder) / format.WEIGHTS).stat().st_size
         row = {"what": what, "storage": values, "bytes": size, "metrics": score,
-               **deployment.agreement(base, logits)}  # fmt: skip
+               **runtimes.agreement(base, logits)}  # fmt: skip
         rows.append(row)
         print(f"{what:<50}{size / 1e6:>7.2f} MB{score['score']:>8.2f}{row['labels']:>8.2f} % of "
               f"labels stay, logits move by {row['median']:.1e}")  # fmt: skip
@@ -74,7 +79,7 @@ def main() -> None:
         about = {
             "recipe": args.recipe, "task": args.task, "budget": args.budget, "seed": 0,
             "rows": rows,
-            **results.circumstances(),
+            **records.circumstances(),
         }  # fmt: skip
         files.write_json(args.out, about)
 

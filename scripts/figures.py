@@ -15,19 +15,17 @@ from pathlib import Path
 import plotly.io as pio
 import torch
 
-from xtclib import (
-    cost_plots,
-    deployment,
-    deployment_plots,
-    distillation,
-    distillation_plots,
-    plots,
-    pruning_plots,
-    recipes,
-)
-from xtclib.breakdown import break_down, sweep
-from xtclib.results import RESULTS, Record, common, records
-from xtclib.settings import ROOT
+from xtclib.cache import ROOT
+from xtclib.costs.breakdown import break_down, sweep
+from xtclib.deployment import runtimes
+from xtclib.distillation import losses
+from xtclib.figures import costs
+from xtclib.figures import deployment as deployment_plots
+from xtclib.figures import distillation as distillation_plots
+from xtclib.figures import pruning as pruning_plots
+from xtclib.figures import records as plots
+from xtclib.recipes import recipe as recipes
+from xtclib.records import RESULTS, Record, common, records
 
 WIDTH = 700
 CORE = ("xtc-", "cut-", "finetune-")  # shaped ones that stand beside the quantized too
@@ -88,18 +86,18 @@ def gallery(results: Path) -> dict:
     figures = {
         "quantization": plots.quantization_curve(weights, ["binary", "ternary", "int4"]),
         "error-by-bits": plots.error_by_bits(weights),
-        "layer-map": plots.layer_map(6, 12, distillation.layer_map(6, 12)),
+        "layer-map": plots.layer_map(6, 12, losses.layer_map(6, 12)),
         "losses-compared": distillation_plots.what_is_matched(systems(), 6, 12),
-        "breakdown": cost_plots.shares(break_down("bert-base")),
-        "lengths": cost_plots.over_lengths(
+        "breakdown": costs.shares(break_down("bert-base")),
+        "lengths": costs.over_lengths(
             sweep("bert-base", [16, 64, 128, 256, 512, 1024, 2048, 3072, 4096])
         ),
-        "glue-against-size": cost_plots.glue_against_size(),
-        "glue-against-gflops": cost_plots.glue_against_gflops(),
+        "glue-against-size": costs.glue_against_size(),
+        "glue-against-gflops": costs.glue_against_gflops(),
     }
     path = results / "deployment" / "bert-base.json"
     if path.is_file():
-        found = deployment.read_measured(path)
+        found = runtimes.read_measured(path)
         rows = [r for r in found["rows"] if (r["batch"], r["length"]) == (1, 128)]
         figures["deployment"] = deployment_plots.size_and_speed(rows, found["sizes"])
         figures["deployment-speed"] = deployment_plots.speed(found["rows"])

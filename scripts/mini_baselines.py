@@ -16,7 +16,9 @@ import numpy as np
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from xtclib import evaluation, files, glue, metrics, settings
+from xtclib import cache, files
+from xtclib.study import profiles
+from xtclib.tasks import evaluation, glue, metrics
 
 COLUMNS = ("majority", "bag_of_words", "teacher")
 
@@ -66,7 +68,7 @@ def bag_of_words(data: glue.TaskData) -> dict[str, dict[str, float]]:
 
 def teacher(name: str, data: glue.TaskData) -> dict[str, dict]:
     """The mini profile's own teacher, fine-tuned on first use: scores per split, and its budget."""
-    found = settings.teacher_for(name, "mini", data)
+    found = profiles.teacher_for(name, "mini", data)
     budget = found.made_from["budget"]
     spent = {"steps": budget["steps"], "learning_rate": budget["learning_rate"], "seed": 0}
     scores = evaluation.evaluate(found.model, found.tokenizer, data, budget["max_length"])
@@ -109,7 +111,7 @@ def main() -> None:
     """Measure the chosen tasks, print each, and update baselines.json and the README's table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tasks", nargs="*", default=list(glue.TASKS))
-    parser.add_argument("--root", type=Path, default=settings.ROOT / "data" / "mini")
+    parser.add_argument("--root", type=Path, default=cache.ROOT / "data" / "mini")
     args = parser.parse_args()
     path, readme = args.root / "baselines.json", args.root / "README.md"
     rows = json.loads(path.read_text()) if path.exists() else {}

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from mini import tasks
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
-from xtclib import mini, mlm
+from xtclib.training import mlm
 
 # Words first, then what they say of each other: the last two stages always guess the label words.
-EVENLY = {name: 1.0 for name in mini.TASKS}
+EVENLY = {name: 1.0 for name in tasks.TASKS}
 SST2_FIRST = {"sst2": 5, "mnli": 3, "cola": 0.5} | {
     name: 1.5 for name in ("mrpc", "qqp", "stsb", "qnli", "rte")
 }
@@ -56,7 +57,7 @@ def build_tokenizer() -> BertTokenizer:
     """Whole words of the grammar, then characters and pieces, so that any English is covered."""
     characters = string.ascii_lowercase + string.digits
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.punctuation]
-    tokens += [*mini.vocabulary(), *characters, *(f"##{piece}" for piece in characters)]
+    tokens += [*tasks.vocabulary(), *characters, *(f"##{piece}" for piece in characters)]
     tokens += [f"##{piece}" for piece in PIECES]
     return BertTokenizer(
         vocab={token: i for i, token in enumerate(dict.fromkeys(tokens))}, model_max_length=64
@@ -99,7 +100,7 @@ def grow(model: BertForMaskedLM, layers: int) -> BertForMaskedLM:
 def label_words(tokenizer: BertTokenizer) -> list[int]:
     """Ids of the words that differ between the label sentences of a task."""
     words = set()
-    for task in mini.TASKS.values():
+    for task in tasks.TASKS.values():
         tails = [set(tokenizer.tokenize(tail)) for tail in task.tail.values()]
         words |= set().union(*tails) - set.intersection(*tails) if tails else set()
     return tokenizer.convert_tokens_to_ids(sorted(words))
@@ -129,8 +130,8 @@ def main() -> None:
     torch.manual_seed(args.seed)
     start = time.perf_counter()
 
-    mini.generate(args.out, args.seed)
-    avoid = mini.dev_texts(args.seed)
+    tasks.generate(args.out, args.seed)
+    avoid = tasks.dev_texts(args.seed)
     tokenizer = build_tokenizer()
     model = BertForMaskedLM(
         BertConfig(
@@ -149,7 +150,7 @@ def main() -> None:
     stages, words = [], label_words(tokenizer)
     for number, stage in enumerate(STAGES):
         model = grow(model, stage.layers)
-        stream = mini.documents(args.seed + number, avoid, stage.agreeing, stage.shares)
+        stream = tasks.documents(args.seed + number, avoid, stage.agreeing, stage.shares)
         steps = max(1, int(stage.steps * args.scale))
         losses = mlm.pretrain(
             model,

@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from xtclib import deployment, recipes, results
+from xtclib import records as results
+from xtclib.deployment import runtimes
 from xtclib.files import write_text
+from xtclib.recipes import recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- results -->", "<!-- /results -->"
@@ -52,7 +54,7 @@ def table(records: list[results.Record]) -> str:
     order = sorted(groups.items(), key=lambda item: (-item[1][0].bytes, item[0]))
     for (name, budget), group in order:
         one = group[0]
-        trains = recipes.load(name).trains
+        trains = recipe.load(name).trains
         times = [
             r.latency["milliseconds"]["student"]["median"]
             / r.latency["milliseconds"]["teacher"]["median"]
@@ -87,7 +89,7 @@ def section() -> str:
             low = mean(m["score"] for m in chosen[0].majority.values())
             parts.append(f"{NAMES.get(task, task)} (majority class {low:.1f}):\n")
             for wanted, heading in FAMILIES.items():
-                some = [r for r in chosen if recipes.load(r.recipe).family == wanted]
+                some = [r for r in chosen if recipe.load(r.recipe).family == wanted]
                 parts += [f"{heading}\n", table(some) + "\n"] if some else []
         parts += ["</details>\n"] if profile == "mini" else []
     parts.append(
@@ -101,7 +103,7 @@ def section() -> str:
 
 
 def _benchmark(name: str) -> dict:
-    return deployment.read_measured(ROOT / "data" / "results" / "deployment" / f"{name}.json")
+    return runtimes.read_measured(ROOT / "data" / "results" / "deployment" / f"{name}.json")
 
 
 def pruned() -> str:

@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from xtclib.glue import TASKS, Split, TaskData
+from xtclib.tasks.glue import TASKS, Split, TaskData
 
 torch.set_num_threads(1)
 # A busy machine is slow at drawing examples, which says nothing about the code.

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from xtclib import attention
-from xtclib.quantizers import Scheme
+from xtclib.techniques.quantization import technique
+from xtclib.techniques.quantization.quantizers import Scheme
 
 
 def eager(model):
@@ -53,7 +54,7 @@ def test_scores_carry_gradients(bert, batch):
 def test_padding_is_not_attended(bert, batch, quantized):
     attention.use(bert)
     if quantized:
-        attention.quantize_attention_(bert, Scheme.parse("int8-token"))
+        technique.quantize_attention_(bert, Scheme.parse("int8-token"))
     other = dict(batch, input_ids=batch["input_ids"].clone())
     other["input_ids"][batch["attention_mask"] == 0] = 77
     a, b = (bert(**x, output_hidden_states=True).hidden_states for x in (batch, other))
@@ -88,7 +89,7 @@ def test_quantized_products_by_hand(bert):
 
 def test_marking_quantizes_every_layer(bert):
     scheme = Scheme.parse("int8-tensor")
-    attention.quantize_attention_(bert, scheme)
+    technique.quantize_attention_(bert, scheme)
     marked = [layer.attention.self.attention_scheme for layer in bert.bert.encoder.layer]
     assert marked == [scheme] * 4 and bert.config._attn_implementation == "xtc"
 
@@ -96,7 +97,7 @@ def test_marking_quantizes_every_layer(bert):
 def test_a_model_without_attention_is_refused(bert):
     bert.bert.encoder.layer = nn.ModuleList([nn.Linear(2, 2)])
     with pytest.raises(ValueError, match="has no BERT-like self-attention whose products"):
-        attention.quantize_attention_(bert, Scheme.parse("int8-tensor"))
+        technique.quantize_attention_(bert, Scheme.parse("int8-tensor"))
 
 
 def test_which_attention_trains_faster(bert):

@@ -4,10 +4,13 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from xtclib import artefact, cli, recipes, study, teachers
-from xtclib.results import Record
-from xtclib.settings import ROOT
-from xtclib.techniques import Quantize
+from xtclib import cli, teachers
+from xtclib.artefact import format
+from xtclib.cache import ROOT
+from xtclib.recipes import recipe
+from xtclib.records import Record
+from xtclib.study import sweep
+from xtclib.techniques.quantization.technique import Quantize
 
 BACKBONE = ROOT / "data" / "mini" / "backbone" / "tokenizer.json"
 
@@ -32,9 +35,9 @@ def xtc(monkeypatch, capsys):
 def test_recipes_are_all_listed(xtc):
     code, out, _ = xtc("recipes")
     assert code == 0
-    for name in recipes.names():
+    for name in recipe.names():
         assert any(line.startswith(f"{name} ") for line in out.splitlines()), name
-        assert recipes.load(name).summary in out
+        assert recipe.load(name).summary in out
 
 
 @pytest.mark.parametrize(
@@ -100,7 +103,7 @@ def test_unknown_commands_and_options_exit_2():
 
 
 def test_missing_results_are_listed_and_not_run(xtc, tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "compress", lambda *a, **k: pytest.fail("something was run"))
+    monkeypatch.setattr(sweep, "compress", lambda *a, **k: pytest.fail("something was run"))
     plan = tmp_path / "plan.yaml"
     plan.write_text(
         "sweeps:\n- {profile: smoke, tasks: [sst2], recipe_names: [xtc-1bit, cut-half]}\n"
@@ -116,7 +119,7 @@ def test_missing_results_are_listed_and_not_run(xtc, tmp_path, monkeypatch):
 
 def test_built_in_profiles_of_a_plan_read_their_own_tasks(xtc, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(study, "sweep", lambda **entry: asked.append(entry["glue_dir"]))
+    monkeypatch.setattr(sweep, "sweep", lambda **entry: asked.append(entry["glue_dir"]))
     monkeypatch.setenv("XTC_GLUE_DIR", str(tmp_path))
     plan = tmp_path / "plan.yaml"
     plan.write_text(
@@ -142,7 +145,7 @@ def test_compress_then_evaluate(xtc, tmp_path):
     assert code == 0, err
     record = Record.read(tmp_path / "r" / "smoke" / "sst2" / "ptq-8bit-A-s0.json")
     assert "above the minimum of its widths" in text  # the ledger
-    assert record.table() in text and record.bytes == (out / artefact.WEIGHTS).stat().st_size
+    assert record.table() in text and record.bytes == (out / format.WEIGHTS).stat().st_size
     code, text, err = xtc("evaluate", out, "--profile", "smoke")
     assert code == 0, err
     shown = text[text.index("{") : text.rindex("}") + 1]
@@ -154,8 +157,8 @@ def test_compress_then_evaluate(xtc, tmp_path):
 
 def test_evaluating_a_damaged_artefact_is_one_line(xtc, bert, tokenizer, tmp_path):
     item = Quantize()
-    model = artefact.finalize(item.apply(bert), [item])
-    path = artefact.save(model, tokenizer, tmp_path / "a") / artefact.WEIGHTS
+    model = format.finalize(item.apply(bert), [item])
+    path = format.save(model, tokenizer, tmp_path / "a") / format.WEIGHTS
     path.write_bytes(path.read_bytes()[:-9])
     code, _, err = xtc("evaluate", tmp_path / "a", "--profile", "smoke")
     assert code == 2 and "truncated" in err
@@ -166,8 +169,8 @@ def test_export_then_evaluate_the_onnx_file(xtc, make_bert, tmp_path):
     tokenizer = teachers.load_tokenizer(BACKBONE.parent, 48)
     model = make_bert(1)
     model.resize_token_embeddings(len(tokenizer))
-    model = artefact.finalize(Quantize(activations="uint8").apply(model), [Quantize()])
-    folder = artefact.save(model, tokenizer, tmp_path / "a")
+    model = format.finalize(Quantize(activations="uint8").apply(model), [Quantize()])
+    folder = format.save(model, tokenizer, tmp_path / "a")
     code, out, err = xtc("export", folder)
     assert code == 0 and f"onnx     {folder / 'model.onnx'} (" in out, err
     scores = []
@@ -190,7 +193,7 @@ def test_export_then_evaluate_the_onnx_file(xtc, make_bert, tmp_path):
     code, _, err = xtc(*far, "--tokenizer", folder)
     assert code == 0, err
     model.config.id2label = {0: "positive", 1: "negative"}
-    artefact.save(model, tokenizer, folder, replace=True)
+    format.save(model, tokenizer, folder, replace=True)
     code, _, err = xtc("evaluate", folder, "--profile", "smoke")
     assert code == 2 and "orders its labels ['positive', 'negative'], but" in err
     code, _, err = xtc("evaluate", folder / "none.onnx")
@@ -199,7 +202,7 @@ def test_export_then_evaluate_the_onnx_file(xtc, make_bert, tmp_path):
 
 def test_ledger_prints_every_tensor(xtc, bert, tokenizer, tmp_path):
     item = Quantize()
-    folder = artefact.save(artefact.finalize(item.apply(bert), [item]), tokenizer, tmp_path / "a")
+    folder = format.save(format.finalize(item.apply(bert), [item]), tokenizer, tmp_path / "a")
     code, out, err = xtc("ledger", folder, "--rows", "2")
     assert code == 0 and "above the minimum of its widths" in out, err
     assert out.splitlines()[1].startswith("bert.embeddings.position_embeddings.weight")

@@ -7,9 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from xtclib.artefact import digest
-from xtclib.packing import decode, encode, pack_sparse, packed_length, unpack_sparse
-from xtclib.quantizers import Scheme
+from xtclib.artefact.format import digest
+from xtclib.techniques.quantization.packing import (
+    decode,
+    encode,
+    pack_sparse,
+    packed_length,
+    unpack_sparse,
+)
+from xtclib.techniques.quantization.quantizers import Scheme
 
 TEXT = (Path(__file__).resolve().parent.parent / "FORMAT.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| (\w+) \| ([\d.]+) \| ([-\d ]+) \| ((?:[0-9a-f]{2} ?)+) \|$", re.M)

@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from xtclib import teachers
-from xtclib.glue import TASKS
-from xtclib.recipes import Budget
+from xtclib import cache, teachers
+from xtclib.tasks.glue import TASKS
+from xtclib.training.budget import Budget
 
 BUDGET = Budget(steps=2, batch_size=8, max_length=16)
 
@@ -128,14 +128,14 @@ def test_a_tokenizer_forgets_stored_padding_and_truncation(tokenizer, tmp_path):
 
 
 def test_the_cache_is_where_the_environment_says(own_cache, monkeypatch):
-    assert teachers.cache_dir() == own_cache
+    assert cache.cache_dir() == own_cache
     monkeypatch.delenv("XTC_CACHE")
-    assert teachers.cache_dir().parts[-2:] == (".cache", "xtclib")
+    assert cache.cache_dir().parts[-2:] == (".cache", "xtclib")
 
 
 def test_keys_depend_on_every_part_and_not_on_order_in_dicts():
-    assert teachers.key({"a": 1, "b": 2}) == teachers.key({"b": 2, "a": 1})
-    assert len({teachers.key("ab"), teachers.key("a", "b"), teachers.key("b", "a")}) == 3
+    assert cache.key({"a": 1, "b": 2}) == cache.key({"b": 2, "a": 1})
+    assert len({cache.key("ab"), cache.key("a", "b"), cache.key("b", "a")}) == 3
 
 
 @pytest.fixture

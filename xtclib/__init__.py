@@ -1,4 +1,4 @@
-"""BERT compression: quantization, layer reduction and distillation, with files that are small.
+"""BERT compression: quantization, pruning, distillation and more, with files that are small.
 
 ``import xtclib`` registers the artefact format with ``transformers``; names load when first used.
 """
@@ -6,93 +6,33 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
+from importlib.metadata import version
 
-__version__ = "0.1.0"
+__version__ = version("xtclib")
 
 _WHERE = {
-    "compress": "study",
-    "profiles": "settings",
-    "Record": "results",
-    "records": "results",
-    "fake_quantize": "quantizers",
-    "quantize": "quantizers",
-    "Scheme": "quantizers",
-    "LayerReduction": "techniques",
-    "PruneHeads": "techniques",
-    "PruneNeurons": "techniques",
-    "PruneVocabulary": "techniques",
-    "PruneWidth": "techniques",
-    "Sparsify": "techniques",
-    "Quantize": "techniques",
-    "Compact": "techniques",
-    "Budget": "recipes",
-    "Objective": "objectives",
-    "Match": "matching",
-    "Recipe": "recipes",
-    "Stage": "recipes",
+    "compress": "study.compress",
+    "profiles": "study.profiles",
+    "Record": "records",
+    "fake_quantize": "techniques.quantization.quantizers",
+    "quantize": "techniques.quantization.quantizers",
+    "Scheme": "techniques.quantization.quantizers",
+    "LayerReduction": "techniques.registry",
+    "PruneHeads": "techniques.registry",
+    "PruneNeurons": "techniques.registry",
+    "PruneVocabulary": "techniques.registry",
+    "PruneWidth": "techniques.registry",
+    "Sparsify": "techniques.registry",
+    "Quantize": "techniques.registry",
+    "Compact": "techniques.registry",
+    "Budget": "training.budget",
+    "Objective": "distillation.objective",
+    "Match": "distillation.terms",
+    "Recipe": "recipes.recipe",
+    "Stage": "recipes.recipe",
 }
-_MODULES = {
-    "architectures",
-    "artefact",
-    "attention",
-    "augmentation",
-    "batches",
-    "breakdown",
-    "cost_plots",
-    "costs",
-    "deployment",
-    "deployment_plots",
-    "distillation",
-    "distillation_plots",
-    "dualtrain",
-    "english",
-    "evaluation",
-    "files",
-    "first_principles",
-    "glue",
-    "grammar",
-    "integrity",
-    "interface",
-    "latency",
-    "layers",
-    "learned",
-    "ledger",
-    "masked",
-    "matching",
-    "metrics",
-    "mini",
-    "mlm",
-    "models",
-    "objectives",
-    "onnx_export",
-    "onnx_graph",
-    "packing",
-    "plot_style",
-    "plots",
-    "pruning",
-    "pruning_plots",
-    "published",
-    "quantizers",
-    "recipes",
-    "results",
-    "sensitivity",
-    "stages",
-    "settings",
-    "shallow",
-    "sparsify",
-    "sparsity",
-    "splitting",
-    "structure",
-    "students",
-    "study",
-    "teachers",
-    "techniques",
-    "tensor_plots",
-    "theseus",
-    "training",
-    "vocabulary",
-    "widgets",
-}
+_MODULES = {found.name for found in pkgutil.iter_modules(__path__)}
 __all__ = sorted(_MODULES | set(_WHERE))
 
 
@@ -108,4 +48,4 @@ def __dir__() -> list[str]:
     return __all__
 
 
-from xtclib import artefact as _artefact  # noqa: E402,F401 - registers the format
+from xtclib.artefact import format as _format  # noqa: E402,F401 - registers it

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
-from xtclib.quantizers import Scheme, fake_quantize
+from xtclib.techniques.quantization.quantizers import Scheme, fake_quantize
 
 NAME = "xtc"
 
@@ -68,16 +68,3 @@ def trains_faster(model: PreTrainedModel, bf16: bool) -> bool:
     in fp32 it is the faster one (``benchmarks/attention.py``).
     """
     return bf16 and model.device.type == "cpu" and model.config._attn_implementation == "sdpa"
-
-
-def quantize_attention_(model: PreTrainedModel, scheme: Scheme) -> None:
-    """Marks every self-attention of a model to quantize the operands of its two products."""
-    use(model)
-    marked = [m for m in model.modules() if hasattr(m, "query") and hasattr(m, "scaling")]
-    if not marked:
-        raise ValueError(
-            f"{type(model).__name__} has no BERT-like self-attention whose products could be "
-            "quantized; leave out `attention`"
-        )
-    for module in marked:
-        module.attention_scheme = scheme

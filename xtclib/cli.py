@@ -35,8 +35,8 @@ def compress(
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
 ) -> None:
     """Compress a teacher by a recipe, measure it, and save the artefact."""
-    from xtclib import ledger as ledgers
-    from xtclib import study
+    from xtclib.artefact import ledger as ledgers
+    from xtclib.study import compress as study
 
     run = study.compress(
         recipe, task, profile, budget, seed, glue_dir, teacher, out, progress=not quiet
@@ -61,14 +61,17 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a saved model on a task and print its metrics and size."""
-    from xtclib import artefact, evaluation, settings, teachers
+    from xtclib import teachers
+    from xtclib.artefact import format
+    from xtclib.study import profiles
+    from xtclib.tasks import evaluation
 
-    data = settings.data_for(task, profile, glue_dir)
-    file = folder / artefact.WEIGHTS
+    data = profiles.data_for(task, profile, glue_dir)
+    file = folder / format.WEIGHTS
     if folder.suffix == ".onnx":
-        from xtclib import onnx_export
+        from xtclib.deployment import runtimes
 
-        model, file = onnx_export.OnnxModel(folder), folder
+        model, file = runtimes.OnnxModel(folder), folder
         where = tokenizer or folder.parent
         if not (where / "tokenizer.json").is_file():
             raise FileNotFoundError(
@@ -76,10 +79,10 @@ def evaluate(
             )
         words, labels = teachers.load_tokenizer(where, model.max_length), model.labels
     else:
-        model, words = artefact.load(folder)
+        model, words = format.load(folder)
         labels = list(model.config.id2label.values())
     teachers.check_labels(folder, labels, data.task)
-    length = settings.profile(profile).teacher.max_length
+    length = profiles.profile(profile).teacher.max_length
     typer.echo(f"data     {data.source}")
     typer.echo(json.dumps(evaluation.evaluate(model, words, data, length), indent=2))
     typer.echo(f"file     {file.stat().st_size / 1e6:.2f} MB")
@@ -96,10 +99,11 @@ def export(
     ] = "dynamic",
 ) -> None:
     """Write an artefact as one ONNX file, still packed, for stock ONNX Runtime."""
-    from xtclib import artefact, onnx_export
+    from xtclib.artefact import format
+    from xtclib.deployment import onnx
 
-    model, _ = artefact.load(folder)
-    path = onnx_export.export_onnx(model, out or folder / "model.onnx", activations)
+    model, _ = format.load(folder)
+    path = onnx.export_onnx(model, out or folder / "model.onnx", activations)
     typer.echo(f"onnx     {path} ({path.stat().st_size / 1e6:.2f} MB, activations {activations})")
 
 
@@ -109,7 +113,7 @@ def ledger(
     rows: Annotated[int, typer.Option(min=0, help="How many tensors to list.")] = 12,
 ) -> None:
     """Show what every tensor of a file costs, and how close the file is to its minimum."""
-    from xtclib import ledger as ledgers
+    from xtclib.artefact import ledger as ledgers
 
     typer.echo(ledgers.table(ledgers.byte_ledger(folder), rows))
 
@@ -129,7 +133,10 @@ def pretrain(
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
 ) -> None:
     """Go on pre-training by masked language modelling: the `mlm` task, on any text."""
-    from xtclib import files, glue, mlm, settings, teachers, training
+    from xtclib import cache, files, teachers
+    from xtclib.study import profiles
+    from xtclib.tasks import glue
+    from xtclib.training import device, mlm
 
     for name, value, least in (
         ("--steps", steps, 1), ("--batch", batch, 1), ("--max-length", max_length, 3)
@@ -140,10 +147,10 @@ def pretrain(
         raise ValueError(f"--learning-rate must be positive, received {learning_rate}")
     if out is not None:
         files.check_new_folder(out)
-    source = text or settings.ROOT / "data" / "mini" / "corpus.txt"
+    source = text or cache.ROOT / "data" / "mini" / "corpus.txt"
     train, held_out = mlm.split_texts(glue.unlabelled(source), seed=seed)
     typer.echo(f"data     {source.name}: {len(train)} documents, {len(held_out)} kept apart")
-    path = settings.backbone_for("mini") if model == "mini" else model
+    path = profiles.backbone_for("mini") if model == "mini" else model
     student = mlm.load_masked_lm(path, seed)
     tokenizer = teachers.load_tokenizer(path, max_length)
 
@@ -157,7 +164,7 @@ def pretrain(
     show("before")
     mlm.pretrain(
         student, tokenizer, train, steps, batch, learning_rate, seed=seed, max_length=max_length,
-        bf16=training.bf16_is_fast(), progress=not quiet,
+        bf16=device.bf16_is_fast(), progress=not quiet,
     )  # fmt: skip
     show("after")
     if out is not None:
@@ -191,8 +198,8 @@ def breakdown(
     listed: Annotated[bool, typer.Option("--list", help="List the built-in names.")] = False,
 ) -> None:
     """Show where a model's parameters, bytes, operations and milliseconds are."""
-    from xtclib import architectures
-    from xtclib import breakdown as costs
+    from xtclib.costs import architectures
+    from xtclib.costs import breakdown as costs
 
     if listed or not model:
         for known in architectures.ARCHITECTURES.values():
@@ -207,7 +214,7 @@ def breakdown(
         found = costs.deformer(model, length, int(question), int(lower), not uncached)
     typer.echo(found.table(by, bits, counting))
     if latency:
-        from xtclib import latency as timing
+        from xtclib.costs import latency as timing
 
         typer.echo("\n" + timing.of_components(model, batch, length, extend=extend).table(by))
 
@@ -215,7 +222,7 @@ def breakdown(
 @app.command()
 def recipes() -> None:
     """List the recipes."""
-    from xtclib import recipes as book
+    from xtclib.recipes import recipe as book
 
     for name in book.names():
         recipe = book.load(name)
@@ -240,18 +247,19 @@ def results(
     """
     import yaml
 
-    from xtclib import settings, study
+    from xtclib import cache
+    from xtclib.study import profiles, sweep
 
     entries = yaml.safe_load(plan.read_text(encoding="utf-8"))["sweeps"]
     entries = [e for e in entries if profile is None or e["profile"] == profile]
     for entry in entries:
-        built_in = settings.profile(entry["profile"]).data == "mini"
-        entry |= {"folder": plan.parent, "glue_dir": settings.BUILT_IN if built_in else glue_dir}
+        built_in = profiles.profile(entry["profile"]).data == "mini"
+        entry |= {"folder": plan.parent, "glue_dir": cache.BUILT_IN if built_in else glue_dir}
     if not missing:
         for entry in entries:
-            study.sweep(**entry, progress=not quiet)
+            sweep.sweep(**entry, progress=not quiet)
         return
-    runs = {f"{e['profile']} · {run}": run for e in entries for run in study.planned(**e)}
+    runs = {f"{e['profile']} · {run}": run for e in entries for run in sweep.planned(**e)}
     wanted = [name for name, run in runs.items() if run.record is None]
     typer.echo("\n".join([*wanted, f"{len(wanted)} of {len(runs)} runs are missing"]))
 

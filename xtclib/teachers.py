@@ -2,59 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import importlib.util
-import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from xtclib.evaluation import decide, predict
+from xtclib.cache import cache_dir, key, locked
+from xtclib.distillation.objective import Objective
 from xtclib.files import sha256, staged_folder, write_json
-from xtclib.glue import Task, TaskData, find_task
-from xtclib.metrics import majority, score
-from xtclib.models import check_finite, load_classifier
-from xtclib.objectives import Objective
-from xtclib.recipes import Budget
-from xtclib.training import train_stage
+from xtclib.tasks.evaluation import decide, predict
+from xtclib.tasks.glue import Task, TaskData, find_task
+from xtclib.tasks.metrics import majority, score
+from xtclib.techniques.base import check_finite
+from xtclib.training.budget import Budget
+from xtclib.training.trainer import train_stage
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 HEADS = ("classifier.weight", "classifier.out_proj.weight", "classifier.dense.weight")
-
-
-def cache_dir() -> Path:
-    """Where teachers and unfinished runs are kept: ``XTC_CACHE``, else ``~/.cache/xtclib``."""
-    return Path(os.environ.get("XTC_CACHE") or Path.home() / ".cache" / "xtclib")
-
-
-@contextlib.contextmanager
-def locked(name: str) -> Iterator[None]:
-    """Only one process at a time makes what ``name`` stands for; the others wait, then read it."""
-    folder = cache_dir() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{name}.lock"):
-        yield
-
-
-def key(*parts: object) -> str:
-    """Sixteen hex digits that change with any of the parts.
-
-    >>> key("a", 1) == key("a", 2)
-    False
-    """
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def minilm() -> str:
@@ -250,3 +227,22 @@ def _check_knows(path: str, model, tokenizer, data: TaskData) -> None:
             f"the majority class ({floor:.1f}): it was not fine-tuned for this task, or its "
             "labels are in another order"
         )
+
+
+def load_classifier(path: str, task: Task, seed: int = 0) -> PreTrainedModel:
+    """A sequence classifier for a task from a folder or Hub id; a missing head gets ``seed``.
+
+    The label names go into the config, so that a model says what its outputs mean.
+    """
+    labels = task.labels or ("score",)
+    torch.manual_seed(seed)
+    return AutoModelForSequenceClassification.from_pretrained(
+        path,
+        num_labels=task.num_labels,
+        id2label=dict(enumerate(labels)),
+        label2id={name: i for i, name in enumerate(labels)},
+        problem_type="regression" if task.is_regression else "single_label_classification",
+        dtype=torch.float32,
+        trust_remote_code=False,
+        use_safetensors=True,
+    )

@@ -1,0 +1,257 @@
+"""Which layers and signals a distillation term compares."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from xtclib.bert import encoder_layers
+from xtclib.distillation.objective import Objective, distillation_loss
+from xtclib.distillation.terms import TERMS, Match, Reader, projections, wanted
+from xtclib.techniques.pruning.depth import LayerReduction
+from xtclib.techniques.registry import BiLSTM, Bottleneck, Compact, DistilBert, PruneHeads
+
+
+def losses(objective, student, teacher, batch, maps=None):
+    shown = [Reader(m, objective.reads)(m, **batch) for m in (student, teacher)]
+    pairs = objective.pairs(student, teacher)
+    return distillation_loss(objective, *shown, None, batch["attention_mask"], pairs, maps)
+
+
+@pytest.mark.parametrize(
+    "match, depths, pairs",
+    [
+        (Match("patience"), (6, 12), [(1, 2), (2, 4), (3, 6), (4, 8), (5, 10)]),
+        (Match("patience"), (3, 12), [(1, 4), (2, 8)]),
+        (Match("patience", layers="last"), (6, 12), [(1, 7), (2, 8), (3, 9), (4, 10), (5, 11)]),
+        (Match("patience", layers="last"), (3, 12), [(1, 10), (2, 11)]),
+        (Match("hidden_states"), (2, 4), [(0, 0), (1, 2), (2, 4)]),
+        (Match("hidden_states", states="layers"), (2, 4), [(1, 2), (2, 4)]),
+        (Match("embeddings"), (2, 4), [(0, 0)]),
+        (Match("cosine"), (2, 4), [(2, 4)]),
+        (Match("attention_scores"), (2, 4), [(1, 2), (2, 4)]),
+        (Match("key_relations", layers=[3]), (2, 4), [(2, 3)]),
+        (Match("hidden_states", layers=(0, 0, 3)), (2, 4), [(0, 0), (1, 0), (2, 3)]),
+    ],
+)
+def test_pairs_of_states(match, depths, pairs):
+    assert match.pairs(*depths) == pairs
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_every_term_is_zero_for_a_student_equal_to_its_teacher(bert, batch, term):
+    heads = {"heads": 4} if "relations" in term else {}
+    objective = Objective(**{term: {"weight": 3, **heads}})
+    (found,) = losses(objective, bert, bert, batch).values()
+    assert abs(float(found)) < 1e-6
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_every_term_sees_another_student_and_teaches_it(bert, make_bert, batch, term):
+    heads = {"heads": 4} if "relations" in term else {}
+    objective, student = Objective(**{term: {"weight": 1, **heads}}), make_bert(2, seed=3)
+    (found,) = losses(objective, student, bert, batch).values()
+    found.backward()
+    assert float(found) > 1e-4
+    assert all(p.grad is None for p in student.classifier.parameters())
+    learns = student.bert.embeddings.word_embeddings.weight.grad
+    assert float(learns.abs().max()) > 0
+    reached = [layer.attention.self.query.weight.grad for layer in encoder_layers(student)]
+    last = term not in ("embeddings", "patience")
+    assert (reached[0] is not None) == (term != "embeddings")
+    assert (reached[1] is not None) == (last and term not in ("key_relations", "value_relations"))
+
+
+def test_weights_and_options_are_handed_on(bert, make_bert, batch):
+    student = make_bert(2, seed=3)
+    one = losses(Objective(patience=1), student, bert, batch)["patience"]
+    plain = losses(Objective(patience={"weight": 8, "per_dimension": True}), student, bert, batch)
+    assert float(plain["patience"]) == pytest.approx(8 / 32 * float(one), rel=1e-5)
+
+
+def test_relations_are_those_of_the_layers_projections(bert, batch):
+    shown = Reader(bert, {"queries", "values"})(bert, **batch, output_hidden_states=True)
+    for state in (1, 4):
+        layer = encoder_layers(bert)[state - 1].attention.self
+        before = shown.output.hidden_states[state - 1]
+        torch.testing.assert_close(shown.at("queries", state), layer.query(before))
+        torch.testing.assert_close(shown.at("values", state), layer.value(before))
+
+
+def test_a_closed_reader_leaves_no_hooks(bert, batch):
+    reader = Reader(bert, {"keys"})
+    reader(bert, **batch)
+    reader.close()
+    assert not any(m._forward_hooks for m in bert.modules())
+
+
+def test_a_projection_takes_one_width_to_the_other(bert, batch):
+    student = Compact(hidden=0.5).apply(bert)
+    objective = Objective(hidden_states={"weight": 1, "projection": True})
+    maps = projections(objective.matches, student, bert)
+    assert [tuple(p.shape) for p in maps.parameters()] == [(32, 16)]
+    found = losses(objective, student, bert, batch, maps)["hidden_states"]
+    found.backward()
+    assert float(maps["hidden_states"].weight.grad.abs().max()) > 0
+    same = projections(objective.matches, bert, bert)["hidden_states"].weight
+    assert torch.equal(same, torch.eye(32))
+    assert len(projections(Objective(hidden_states=1).matches, bert, bert)) == 0
+
+
+@pytest.mark.parametrize("student", [DistilBert(), Bottleneck()], ids=["distilbert", "mobilebert"])
+def test_other_architectures_show_their_layers_too(bert, batch, student):
+    student = student.apply(bert)
+    terms = {"hidden_states": 1, "attention_scores": 1, "attention_divergence": 1}
+    found = losses(
+        Objective(**terms, value_relations={"weight": 1, "heads": 4}), student, bert, batch
+    )
+    assert all(float(value) > 0 for value in found.values()) and len(found) == 4
+
+
+@pytest.mark.parametrize(
+    "student, objective, message",
+    [
+        (
+            Compact(hidden=0.5),
+            {"hidden_states": 1},
+            "student is 16 wide and its teacher 32: add",
+        ),
+        (
+            PruneHeads(0.5, "magnitude"),
+            {"attention_scores": 1},
+            "layer 0 of the student has 1",
+        ),
+        (
+            BiLSTM(4, 4, 4),
+            {"patience": 1},
+            "the student, a BiLSTMClassifier, has none",
+        ),
+        (LayerReduction(layers=1), {"patience": 1}, "a student of 1 layer has none: choose other"),
+        (Compact(), {"key_relations": {"weight": 1, "heads": 5}}, "5 relation heads do not divide"),
+        (
+            Compact(hidden=0.5),
+            {"key_relations": {"weight": 1, "heads": 32}},
+            "width of 16",
+        ),
+        (
+            LayerReduction(),
+            {"cosine": {"weight": 1, "layers": [5]}},
+            "names 5, but the teacher has",
+        ),
+        (
+            LayerReduction(),
+            {"key_relations": {"weight": 1, "layers": [0]}},
+            "names 0, .* 1 to 4",
+        ),
+        (
+            LayerReduction(),
+            {"hidden_states": {"weight": 1, "layers": [1]}},
+            "names 1 of .* but 3",
+        ),
+    ],
+)
+def test_models_that_cannot_be_compared(bert, student, objective, message):
+    with pytest.raises(ValueError, match=message):
+        Objective(**objective).check(student.apply(bert), bert)
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        ({"weight": -1}, "weight of patience must be a number of at least 0, got -1"),
+        (True, "weight of patience must be a number"),
+        ({"weigth": 1}, "unknown key of patience 'weigth': did you mean 'weight'"),
+        ({"weight": 1, "layers": "skip"}, "unknown layer map 'skip'"),
+        ({"weight": 1, "states": "firsts"}, "unknown states of patience 'firsts'"),
+    ],
+)
+def test_bad_terms(value, message):
+    with pytest.raises(ValueError, match=message):
+        Match.read("patience", value)
+    with pytest.raises(ValueError, match="key_relations compares no hidden states: leave out"):
+        Match("key_relations", projection=True)
+
+
+def test_a_term_reads_back_as_it_was_told():
+    for value in (
+        2,
+        {"weight": 2, "layers": [1, 2]},
+        {"weight": 1, "heads": 4, "states": "layers"},
+    ):
+        match = Match.read("key_relations", value)
+        assert match.to_plain() == value and Match.read("key_relations", match.to_plain()) == match
+    assert wanted([Match("key_relations"), Match("cosine")]) == {"keys", "hidden_states"}
+
+
+def test_a_new_loss_is_a_function_and_a_line(bert, make_bert, batch, monkeypatch):
+    from xtclib.distillation.terms import Term
+
+    def furthest(student, teacher, mask, power=1):
+        return (student - teacher).abs().amax() ** power
+
+    monkeypatch.setitem(TERMS, "furthest", Term(furthest, "hidden_states", "last"))
+    student = make_bert(2, seed=3)
+    objective = Objective(furthest={"weight": 1, "power": 2})
+    found = losses(objective, student, bert, batch)["furthest"]
+    with torch.no_grad():
+        ends = [m(**batch, output_hidden_states=True).hidden_states[-1] for m in (student, bert)]
+    assert float(found) == pytest.approx(float(nn.L1Loss(reduction="none")(*ends).max()) ** 2)
+
+
+def test_a_closed_reader_gives_the_attention_back(bert):
+    before = bert.config._attn_implementation
+    reader = Reader(bert, {"attention_scores"})
+    assert bert.config._attn_implementation == "xtc" != before
+    reader.close()
+    assert bert.config._attn_implementation == before
+
+
+def test_progressive_transfer_needs_a_term_for_every_state(bert):
+    objective = Objective(attention_divergence=1, progressive=True)
+    with pytest.raises(ValueError, match=r"no term compares \[0\] .*: add hidden_states"):
+        objective.check(bert, bert)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"labels": True}, "weight of labels must be a number"),
+        ({"logits": 1, "temperature": "5"}, "temperature must be positive, received '5'"),
+        ({"logits": 1, "temperature": float("inf")}, "temperature must be positive"),
+        ({"patience": {"weight": 1, "layers": 3}}, "a layer map's name or a list, received 3"),
+        ({"patience": {"weight": 1, "states": ["last"]}}, "unknown states of patience"),
+        ({"logits": 1, "masked": "no"}, "masked must be true or false, received 'no'"),
+        ({"logits": 1, "per_class": 0}, "per_class must be true or false, received 0"),
+        ({"hidden_states": 1, "progressive": "no"}, "progressive must be true or false"),
+        ({"hidden_states": {"projection": "no"}}, "projection of hidden_states must be true or"),
+        ({"attention_scores": {"states": "all"}}, "the embeddings are in none: choose the states"),
+        ({"key_relations": {"states": "embeddings"}}, "the embeddings are in none"),
+    ],
+)
+def test_values_of_other_kinds(values, message):
+    with pytest.raises(ValueError, match=message):
+        Objective(**values)
+
+
+def test_logits_are_compared_between_models_of_the_same_labels_in_the_same_order(bert):
+    other = copy.deepcopy(bert)
+    names = [bert.config.id2label[i] for i in range(bert.config.num_labels)]
+    other.config.id2label = dict(enumerate(names[::-1]))
+    with pytest.raises(ValueError, match="give both the same labels in the same order"):
+        Objective(logits=1).check(other, bert)
+    Objective(hidden_states=1).check(other, bert)  # layers give no answers
+    Objective(logits=1).check(other, bert, answers=False)  # words, not labels
+    other.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
+    Objective(logits=1).check(other, bert)  # no names are fine
+    other.config.id2label = {i: f"LABEL_{i}" for i in range(3)}
+    with pytest.raises(ValueError, match="give both the same labels"):
+        Objective(logits=1).check(other, bert)
+
+
+def test_a_student_that_reads_other_token_ids_is_refused(bert):
+    other = copy.deepcopy(bert)
+    other.config.vocab_size += 1
+    message = f"reads {bert.config.vocab_size + 1} tokens and its teacher {bert.config.vocab_size}"
+    with pytest.raises(ValueError, match=message):
+        Objective(hidden_states=1).check(other, bert)

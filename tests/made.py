@@ -1,0 +1,26 @@
+"""What several test modules make up."""
+
+from xtclib.records import Record
+
+
+def made(recipe="xtc-1bit", score=90.0, size=500_000, task="sst2", budget="A", seed=0, **other):
+    """A made-up record: nothing in it was measured."""
+    times = {"teacher": {"low": 9.0, "median": 10.0, "high": 12.0},
+             "student": {"low": 4.0, "median": 5.0, "high": 6.0}}  # fmt: skip
+    values = dict(
+        recipe=recipe, recipe_hash="0", task=task, profile="mini", budget=budget, seed=seed,
+        metrics={"dev": {"accuracy": score, "score": score}},
+        teacher_metrics={"dev": {"accuracy": 94.0, "score": 94.0}},
+        majority={"dev": {"accuracy": 50.0, "score": 50.0}},
+        untrained={"dev": {"accuracy": 52.0, "score": 52.0}}, bytes=size, folder_bytes=size,
+        teacher_bytes=10_000_000, parameters=1, teacher_parameters=2, flops=1, teacher_flops=2,
+        latency={"batch": 8, "length": 32, "repeats": 10, "device": "cpu", "threads": 1,
+                 "milliseconds": times},
+        seconds=1.0,
+        stages=[{"name": "one", "steps": 300, "losses": [
+            {"step": s, "loss": 3 / s, "loss_logits": 1 / s, "loss_hidden_states": 1 / s**0.5,
+             "loss_attention_scores": 0.0} for s in (1, 150, 300)]}],
+        data="made up", data_fingerprint="0", teacher_key="0", left_out="", selected_on="last",
+        note="", versions={}, machine={}, commit="", date="", training_budget={"steps": 300},
+    )  # fmt: skip
+    return Record(**values | other)

@@ -1,0 +1,408 @@
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from xtclib import cache
+from xtclib import records as results
+from xtclib.artefact import format
+from xtclib.distillation.objective import Objective
+from xtclib.recipes import recipe as recipes
+from xtclib.recipes.recipe import Recipe, Stage
+from xtclib.records import Record, record_path, records
+from xtclib.study import compress as study
+from xtclib.study import profiles, stages
+from xtclib.study import sweep as study_sweep
+from xtclib.study.compress import compress
+from xtclib.study.sweep import sweep
+from xtclib.tasks import evaluation
+from xtclib.techniques.embeddings.technique import PruneVocabulary
+from xtclib.techniques.pruning.layers import SparseLinear
+from xtclib.techniques.pruning.unstructured import ReweightedProximal, Sparsify
+from xtclib.techniques.quantization.technique import Quantize
+from xtclib.training import budget as training_budget
+
+BACKBONE = cache.ROOT / "data" / "mini" / "backbone" / "tokenizer.json"
+pytestmark = pytest.mark.skipif(not BACKBONE.is_file(), reason="the built-in backbone is missing")
+VOLATILE = {"latency", "seconds", "stages", "commit", "date", "machine"}
+
+
+def silent(*args):
+    pass
+
+
+def run_smoke(recipe, cache, **kwargs):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XTC_CACHE", str(cache))
+        patch.delenv("XTC_GLUE_DIR", raising=False)
+        kwargs = {"task": "sst2", "profile": "smoke", "budget": "2steps", **kwargs}
+        return compress(recipe, progress=False, say=silent, device="cpu", **kwargs)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+class Runs(dict):
+    """Runs of recipes by name, each made when a test first asks for it."""
+
+    def __init__(self, cache):
+        super().__init__()
+        self.cache = cache
+
+    def __missing__(self, name):
+        self[name] = run_smoke(name, self.cache)
+        return self[name]
+
+
+@pytest.fixture(scope="module")
+def runs(cache):
+    return Runs(cache)
+
+
+def measured(record):
+    return {k: v for k, v in asdict(record).items() if k not in VOLATILE}
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipe_runs_and_its_record_and_its_artefact_hold_what_was_run(runs, name):
+    run = runs[name]
+    record, recipe = run.record, recipes.load(name)
+    assert record.bytes == (run.folder / "model.safetensors").stat().st_size
+    assert record.folder_bytes == sum(f.stat().st_size for f in run.folder.rglob("*"))
+    assert record.recipe_hash == recipe.hash and record.left_out == recipe.left_out
+    assert record.data_fingerprint == run.data.fingerprint
+    assert record.commit == results.circumstances()["commit"]
+    named = record.profile, record.task, record.budget, record.seed
+    assert named == ("smoke", "sst2", "2steps", 0)
+    assert record.training_budget["steps"] == 2
+    assert len(record.stages) == sum(s.trains for s in recipe.stages)
+    assert record.versions["torch"] == torch.__version__
+    assert record.ratio == record.teacher_bytes / record.bytes
+    assert set(record.metrics) == {"dev"} and 0 <= record.score <= 100
+    assert set(record.latency["milliseconds"]) == {"teacher", "student"}
+    assert record.selected_on == ("last" if recipe.trains else "nothing is trained")
+    model, tokenizer = format.load(run.folder)
+    found = evaluation.evaluate(model, tokenizer, run.data, 48)
+    assert found == run.record.metrics
+    logits = [evaluation.predict(m, tokenizer, run.data.evaluation["dev"], 48)
+              for m in (model, run.student)]  # fmt: skip
+    assert (logits[0] == logits[1]).all()
+
+
+def test_bits_show_in_bytes(runs):
+    names = "xtc-1bit-half", "finetune-1bit", "ternarybert", "ptq-8bit"
+    size = {name: runs[name].record.bytes for name in names}
+    assert size["xtc-1bit-half"] < size["finetune-1bit"] < size["ternarybert"] < size["ptq-8bit"]
+    half, whole = runs["cut-half"].record, runs["ptq-8bit"].record
+    assert half.parameters < whole.parameters == whole.teacher_parameters
+    assert half.flops < whole.flops == whole.teacher_flops
+
+
+def test_without_training_the_untrained_counterpart_is_the_result(runs):
+    record = runs["ptq-8bit"].record
+    assert record.untrained == record.metrics and record.stages == [] and record.seconds == 0
+
+
+def test_the_same_command_gives_the_same_record(runs, tmp_path):
+    again = run_smoke("xtc-1bit-half", tmp_path / "fresh")
+    assert measured(again.record) == measured(runs["xtc-1bit-half"].record)
+    ours, theirs = (r.student.state_dict() for r in (again, runs["xtc-1bit-half"]))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_repeated_run_is_read_from_the_cache(runs, cache, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("trained again")
+
+    kept = measured(runs["xtc-1bit-half"].record)
+    monkeypatch.setattr(stages, "train_stage", never)
+    assert measured(run_smoke("xtc-1bit-half", cache).record) == kept
+
+
+@pytest.mark.parametrize(
+    "name, at, resumed",
+    [
+        ("xtc-1bit-half", 11, [False, True]),  # in the third step of the second stage
+        ("theseus-6l", 3, [True, False]),  # chance decides which modules work
+        ("tinybert-6l", 3, [True, False]),  # rows are augmented
+        ("movement", 4, [True]),  # scores and masks
+        ("magnitude-pretrain", 4, [True, False]),  # on texts, pruning meanwhile
+        ("mobilebert", 6, [True, False]),  # on texts, one layer after the other
+        ("dualtrain-sharedup", 5, [True, False]),  # two models at once
+    ],
+)
+def test_a_killed_run_ends_as_an_uninterrupted_one(cache, tmp_path, monkeypatch, name, at, resumed):
+    whole = run_smoke(name, cache, budget="8steps", seed=1)
+    clip, calls = torch.nn.utils.clip_grad_norm_, []
+
+    def killed(*args, **kwargs):  # once in every step of every loop
+        calls.append(1)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return clip(*args, **kwargs)
+
+    # Another cache with the same teacher: a copy.
+    for part in ("teachers", "backbones"):
+        shutil.copytree(cache / part, tmp_path / "cut" / part)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", killed)
+        run_smoke(name, tmp_path / "cut", budget="8steps", seed=1)
+    again = run_smoke(name, tmp_path / "cut", budget="8steps", seed=1)
+    assert [s["resumed"] for s in again.record.stages] == resumed
+    assert measured(again.record) == measured(whole.record)
+    theirs = whole.student.state_dict()
+    assert all(torch.equal(v, theirs[k]) for k, v in again.student.state_dict().items())
+
+
+@pytest.mark.parametrize("task", ["stsb", "mnli"])
+def test_other_kinds_of_task_run_end_to_end(task, cache):
+    record = run_smoke("xtc-1bit-half", cache, task=task, budget="1step").record
+    names = {"stsb": {"dev"}, "mnli": {"matched", "mismatched"}}[task]
+    assert set(record.metrics) == set(record.majority) == set(record.teacher_metrics) == names
+
+
+def test_an_out_that_holds_files_is_refused_before_training(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("")
+    monkeypatch.setattr(profiles, "data_for", lambda *a: pytest.fail("went on"))
+    with pytest.raises(FileExistsError, match="already a folder that is not empty"):
+        compress("ptq-8bit", profile="smoke", out=tmp_path / "out")
+
+
+def test_an_out_that_is_a_file_is_refused_before_training(tmp_path, monkeypatch):
+    (tmp_path / "out").write_text("")
+    monkeypatch.setattr(profiles, "data_for", lambda *a: pytest.fail("went on"))
+    with pytest.raises(FileExistsError, match="already"):
+        compress("ptq-8bit", profile="smoke", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"recipe": "xtc-1bt"}, "unknown recipe 'xtc-1bt': did you mean 'xtc-1bit'"),
+        ({"task": "sst3"}, "unknown task 'sst3': did you mean 'sst2'"),
+        ({"profile": "smok"}, "unknown profile 'smok': did you mean 'smoke'"),
+        ({"budget": "5step_s"}, "unknown budget '5step_s'"),
+        ({"budget": "a"}, "unknown budget 'a': did you mean 'A'"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_nearest(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        compress(**{"recipe": "ptq-8bit", "profile": "smoke", "say": silent, **kwargs})
+
+
+def test_a_record_reads_back_as_written(runs, tmp_path):
+    record = runs["xtc-1bit-half"].record
+    path = record.save(tmp_path)
+    assert path == tmp_path / "smoke" / "sst2" / "xtc-1bit-half-2steps-s0.json"
+    assert Record.read(path) == record
+    assert records("smoke", tmp_path, recipe="xtc-1bit-half") == [record]
+    assert records("smoke", tmp_path, seed=1) == []
+
+
+def test_a_record_of_another_version_is_refused(runs, tmp_path):
+    path = runs["ptq-8bit"].record.save(tmp_path)
+    values = json.loads(path.read_text())
+    del values["bytes"]
+    path.write_text(json.dumps({**values, "size": 1}))
+    with pytest.raises(ValueError, match=r"missing \['bytes'\], unknown \['size'\]; measure"):
+        Record.read(path)
+
+
+def test_the_table_shows_both_models(runs):
+    record = runs["xtc-1bit-half"].record
+    table = record.table()
+    assert table.startswith("xtc-1bit-half · smoke · budget 2steps · seed 0")
+    assert f"{record.ratio:.1f}" in table and f"{record.bytes / 1e6:.2f}" in table
+
+
+@pytest.mark.parametrize(
+    "recipe, found, untrained, missed, why",
+    [
+        ("xtc-1bit", 50.0, 40.0, "the majority class (50.0 ± 3.5)", "too few to make up"),
+        ("xtc-1bit", 53.5, 40.0, "the majority class (50.0 ± 3.5)", "too few to make up"),
+        ("xtc-1bit", 60.0, 60.0, "its untrained counterpart (60.0)", "their rate too high"),
+        ("nip", 51.0, 52.0, "the majority class (50.0 ± 3.5) or its untrained counterpart (52.0)",
+         "200 steps in all"),
+        ("ptq-1bit", 40.0, 40.0, "the majority class (50.0 ± 3.5)", "nothing was trained"),
+        ("cnn-kd", 50.0, 40.0, "the majority class (50.0 ± 3.5)", "few for new weights"),
+    ],
+)  # fmt: skip
+def test_a_verdict_tells_what_was_not_beaten_and_why(recipe, found, untrained, missed, why):
+    text = study.verdict(recipes.load(recipe), found, 50.0, untrained, steps=200, rows=800)
+    assert text.startswith(f"does not beat {missed}: ") and why in text
+
+
+def test_a_correlation_beats_zero_by_more_than_chance():
+    """CoLA: always one answer is 0; of 1,043 rows two standard errors are 6.2 points."""
+    recipe = recipes.load("xtc-1bit")
+    assert "(0.0 ± 6.2)" in study.verdict(recipe, 6.0, 0.0, -5.0, steps=200, rows=1043)
+    assert study.verdict(recipe, 6.3, 0.0, -5.0, steps=200, rows=1043) == ""
+
+
+def test_a_verdict_is_empty_where_all_is_beaten():
+    assert study.verdict(recipes.load("xtc-1bit"), 53.6, 50.0, 53.5, steps=200, rows=800) == ""
+
+
+def test_what_a_run_does_not_train_is_scored_once(runs, cache, monkeypatch):
+    scored = []
+    found = study.evaluate
+    monkeypatch.setattr(
+        study, "evaluate", lambda model, *a: scored.append(model) or found(model, *a)
+    )
+    again = run_smoke("xtc-1bit-half", cache)
+    assert len(scored) == 1 and scored[0] is again.student
+    assert measured(again.record) == measured(runs["xtc-1bit-half"].record)
+
+
+def test_chance_falls_anew_for_every_seed(runs, cache):
+    """Masks drawn by lot differ between seeds; those by magnitude do not."""
+
+    def zeros(name, seed):
+        run = run_smoke(name, cache, seed=seed)
+        return torch.cat([layer.present().flatten() for layer in run.student.modules()
+                          if isinstance(layer, SparseLinear)])  # fmt: skip
+
+    assert not torch.equal(zeros("random-pruning", 0), zeros("random-pruning", 1))
+    assert torch.equal(zeros("magnitude-cut", 0), zeros("magnitude-cut", 1))
+
+
+@pytest.fixture
+def counted(runs, monkeypatch):
+    """`sweep` without the work: every run gives a record of the asked kind."""
+    calls, template = [], runs["ptq-8bit"].record
+
+    def pretend(recipe, task, chosen, budget, seed, glue_dir, **kwargs):
+        calls.append((recipe.name, budget, seed))
+        data = profiles.data_for(task, chosen)
+        record = replace(
+            template,
+            recipe=recipe.name,
+            recipe_hash=recipe.hash,
+            budget=budget,
+            seed=seed,
+            training_budget=asdict(training_budget.budget(budget, chosen.budgets)),
+            data_fingerprint=data.fingerprint,
+        )
+        return study.Run(record, None, None, None, data, Path())
+
+    monkeypatch.setattr(study_sweep, "compress", pretend)
+    return calls
+
+
+def go(folder, names=("xtc-1bit", "ptq-8bit"), **kwargs):
+    kwargs = {"budgets": ("A", "B"), "seeds": (0, 1), **kwargs}
+    return sweep(names, ["sst2"], "smoke", folder=folder, say=silent, **kwargs)
+
+
+def test_a_sweep_runs_every_combination_and_skips_what_is_current(counted, tmp_path):
+    found = go(tmp_path)
+    wanted = [("xtc-1bit", b, s) for b in "AB" for s in (0, 1)] + [("ptq-8bit", "A", 0)]
+    assert counted == wanted and [(r.recipe, r.budget, r.seed) for r in found] == wanted
+    assert go(tmp_path) == found and len(counted) == 5
+
+
+@pytest.mark.parametrize(
+    "key", ["recipe_hash", "data_fingerprint", "training_budget", "bytes", "teacher_key"]
+)
+def test_a_sweep_measures_again_what_is_out_of_date(counted, tmp_path, key):
+    go(tmp_path)
+    path = record_path(tmp_path, "smoke", "sst2", "xtc-1bit", "B", 1)
+    values = json.loads(path.read_text())
+    if key == "teacher_key":
+        values[key] = "of another teacher"
+    else:
+        del values[key]  # 'bytes': a record of an older version of this project
+    path.write_text(json.dumps(values))
+    assert len(go(tmp_path)) == 5 and counted[5:] == [("xtc-1bit", "B", 1)]
+
+
+def test_what_is_missing_is_told_without_a_run(counted, tmp_path):
+    go(tmp_path, ["ptq-8bit"])
+    runs = list(study_sweep.planned(["xtc-1bit", "ptq-8bit"], ["sst2"], "smoke", seeds=[1, 2],
+                              folder=tmp_path))  # fmt: skip
+    assert [str(run) for run in runs] == [
+        "sst2 · xtc-1bit · budget A · seed 1", "sst2 · xtc-1bit · budget A · seed 2",
+        "sst2 · ptq-8bit · budget A · seed 1",
+    ]  # fmt: skip
+    assert all(run.record is None for run in runs) and len(counted) == 1
+    (run,) = study_sweep.planned(["ptq-8bit"], ["sst2"], "smoke", folder=tmp_path)
+    assert run.record.recipe == "ptq-8bit"
+
+
+def test_a_sweep_takes_any_iterable(counted, tmp_path):
+    go(tmp_path, iter(("xtc-1bit", "xtc-2bit")), budgets=iter("AB"), seeds=iter((0, 1)))
+    assert len(counted) == 8
+
+
+def test_a_sweep_finds_the_record_of_a_recipe_from_a_file(counted, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("stages:\n- cut: {techniques: [layer_reduction]}\n")
+    go(tmp_path / "results", [str(path)])
+    go(tmp_path / "results", [str(path)])
+    assert counted == [("mine", "A", 0)]
+
+
+def test_a_cut_vocabulary_is_the_students_own(runs):
+    run = runs["vocab-pruning"]
+    assert len(run.tokenizer) == run.student.config.vocab_size < len(run.teacher.tokenizer)
+    saved = json.loads((run.folder / "config.json").read_text())
+    assert saved["vocab_size"] == len(run.tokenizer)
+
+
+def test_masked_words_are_a_stage(runs):
+    stages = runs["magnitude-pretrain"].record.stages
+    assert [s.get("task") for s in stages] == ["mlm", None] and stages[0]["steps"] == 2
+
+
+def test_a_recipe_may_start_from_the_backbone(cache):
+    recipe = Recipe("as it is", "", "", (Stage("nothing"),), start="backbone")
+    found = run_smoke(recipe, cache).student.base_model.state_dict()
+    backbone = AutoModel.from_pretrained(profiles.backbone_for("smoke")).state_dict()
+    assert torch.equal(found["encoder.layer.3.output.dense.weight"],
+                       backbone["encoder.layer.3.output.dense.weight"])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "techniques, message",
+    [
+        ((Sparsify(0.5, "movement", end=0.5), Quantize("int8", None, None)),
+         "scores learn on full-precision weights"),
+        ((ReweightedProximal(0.5), Quantize()), "reweighted_proximal comes last"),
+    ],
+)  # fmt: skip
+def test_a_wrong_order_shows_before_any_stage_trains(cache, monkeypatch, techniques, message):
+    def trained(*args, **kwargs):
+        raise AssertionError("training began")
+
+    monkeypatch.setattr(stages, "train_stage", trained)
+    two = (Stage("first", (), Objective(labels=1)), Stage("s", techniques, Objective(labels=1)))
+    with pytest.raises(ValueError, match=message):
+        run_smoke(Recipe("x", "", "", two), cache)
+
+
+@pytest.mark.parametrize(
+    "recipe, message",
+    [
+        (Recipe("x", "", "", (Stage("s", (Sparsify(pattern="3:5"),)),)), "3:5 does not divide"),
+        (Recipe("x", "", "", (Stage("s", (PruneVocabulary(0.001),)),)), "drops special tokens"),
+    ],
+)
+def test_what_the_teachers_shape_cannot_do_shows_before_it_is_made(tmp_path, monkeypatch, recipe,
+                                                                   message):  # fmt: skip
+    monkeypatch.setattr(profiles, "teacher_for", lambda *a: pytest.fail("a teacher was made"))
+    with pytest.raises(ValueError, match=message):
+        run_smoke(recipe, tmp_path)
+
+
+def test_a_backbone_that_reads_other_words_than_the_teacher_is_refused(cache, runs, tokenizer):
+    teacher = replace(runs["rpp"].teacher, tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="vocabulary of 623 tokens is not its teacher's of 200"):
+        run_smoke("nip", cache, teacher=teacher)

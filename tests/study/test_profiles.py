@@ -1,0 +1,23 @@
+import pytest
+
+from xtclib import cache
+from xtclib.study import profiles
+
+BACKBONE = cache.ROOT / "data" / "mini" / "backbone" / "tokenizer.json"
+pytestmark = pytest.mark.skipif(not BACKBONE.is_file(), reason="the built-in backbone is missing")
+
+
+def test_a_missing_folder_of_tasks_says_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match="the tasks are not at .*nowhere: .*--glue-dir"):
+        profiles.data_for("sst2", "smoke", tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="SST-2/train.tsv.* is missing"):
+        profiles.data_for("sst2", "smoke", tmp_path)
+
+
+def test_profiles_cap_rows_and_the_environment_names_one(monkeypatch):
+    data = profiles.data_for("sst2", "smoke")
+    assert len(data.train) == 64 and len(data.evaluation["dev"]) <= 64
+    monkeypatch.setenv("XTC_PROFILE", "bert-base")
+    assert profiles.profile().name == "bert-base"
+    monkeypatch.delenv("XTC_PROFILE")
+    assert profiles.profile().name == "mini"

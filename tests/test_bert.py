@@ -1,0 +1,97 @@
+import pytest
+import torch
+from torch import nn
+
+from xtclib import bert as models
+from xtclib import teachers
+from xtclib.tasks.glue import TASKS
+from xtclib.techniques import base
+from xtclib.techniques.students.shallow import CNNClassifier, CNNConfig
+
+
+@pytest.mark.parametrize(
+    "keep, message",
+    [
+        ([0, 4], r"cannot keep layers \[4\]: the teacher has 4 layers, numbered 0 to 3"),
+        ([-1, 2], r"cannot keep layers \[-1\]"),
+        ([0.0, 1], r"cannot keep layers \[0.0\]"),
+        (["1"], r"cannot keep layers \['1'\]"),
+        ([], "the list of layers to keep is empty"),
+        ([1, 1], r"rising and without repeats, received \[1, 1\]"),
+        ([2, 1], r"rising and without repeats, received \[2, 1\]"),
+    ],
+)
+def test_bad_lists_of_layers_are_refused(bert, keep, message):
+    with pytest.raises(ValueError, match=message):
+        models.keep_layers(bert, keep)
+
+
+def test_keeping_every_layer_changes_nothing(bert, batch):
+    student = models.keep_layers(bert, range(4))
+    assert torch.equal(student(**batch).logits, bert(**batch).logits)
+    theirs = bert.state_dict()
+    assert student.state_dict().keys() == theirs.keys()
+    assert all(torch.equal(v, theirs[k]) for k, v in student.state_dict().items())
+
+
+def test_kept_layers_are_copies_of_the_named_ones(bert, batch):
+    student = models.keep_layers(bert, [1, 3])
+    assert student.config.num_hidden_layers == 2 and bert.config.num_hidden_layers == 4
+    for index, source in enumerate((1, 3)):
+        ours = models.encoder_layers(student)[index].state_dict()
+        theirs = models.encoder_layers(bert)[source].state_dict()
+        assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+    before = bert(**batch).logits
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.zero_()
+    assert torch.equal(bert(**batch).logits, before)  # nothing is shared
+
+
+def test_a_shorter_student_is_the_teacher_with_layers_skipped(bert, batch):
+    student = models.keep_layers(bert, [0, 1])
+    states = bert(**batch, output_hidden_states=True).hidden_states
+    wanted = bert.classifier(bert.bert.pooler(states[2]))
+    torch.testing.assert_close(student(**batch).logits, wanted)
+
+
+def test_encoder_linears_are_the_six_of_each_layer(bert):
+    found = models.encoder_linears(bert)
+    assert len(found) == 6 * 4
+    inside = {name.split("layer.0.")[1] for name in found if ".layer.0." in name}
+    assert inside == {
+        "attention.self.query", "attention.self.key", "attention.self.value",
+        "attention.output.dense", "intermediate.dense", "output.dense",
+    }  # fmt: skip
+    assert all(bert.get_submodule(name) is module for name, module in found.items())
+
+
+def test_replacing_a_module_puts_it_where_the_name_points(bert):
+    new = nn.Linear(64, 32)
+    models.replace_module_(bert, "bert.encoder.layer.2.output.dense", new)
+    assert bert.bert.encoder.layer[2].output.dense is new
+
+
+def test_a_model_without_a_list_of_layers_is_refused():
+    config = CNNConfig(vocab_size=20, embedding_size=8, filters=2)
+    with pytest.raises(TypeError, match="has no list of layers at `encoder.layer`; expected"):
+        models.encoder_layers(CNNClassifier(config))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_numbers_are_named(bert, bad):
+    bert.bert.pooler.dense.bias.data[0] = bad
+    with pytest.raises(ValueError, match="teacher: the parameter 'bert.pooler.dense.bias' holds"):
+        base.check_finite(bert, "teacher")
+
+
+def test_a_loaded_classifier_says_what_its_outputs_mean(bert, tmp_path):
+    bert.bert.save_pretrained(tmp_path)
+    three, again = (teachers.load_classifier(str(tmp_path), TASKS["mnli"], seed=5) for _ in "ab")
+    assert three.config.id2label == {0: "entailment", 1: "neutral", 2: "contradiction"}
+    assert three.classifier.out_features == 3
+    assert torch.equal(three.classifier.weight, again.classifier.weight)
+    other = teachers.load_classifier(str(tmp_path), TASKS["mnli"], seed=6)
+    assert not torch.equal(three.classifier.weight, other.classifier.weight)
+    one = teachers.load_classifier(str(tmp_path), TASKS["stsb"])
+    assert one.classifier.out_features == 1 and one.config.problem_type == "regression"

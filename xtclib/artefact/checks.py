@@ -1,0 +1,161 @@
+"""What an artefact's file has to be before a model is made of it.
+
+Checksums of every tensor, their shapes and types against the model's, and what ``config.json`` says
+against what it said when the weights were written. Every fault is a ``ValueError`` that names it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PretrainedConfig, PreTrainedModel
+
+from xtclib.cache import digest
+from xtclib.techniques.pruning.layers import SparseLinear
+
+WEIGHTS = "model.safetensors"
+
+
+# What of a config decides the numbers and what they mean, over BERT's relatives, MobileBERT and
+# DistilBERT; a model may lack some.
+_NUMERIC = (
+    "model_type hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act "
+    "layer_norm_eps vocab_size max_position_embeddings type_vocab_size embedding_size "
+    "pad_token_id is_decoder add_cross_attention id2label activation sinusoidal_pos_embds "
+    "normalization_type classifier_activation trigram_input num_feedforward_networks "
+    "use_bottleneck use_bottleneck_attention key_query_shared_bottleneck"
+).split()
+
+
+def numeric(config: PretrainedConfig) -> dict:
+    found = {name: getattr(config, name) for name in _NUMERIC if hasattr(config, name)}
+    return {**found, "techniques": techniques_of(config)}
+
+
+def techniques_of(config: PretrainedConfig) -> list[dict]:
+    held = getattr(config, "quantization_config", None) or {}
+    return held.get("techniques", []) if isinstance(held, dict) else held.techniques
+
+
+class Stored(NamedTuple):
+    """What a file says of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def check_file(path: Path) -> dict[str, Stored]:
+    """Shapes and types of the tensors in an artefact's file, after checking every one.
+
+    Raises ``ValueError`` for a missing, truncated, foreign or altered file, and for NaN in it.
+    """
+    if not path.is_file():
+        raise ValueError(f"no {WEIGHTS} at {path.parent}: the artefact's folder is incomplete")
+    shapes = {}
+    try:
+        with safe_open(path, "pt") as file:
+            sums = _metadata(file, "xtc")
+            if sums is None:
+                raise ValueError(
+                    f"{path.name} in {path.parent.name} carries no checksums of an xtc artefact: "
+                    "it was written by another program; load it with its own, or pack it again"
+                )
+            names = set(file.keys())
+            for name in sorted(names | set(sums)):
+                if name not in names or name not in sums:
+                    raise ValueError(
+                        f"{path.name}: tensor {name!r} is {'missing' if name in sums else 'extra'};"
+                        " the file was altered, copy the artefact again"
+                    )
+                tensor = file.get_tensor(name)
+                if digest(tensor) != sums[name]:
+                    raise ValueError(
+                        f"{path.name}: tensor {name!r} does not match its sha256; the file was "
+                        "altered or damaged, copy the artefact again"
+                    )
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    raise ValueError(
+                        f"{path.name}: tensor {name!r} holds NaN or infinite values; the model "
+                        "was damaged before it was saved, pack it again"
+                    )
+                if name.endswith("weight_scale") and bool((tensor < 0).any()):
+                    raise ValueError(
+                        f"{path.name}: tensor {name!r} holds a scale below 0; the model was "
+                        "damaged before it was saved, pack it again"
+                    )
+                shapes[name] = Stored(tensor.shape, tensor.dtype)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path.name} in {path.parent.name} cannot be read ({error}); the file is truncated or "
+            "no safetensors file, copy the artefact again"
+        ) from None
+    return shapes
+
+
+def _metadata(file, key: str) -> dict | None:
+    """One JSON object of a file's metadata; ``None`` if it is absent, ``ValueError`` if broken."""
+    text = (file.metadata() or {}).get(key)
+    try:
+        found = None if text is None else json.loads(text)
+    except json.JSONDecodeError:
+        found = text
+    if found is not None and not isinstance(found, dict):
+        raise ValueError(
+            f"the metadata {key!r} of {WEIGHTS} cannot be read; the file was altered or damaged, "
+            "copy the artefact again"
+        )
+    return found
+
+
+def check_config(config: PretrainedConfig, path: Path) -> None:
+    """``config.json`` must say of the computation what it said when the weights were written."""
+    with safe_open(path, "pt") as file:
+        written = _metadata(file, "xtc_config") or {}
+    here = json.loads(json.dumps(numeric(config)))
+    for name, value in written.items():
+        if name in here and here[name] != value:
+            raise ValueError(
+                f"config.json says {name}={here[name]!r}, but {path.name} was written with "
+                f"{value!r}: one of them was altered, copy the artefact again"
+            )
+
+
+def make_room_(model: PreTrainedModel, shapes: dict[str, Stored]) -> None:
+    """How many values a sparse matrix keeps is in the file alone."""
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLinear):
+            known = f"{name}.weight_values", f"{model.base_model_prefix}.{name}.weight_values"
+            shape = next((shapes[key].shape for key in known if key in shapes), (0,))
+            module.set_count_(min(shape[0], module.rows * module.columns))
+
+
+def check_tensors(model: PreTrainedModel, shapes: dict[str, Stored], path: Path) -> None:
+    """Missing and unexpected tensors are errors: nothing may be initialised at random."""
+    wanted = model.state_dict()
+    base = model.base_model_prefix + "."
+    if model.base_model is model:  # AutoModel: the same tensors without head and prefix
+        shapes = {k.removeprefix(base): v for k, v in shapes.items() if k.startswith(base)}
+    missing, unexpected = sorted(wanted.keys() - shapes), sorted(shapes.keys() - wanted)
+    if missing or unexpected:
+        raise ValueError(
+            f"{path.name} does not fit {type(model).__name__}: missing {missing[:3] or 'nothing'}, "
+            f"unexpected {unexpected[:3] or 'nothing'} ({len(missing)} and {len(unexpected)} in "
+            "all); its config.json may belong to another file, or the class to another head"
+        )
+    for name, tensor in wanted.items():
+        found = shapes[name]
+        if found.shape != tensor.shape:
+            raise ValueError(
+                f"{path.name}: tensor {name!r} has shape {tuple(found.shape)}, but config.json "
+                f"makes it {tuple(tensor.shape)}: one of them was altered, copy the artefact again"
+            )
+        kind = torch.float16 if tensor.is_floating_point() else tensor.dtype
+        if found.dtype != kind:
+            raise ValueError(
+                f"{path.name}: tensor {name!r} is of type {found.dtype}, expected {kind}: the file "
+                "was altered, copy the artefact again"
+            )

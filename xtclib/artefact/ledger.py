@@ -1,0 +1,171 @@
+"""The byte ledger: what every tensor of an artefact costs on disk, against the least it could."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from xtclib.artefact.format import WEIGHTS
+from xtclib.costs.architectures import build
+from xtclib.techniques.base import Technique
+from xtclib.techniques.pruning.layers import SparseLinear
+from xtclib.techniques.quantization.packed import _Packed
+from xtclib.techniques.registry import technique
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file, or the file's header.
+
+    ``bytes`` on disk; ``values`` that they hold, at ``width`` bits each; ``minimum`` = values ·
+    width / 8, the bytes of that width without padding; ``limit`` = values · log₂(levels) / 8, what
+    no code can beat if all levels are equally likely (1 bit: 1, ternary: 1.585, int4: 3.91).
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    values: int
+    width: float
+    limit: float
+
+    @property
+    def minimum(self) -> float:
+        """Bytes at the chosen width, without padding."""
+        return self.values * self.width / 8
+
+    @property
+    def bits(self) -> float:
+        """Bits on disk for each value."""
+        return 8 * self.bytes / self.values if self.values else 0.0
+
+
+def byte_ledger(folder: str | Path) -> list[Entry]:
+    """An :class:`Entry` for every tensor, the largest first, then ``header``: the sum is the file.
+
+    Raises ``FileNotFoundError`` for a folder without an artefact, ``ValueError`` for a damaged or
+    foreign one.
+    """
+    path = Path(folder) / WEIGHTS
+    if not path.is_file():
+        raise FileNotFoundError(f"no {WEIGHTS} in {folder}: expected an artefact's folder")
+    if not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(f"no config.json in {folder}: expected an artefact's folder")
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    held = getattr(config, "quantization_config", None) or {"quant_method": "xtc"}
+    if held.get("quant_method") != "xtc":
+        raise ValueError(f"{folder} was quantized by {held.get('quant_method')!r}, not by xtclib")
+    model = build(config)
+    for item in held.get("techniques", ()):
+        technique(item).rebuild(model)
+    packed, entries = _packed_layers(model), []
+    try:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                tensor = file.get_slice(name)
+                dtype = tensor.get_dtype()
+                if dtype not in _TYPES:
+                    raise ValueError(f"{path.name}: tensor {name!r} has type {dtype}: not xtclib's")
+                shape = tuple(tensor.get_shape())
+                entries.append(_entry(name, shape, getattr(torch, _TYPES[dtype]), packed.get(name)))
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path.name} in {path.parent.name} cannot be read ({error}); the file is truncated or "
+            "no safetensors file, copy it again"
+        ) from None
+    header = path.stat().st_size - sum(entry.bytes for entry in entries)
+    return _with_header(entries, header)
+
+
+def plan(config: PretrainedConfig, techniques: Sequence[Technique]) -> list[Entry]:
+    """The ledger that a model of this config will have, before anything is trained or packed.
+
+    What is not quantized counts as fp16, as in every packed file; techniques that leave an ordinary
+    model (fewer layers alone) are saved in fp32, twice as large.
+    Exact but for the header, whose JSON is counted at 230 bytes a tensor, and for what training
+    decides: how a share over the whole model falls on layers, which sparse codes round to 0.
+
+    >>> from transformers import BertConfig
+    >>> from xtclib.techniques.registry import Quantize, Storage
+    >>> entries = plan(BertConfig(), [Quantize(), Storage("int8-row", "int8-row")])
+    >>> round(sum(entry.bytes for entry in entries) / 1e6, 1)
+    14.9
+    """
+    model = build(copy.deepcopy(config))
+    for item in techniques:
+        model = item.plan(model)
+    packed = _packed_layers(model)
+    entries = [
+        _entry(name, tuple(t.shape), torch.float16 if t.is_floating_point() else t.dtype,
+               packed.get(name))
+        for name, t in model.state_dict().items()
+    ]  # fmt: skip
+    return _with_header(entries, 230 * len(entries))
+
+
+def _with_header(entries: list[Entry], header: int) -> list[Entry]:
+    entries.sort(key=lambda entry: -entry.bytes)
+    return [*entries, Entry("header", (), "json", header, 0, 0, 0)]
+
+
+_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "U8": "uint8", "I64": "int64"}
+
+
+def _entry(name: str, shape: tuple, dtype: torch.dtype, layer: _Packed | None) -> Entry:
+    values, width = math.prod(shape), 8.0 * dtype.itemsize
+    size, limit = values * dtype.itemsize, width
+    if isinstance(layer, SparseLinear):
+        if name.endswith("_values"):
+            values, width = int(8 * size / layer.width), layer.width
+        else:
+            values, width = layer.rows * layer.columns, 1
+        limit = width
+    elif layer is not None:
+        low, high = layer.weights.levels
+        values, width = layer.rows * layer.columns, layer.width
+        limit = math.log2(2 if layer.weights.family == "binary" else high - low + 1)
+    return Entry(name, shape, str(dtype)[6:], size, values, width, values * limit / 8)
+
+
+def _packed_layers(model: PreTrainedModel) -> dict[str, _Packed]:
+    """Packed layers by the name of their bytes."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, _Packed):
+            found[f"{name}.weight"] = module
+        if isinstance(module, SparseLinear) and module.quantizes:
+            found[f"{name}.weight_values"] = module
+    return found
+
+
+def table(entries: Sequence[Entry], rows: int = 12) -> str:
+    """The largest tensors as text, the rest in one line, and how close the file is to its minimum.
+
+    MB are 10⁶ bytes.
+    """
+    head = (
+        f"{'tensor':<52}{'MB':>9}{'values':>12}{'bits/value':>12}{'minimum MB':>12}{'limit MB':>10}"
+    )
+
+    def line(name: str, found: Sequence[Entry]) -> str:
+        size, values = sum(e.bytes for e in found), sum(e.values for e in found)
+        bits = f"{8 * size / values:.3f}" if values else ""
+        least, limit = sum(e.minimum for e in found) / 1e6, sum(e.limit for e in found) / 1e6
+        return f"{name:<52}{size / 1e6:>9.3f}{values:>12,}{bits:>12}{least:>12.3f}{limit:>10.3f}"
+
+    tensors, header = entries[:-1], entries[-1:]
+    lines = [head, *(line(e.tensor[-51:], [e]) for e in tensors[:rows])]
+    if len(tensors) > rows:
+        lines.append(line(f"… {len(tensors) - rows} smaller tensors", tensors[rows:]))
+    lines += [line("header", header), line("file", entries)]
+    size, least = sum(e.bytes for e in entries), sum(e.minimum for e in entries)
+    lines.append(f"the file is {100 * (size / least - 1):.2f} % above the minimum of its widths")
+    return "\n".join(lines)

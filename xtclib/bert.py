@@ -1,0 +1,153 @@
+"""Finding the parts of a BERT-like model, and building students from teachers.
+
+Nothing here knows more of a model than that its encoder is a list of layers: BERT, RoBERTa,
+ELECTRA, MiniLM and their kin.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The encoder's list of layers; ``TypeError`` if the model has none at ``encoder.layer``."""
+    encoder = getattr(model.base_model, "encoder", None)
+    encoder = encoder or getattr(model.base_model, "transformer", None)  # DistilBERT's name
+    layers = getattr(encoder, "layer", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise TypeError(
+            f"{type(model).__name__} has no list of layers at `encoder.layer`; "
+            "expected a BERT-like model (BERT, RoBERTa, ELECTRA, MiniLM)"
+        )
+    return layers
+
+
+def set_encoder_layers_(model: PreTrainedModel, layers: Iterable[nn.Module]) -> None:
+    """Gives the encoder these layers, in place, numbers them, and says in the config how many."""
+    base, layers = model.base_model, nn.ModuleList(layers)
+    for index, layer in enumerate(layers):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
+    holder = getattr(base, "encoder", None) or base.transformer
+    holder.layer = layers
+    model.config.num_hidden_layers = len(layers)
+
+
+def word_embeddings(model: PreTrainedModel) -> nn.Module:
+    """The word embedding table."""
+    return model.get_input_embeddings()
+
+
+def encoder_linears(
+    model: nn.Module, kinds: type | tuple[type, ...] = nn.Linear
+) -> dict[str, nn.Linear]:
+    """Every linear layer of the encoder by its full name: what XTC quantizes.
+
+    Query, key, value, both output projections and the intermediate layer; not the pooler, not the
+    classifier.
+    """
+    layers = encoder_layers(model)
+    prefix = next(name for name, module in model.named_modules() if module is layers)
+    return {
+        f"{prefix}.{name}": module
+        for name, module in layers.named_modules()
+        if isinstance(module, kinds)
+    }
+
+
+def embeddings(model: PreTrainedModel) -> nn.Module:
+    """The block that adds word, position and type embeddings; ``TypeError`` without positions."""
+    block = getattr(model.base_model, "embeddings", None)
+    if not hasattr(block, "position_embeddings"):
+        raise TypeError(
+            f"{type(model).__name__} has no table at `embeddings.position_embeddings`; expected a "
+            "BERT-like model (BERT, RoBERTa, ELECTRA, MiniLM)"
+        )
+    return block
+
+
+def trim_positions_(model: PreTrainedModel, length: int) -> None:
+    """Cuts the position table to its first ``length`` rows, in place; longer input is refused.
+
+    Raises ``ValueError`` for a length below 1 or past the model's positions.
+    """
+    block = embeddings(model)
+    table = block.position_embeddings
+    rows = table.weight.shape[0]
+    if not 1 <= length <= rows:
+        raise ValueError(f"positions can be trimmed to 1 to {rows}, received {length}")
+    if length < rows:
+        short = nn.Embedding(length, table.weight.shape[1], device="meta")
+        short.weight = nn.Parameter(table.weight.detach()[:length].clone())
+        block.position_embeddings = short
+        for name in ("position_ids", "token_type_ids"):
+            if hasattr(block, name):
+                block.register_buffer(name, getattr(block, name)[:, :length], persistent=False)
+        model.config.max_position_embeddings = length
+    refuse_longer_(model, length)
+
+
+def refuse_longer_(model: PreTrainedModel, length: int) -> None:
+    """Has the model say so, with ``ValueError``, when it is given more than ``length`` tokens."""
+    embeddings(model).register_forward_pre_hook(partial(_refuse, length), with_kwargs=True)
+
+
+def _refuse(length: int, block: nn.Module, inputs: tuple, named: dict) -> None:
+    ids = inputs[0] if inputs else named.get("input_ids")
+    if ids is None:
+        ids = named.get("inputs_embeds")
+    if ids is not None and ids.shape[1] > length:
+        raise ValueError(
+            f"received {ids.shape[1]} tokens, but this model has {length} positions: truncate the "
+            "input (its tokenizer does by truncation=True)"
+        )
+
+
+def replace_module_(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Puts ``new`` where ``name`` points to, in place."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)
+
+
+def spread(count: int, depth: int) -> list[int]:
+    """``count`` 0-based layers of ``depth``, evenly spread and ending with the last.
+
+    >>> spread(6, 12), spread(4, 12)
+    ([1, 3, 5, 7, 9, 11], [2, 5, 8, 11])
+    """
+    return [(i + 1) * depth // count - 1 for i in range(count)]
+
+
+def validate_keep(keep: Sequence[int], depth: int) -> list[int]:
+    """A list of layers to keep, checked against a model's depth.
+
+    >>> validate_keep([1, 3], 4)
+    [1, 3]
+    """
+    keep = list(keep)
+    if not keep:
+        raise ValueError("the list of layers to keep is empty: keep at least one layer")
+    outside = [i for i in keep if not isinstance(i, int) or not 0 <= i < depth]
+    if outside:
+        raise ValueError(
+            f"cannot keep layers {outside}: the teacher has {depth} layers, numbered 0 to "
+            f"{depth - 1}"
+        )
+    if sorted(set(keep)) != keep:
+        raise ValueError(f"layers to keep must be rising and without repeats, received {keep}")
+    return keep
+
+
+def keep_layers(model: PreTrainedModel, keep: Iterable[int]) -> PreTrainedModel:
+    """A copy of ``model`` with only the encoder layers ``keep`` (0-based), the rest copied."""
+    layers = encoder_layers(model)
+    keep = validate_keep(list(keep), len(layers))
+    student = copy.deepcopy(model)
+    set_encoder_layers_(student, [encoder_layers(student)[i] for i in keep])
+    return student

@@ -1,0 +1,309 @@
+"""ONNX, still packed: a file of bytes with tables that open them, for stock ONNX Runtime.
+
+In front of every product stands a small unpacking subgraph:
+
+    bytes (rows, n) → Gather in a table (256, 8), (243, 5), (256, 4) … → Reshape → Transpose
+
+so the file holds bits. ONNX Runtime folds the subgraph once, while it loads, and fuses what follows
+(``DynamicQuantizeLinear → MatMulInteger → Cast → Mul → Add``) into its int8 kernel. Embeddings
+gather packed rows and expand only those that are looked up.
+
+Activations are those of integer runtimes, ``uint8-tensor`` (``DynamicQuantizeLinear``), or those
+that the model was trained with. The extra ``onnx`` installs what this module needs.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import tempfile
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.onnx.ops import symbolic, symbolic_multi_out
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from xtclib.attention import score_attention
+from xtclib.bert import replace_module_
+from xtclib.deployment.graph import SUM, quiet, serialized, with_sum
+from xtclib.files import write_bytes
+from xtclib.techniques.pruning.layers import SparseLinear
+from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear, _Packed
+from xtclib.techniques.quantization.packing import byte_table
+from xtclib.techniques.quantization.quantizers import Scheme
+
+OPSET = 20  # the first with Gelu; ONNX Runtime reads it from 1.17 on
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+DYNAMIC = Scheme("uint", 8, "tensor")
+ACTIVATIONS = ("dynamic", "trained")
+_ATTENTION = "xtc-onnx"
+
+
+def padding_mask(attention_mask: Tensor, dtype=torch.float32, **kwargs) -> Tensor:
+    """(batch, length) of 1 and 0 → (batch, 1, 1, length): 0, and the lowest number at padding."""
+    padding = ~attention_mask[:, None, None, :].bool()
+    return padding.to(dtype) * torch.finfo(dtype).min
+
+
+def _dynamic(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """ONNX's DynamicQuantizeLinear: uint8 codes, scale, zero point; one scale per tensor."""
+    codes, scale, zero = symbolic_multi_out(
+        "DynamicQuantizeLinear",
+        (x,),
+        dtypes=(torch.uint8, torch.float32, torch.uint8),
+        shapes=(x.shape, (), ()),
+    )
+    return codes, scale, zero
+
+
+def _rounded(x: Tensor, scheme: Scheme) -> Tensor:
+    """To integers and back."""
+    if scheme == DYNAMIC:
+        parts = _dynamic(x)
+        return symbolic("DequantizeLinear", parts, dtype=torch.float32, shape=x.shape)
+    codes, scale, _ = _symmetric(x, scheme)
+    return (codes.float() - 128) * scale
+
+
+# As in training, but rounding by ONNX's operators, and a mask that broadcasts over queries.
+AttentionInterface.register(_ATTENTION, partial(score_attention, rounded=_rounded))
+AttentionMaskInterface.register(_ATTENTION, padding_mask)
+
+
+def _symmetric(x: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes of an ``int`` scheme, moved up by 128: uint8 products are the kernel's fastest."""
+    top = scheme.levels[1]
+    size = x.abs()
+    token = scheme.granularity == "token"
+    largest = size.amax(-1, keepdim=True) if token else size.flatten().amax(0)
+    inverse = top / torch.where(largest > 0, largest, torch.ones_like(largest))
+    codes = (x * inverse).round() + 128
+    return codes.to(torch.uint8), largest / top, torch.tensor(128, dtype=torch.uint8)
+
+
+def _gather(rows: Tensor, ids: Tensor) -> Tensor:
+    """``rows[ids]`` as ONNX's Gather, whatever the type."""
+    return symbolic(
+        "Gather", (rows, ids), {"axis": 0}, dtype=rows.dtype, shape=(*ids.shape, *rows.shape[1:])
+    )
+
+
+class _Unpacked(nn.Module):
+    """What both layers share: bytes, the table that opens them, fp16 scales."""
+
+    def __init__(self, packed: _Packed) -> None:
+        super().__init__()
+        self.rows, self.columns = packed.rows, packed.columns
+        self.register_buffer("bytes", packed.weight.squeeze(-1))
+        self.register_buffer("table", byte_table(packed.width, packed.offset))
+        self.register_buffer("scale", packed._rows_of(packed.weight_scale, None).flatten().float())
+        zero = getattr(packed, "weight_zero", None)
+        self.register_buffer(
+            "zero", zero if zero is None else packed._rows_of(zero, None).flatten()
+        )
+
+    def open(self, rows: Tensor) -> Tensor:
+        """Bytes (…, n) → integers (…, columns)."""
+        found = _gather(self.table, rows.int()).flatten(-2)
+        return found if found.shape[-1] == self.columns else found[..., : self.columns]
+
+
+class _OnnxLinear(_Unpacked):
+    """A packed linear layer as ONNX Runtime computes it."""
+
+    def __init__(self, packed: PackedLinear, activations: Scheme | None) -> None:
+        super().__init__(packed)
+        self.activations, self.bias = activations, packed.bias
+        self.clip = packed.activations.clip if packed.activations else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.open(self.bytes).T  # (inputs, outputs)
+        if self.clip is not None:
+            x = x.clamp(-self.clip, self.clip)
+        if self.activations is None:
+            y, scale = x @ self.centred(weight), self.scale
+        else:
+            codes, x_scale, zero = (
+                _dynamic(x) if self.activations == DYNAMIC else _symmetric(x, self.activations)
+            )
+            operands = [codes, weight, zero] + ([self.zero] if self.zero is not None else [])
+            shape = *x.shape[:-1], self.rows
+            y = symbolic("MatMulInteger", operands, dtype=torch.int32, shape=shape).float()
+            scale = self.scale
+            if x_scale.ndim:
+                # One scale a token: ONNX Runtime (seen in 1.31) would fuse y · (x_scale · scale)
+                # into MatMulIntegerToFloat and use the first token's scale for all.
+                y = y * x_scale
+            else:
+                scale = x_scale * scale
+        y = y * scale
+        return y if self.bias is None else y + self.bias
+
+    def centred(self, weight: Tensor) -> Tensor:
+        return weight.float() if self.zero is None else weight.float() - self.zero.float()
+
+
+class _OnnxEmbedding(_Unpacked):
+    """A packed embedding: gathers bytes, expands only the rows that are looked up."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        found = self.open(_gather(self.bytes, ids)).float()
+        if self.zero is not None:
+            found = found - self.at(self.zero, ids).float()
+        return found * self.at(self.scale, ids)
+
+    @staticmethod
+    def at(per_row: Tensor, ids: Tensor) -> Tensor:
+        return _gather(per_row, ids).unsqueeze(-1) if len(per_row) > 1 else per_row
+
+
+class _Logits(nn.Module):
+    """The model as a function of its inputs, in their order."""
+
+    def __init__(self, model: PreTrainedModel, inputs: list[str]) -> None:
+        super().__init__()
+        self.model, self.inputs = model, inputs
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.model(**dict(zip(self.inputs, tensors, strict=True))).logits
+
+
+def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dynamic") -> Path:
+    """Writes a packed model as one ``.onnx`` file with packed weights; returns its path.
+
+    ``activations``: ``dynamic`` (uint8, one scale per tensor, ONNX's DynamicQuantizeLinear: the
+    fastest) or ``trained`` (the schemes of the model, to the same integers). Inputs are int64 of
+    shape (batch, length), both dynamic; the output ``logits`` is (batch, classes). Labels, the
+    longest length and the scheme stand in the file's metadata. An old file survives a failure.
+    8-bit weights may saturate on x86 processors without VNNI, as all of ONNX Runtime's int8 does
+    there; weights of up to 4 bits cannot.
+
+    Raises ``ValueError`` for a model without packed layers and for other ``activations``.
+    """
+    if activations not in ACTIVATIONS:
+        raise ValueError(
+            f"activations must be one of {', '.join(ACTIVATIONS)}, received {activations!r}"
+        )
+    path = Path(path)
+    if path.is_dir() or path.suffix != ".onnx":
+        raise ValueError(f"cannot export to {path}: expected the name of a file ending in .onnx")
+    if not any(isinstance(m, _Packed) for m in model.modules()):
+        raise ValueError(
+            f"this {type(model).__name__} was never quantized: it has no packed layer to export. "
+            "Compress it first (`xtc compress`), or export it in fp32 by `torch.onnx.export`"
+        )
+    schemes = [getattr(m, n, None) for m in model.modules()
+               for n in ("activations", "attention_scheme")]  # fmt: skip
+    foreign = [s for s in schemes if s and s.family == "uint" and replace(s, clip=None) != DYNAMIC]
+    learned = [m.activations for m in model.modules() if hasattr(m, "input_clip")]
+    if activations == "trained" and learned:
+        raise ValueError(
+            f"activations {learned[0]} have learned ends, which the exported products do not take: "
+            "export with activations='dynamic'"
+        )
+    if activations == "trained" and foreign:
+        raise ValueError(
+            f"ONNX has no product for activations {foreign[0]}, whose zero point is not one uint8 "
+            f"a tensor: export with activations='dynamic', or train with {DYNAMIC}"
+        )
+    model = copy.deepcopy(model).cpu().eval()
+    for name, module in list(model.named_modules()):
+        if activations == "dynamic" and getattr(module, "attention_scheme", None):
+            module.attention_scheme = DYNAMIC
+        if isinstance(module, SparseLinear):  # runtimes have no product for masks
+            module = module.dense()
+            replace_module_(model, name, module)
+        if not isinstance(module, _Packed):
+            continue
+        if isinstance(module, PackedEmbedding):
+            replace_module_(model, name, _OnnxEmbedding(module))
+        else:
+            scheme = module.activations and replace(module.activations, clip=None)
+            if scheme is not None and activations == "dynamic":
+                scheme = DYNAMIC
+            replace_module_(model, name, _OnnxLinear(module, scheme))
+    content = with_sum(to_onnx(model, {**about(model, activations), SUM: "0" * 64}))
+    try:
+        return write_bytes(path, content)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error}; what was there is unchanged") from None
+
+
+def about(model: PreTrainedModel, activations: str) -> dict[str, str]:
+    """The metadata that :class:`OnnxModel` reads."""
+    config = model.config
+    said = {
+        "activations": activations,
+        "labels": list(config.id2label.values()),
+        "max_length": config.max_position_embeddings,
+    }
+    return {"xtc": json.dumps(said)}
+
+
+def to_onnx(model: PreTrainedModel, metadata: dict[str, str] | None = None) -> bytes:
+    """Any classifier as the bytes of an ONNX file; floats that fp16 holds exactly are fp16 in it.
+
+    Raises ``ImportError`` if the extra ``onnx`` is not installed.
+    """
+    _require_onnx()
+    inputs = [name for name in INPUTS if name in inspect.signature(model.forward).parameters]
+    before, training = model.config._attn_implementation, model.training
+    model.set_attn_implementation(_ATTENTION)
+    ids = torch.full((2, 5), 5)
+    example = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
+    try:
+        return trace(_Logits(model, inputs), {n: example[n] for n in inputs}, "logits", metadata)
+    finally:
+        model.set_attn_implementation(before)
+        model.train(training)
+
+
+def trace(
+    module: nn.Module, example: dict[str, Tensor], output: str, metadata: dict | None = None
+) -> bytes:
+    """Any module of named inputs (batch, length, …) and one output, as an ONNX file's bytes."""
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    with quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(example.values()),
+            input_names=list(example),
+            output_names=[output],
+            dynamic_shapes=((sizes,) * len(example),),
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=False,  # would open small packed weights; `serialized` leaves them
+            verbose=False,
+        )
+    return serialized(program.model, metadata or {})
+
+
+def operators(path: str | Path, optimized: bool = False) -> Counter[str]:
+    """How often each operator stands in an ONNX file, or in what ONNX Runtime makes of it."""
+    import onnx
+
+    if not optimized:
+        return Counter(node.op_type for node in onnx.load(str(path)).graph.node)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns that the result suits this machine alone
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return operators(options.optimized_model_filepath)
+
+
+def _require_onnx() -> None:
+    try:
+        import onnx_ir  # noqa: F401
+        import onnxscript  # noqa: F401 - torch's exporter needs it
+    except ImportError as error:
+        raise ImportError(
+            f"exporting to ONNX needs {error.name}: pip install 'xtclib[onnx]'"
+        ) from error

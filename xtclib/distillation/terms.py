@@ -1,0 +1,312 @@
+"""What a distillation term compares: which signal, in which layers, and through which projection.
+
+A term is one pure function of :mod:`xtclib.distillation` and one line in ``TERMS``. A recipe then
+names it with a weight, ``patience: 10``, or with more: ``patience: {weight: 10, layers: last}``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from xtclib import attention
+from xtclib.bert import encoder_layers
+from xtclib.distillation import losses
+from xtclib.distillation.losses import check_relation_heads, layer_map
+from xtclib.files import unknown
+
+LAYER_MAPS = ("uniform", "last", "release")
+# Which of a student's states 0 to S take part; state 0 is the embeddings, state i layer i's output.
+STATES: dict[str, Callable[[int], list[int]]] = {
+    "all": lambda depth: list(range(depth + 1)),
+    "layers": lambda depth: list(range(1, depth + 1)),
+    "inner": lambda depth: list(range(1, depth)),
+    "last": lambda depth: [depth],
+    "embeddings": lambda depth: [0],
+}
+# What the queries, keys and values of a layer are called, in BERT's kin and in DistilBERT.
+INPUTS = {"queries": ("query", "q_lin"), "keys": ("key", "k_lin"), "values": ("value", "v_lin")}
+
+
+@dataclass(frozen=True)
+class Term:
+    """A loss ``(student, teacher, mask, **options)``, the signal it reads, and of which states."""
+
+    loss: Callable[..., Tensor]
+    reads: str
+    states: str
+
+    @property
+    def options(self) -> list[str]:
+        """The names of the loss's own settings."""
+        return list(inspect.signature(self.loss).parameters)[3:]
+
+
+TERMS = {
+    "hidden_states": Term(losses.hidden_mse, "hidden_states", "all"),
+    "embeddings": Term(losses.hidden_mse, "hidden_states", "embeddings"),
+    "cosine": Term(losses.hidden_cosine, "hidden_states", "last"),
+    "patience": Term(losses.patience, "hidden_states", "inner"),
+    "attention_scores": Term(losses.attention_mse, "attention_scores", "layers"),
+    "attention_probabilities": Term(losses.attention_probability_mse, "attention_scores", "layers"),
+    "attention_divergence": Term(losses.attention_divergence, "attention_scores", "layers"),
+    "query_relations": Term(losses.relation_divergence, "queries", "last"),
+    "key_relations": Term(losses.relation_divergence, "keys", "last"),
+    "value_relations": Term(losses.relation_divergence, "values", "last"),
+}
+
+
+@dataclass(frozen=True)
+class Match:
+    """One term of an objective: its weight, the states it compares, and the loss's own options.
+
+    ``states``: which of the student's, a name in ``STATES``; by default the term's. ``layers``: the
+    teacher's state for each of them, as a list or a layer map's name; by default the objective's.
+    ``projection``: a learned matrix, shared by the states, takes the student's width to the
+    teacher's. Raises ``ValueError`` for what is none of these.
+    """
+
+    term: str
+    weight: float = 1.0
+    states: str | None = None
+    layers: str | tuple[int, ...] | None = None
+    projection: bool = False
+    options: tuple[tuple[str, object], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not is_number(self.weight) or not 0 <= self.weight < float("inf"):
+            raise ValueError(
+                f"weight of {self.term} must be a number of at least 0, got {self.weight!r}"
+            )
+        if self.states is not None and str(self.states) not in STATES:
+            raise unknown(f"states of {self.term}", str(self.states), STATES)
+        if isinstance(self.layers, str) and self.layers not in LAYER_MAPS:
+            raise unknown("layer map", self.layers, LAYER_MAPS)
+        if isinstance(self.layers, (list, tuple)):
+            object.__setattr__(self, "layers", tuple(self.layers))
+        elif self.layers is not None and not isinstance(self.layers, str):
+            raise ValueError(
+                f"layers of {self.term} is a layer map's name or a list, received {self.layers!r}"
+            )
+        if not isinstance(self.projection, bool):
+            raise ValueError(
+                f"projection of {self.term} must be true or false, received {self.projection!r}"
+            )
+        if self._term.reads != "hidden_states" and self.states in ("all", "embeddings"):
+            raise ValueError(
+                f"{self.term} compares what is inside layers, and the embeddings are in none: "
+                "choose the states layers, inner or last"
+            )
+        if self.projection and self._term.reads != "hidden_states":
+            raise ValueError(f"{self.term} compares no hidden states: leave out `projection`")
+
+    @property
+    def _term(self) -> Term:
+        return TERMS[self.term]
+
+    @classmethod
+    def read(cls, term: str, value: float | Mapping) -> Match:
+        """What a recipe holds behind a term's name: a weight, or ``{weight: …, layers: …}``.
+
+        >>> Match.read("patience", {"weight": 10, "layers": "last"}).layers
+        'last'
+        """
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, Mapping):
+            return cls(term, value)
+        own = TERMS[term].options
+        known = [f.name for f in fields(cls) if f.name not in ("term", "options")]
+        for key in value:
+            if key not in (*known, *own):
+                raise unknown(f"key of {term}", key, (*known, *own))
+        options = tuple((k, v) for k, v in value.items() if k in own)
+        return cls(term, **{k: v for k, v in value.items() if k in known}, options=options)
+
+    def to_plain(self) -> float | dict:
+        """What :meth:`read` takes: a number where only the weight is set."""
+        said = {
+            f.name: list(value) if isinstance(value := getattr(self, f.name), tuple) else value
+            for f in fields(self)
+            if f.name not in ("term", "options") and getattr(self, f.name) != f.default
+        }
+        said |= dict(self.options)
+        return {"weight": self.weight, **said} if said.keys() - {"weight"} else self.weight
+
+    def pairs(self, student: int, teacher: int, kind: str = "uniform") -> list[tuple[int, int]]:
+        """(student state, teacher state) for depths of ``student`` and ``teacher`` layers.
+
+        >>> Match("patience").pairs(6, 12)                       # PKD-skip
+        [(1, 2), (2, 4), (3, 6), (4, 8), (5, 10)]
+        >>> Match("patience", layers="last").pairs(3, 12)        # PKD-last
+        [(1, 10), (2, 11)]
+        """
+        chosen = STATES[self.states or self._term.states](student)
+        wanted = kind if self.layers is None else self.layers
+        if isinstance(wanted, str):
+            to = layer_map(student, teacher, wanted)
+            return [(i, to[i]) for i in chosen]
+        if len(wanted) != len(chosen):
+            raise ValueError(
+                f"layers of {self.term} names {len(wanted)} of the teacher's states, but "
+                f"{len(chosen)} of the student's take part ({chosen}): name one for each"
+            )
+        lowest = 0 if self._term.reads == "hidden_states" else 1
+        for state in wanted:
+            if not isinstance(state, int) or not lowest <= state <= teacher:
+                raise ValueError(
+                    f"layers of {self.term} names {state!r}, but the teacher has {lowest} to "
+                    f"{teacher}"
+                )
+        return list(zip(chosen, wanted, strict=True))
+
+    def check(self, student: PreTrainedModel, teacher: PreTrainedModel, kind: str) -> None:
+        """Raises ``ValueError`` for a term that these two models cannot be compared by."""
+        depths = []
+        for whose, model in (("student", student), ("teacher", teacher)):
+            try:
+                depths.append(len(encoder_layers(model)))
+            except TypeError:
+                raise ValueError(
+                    f"{self.term} compares layers, but the {whose}, a {type(model).__name__}, has "
+                    "none of BERT's kind: leave the term out, logits can always be compared"
+                ) from None
+        pairs = self.pairs(*depths, kind)
+        if not pairs:
+            raise ValueError(
+                f"{self.term} compares the inner layers, and a student of {depths[0]} layer has "
+                "none: choose other `states`"
+            )
+        widths = student.config.hidden_size, teacher.config.hidden_size
+        reads = self._term.reads
+        if reads == "hidden_states" and widths[0] != widths[1] and not self.projection:
+            raise ValueError(
+                f"{self.term} compares hidden states, but the student is {widths[0]} wide and its "
+                f"teacher {widths[1]}: add `projection: true`"
+            )
+        if reads == "attention_scores":
+            _check_heads(self.term, student, teacher, pairs)
+        if reads in INPUTS:
+            heads = dict(self.options).get("heads", 12)
+            for whose, model in (("student's", student), ("teacher's", teacher)):
+                for layer in encoder_layers(model):
+                    check_relation_heads(_input(layer, reads).out_features, heads, whose)
+
+    def loss(self, student: Signals, teacher: Signals, mask: Tensor | None, pairs, projection=None):
+        """The weighted sum of the term over pairs of states."""
+        total = 0.0
+        for i, j in pairs:
+            ours, theirs = student.at(self._term.reads, i), teacher.at(self._term.reads, j)
+            if projection is not None:
+                ours = projection(ours)
+            total += self._term.loss(ours, theirs.to(ours.dtype), mask, **dict(self.options))
+        return self.weight * total
+
+
+class Signals:
+    """What one forward pass shows: its output, and signals by name, one for each state."""
+
+    def __init__(self, output, kept: Mapping[str, list[Tensor]] | None = None) -> None:
+        self.output, self._kept = output, kept or {}
+        self.logits: Tensor | None = getattr(output, "logits", None)
+
+    def at(self, reads: str, state: int) -> Tensor:
+        """A signal at a state. What belongs to a layer rather than to its output starts at 1."""
+        if reads == "hidden_states":
+            return self.output.hidden_states[state]
+        kept = self.output.attentions if reads == "attention_scores" else self._kept[reads]
+        return kept[max(state, 1) - 1]
+
+
+class Reader:
+    """Runs a model and keeps the signals that some terms read.
+
+    Queries, keys and values are caught as they leave their linear layers, so that any attention
+    kernel will do; scores need :mod:`xtclib.attention`, which it selects, also where that trains
+    faster than the model's own (in ``bf16``).
+    """
+
+    def __init__(self, model: PreTrainedModel, wanted: Iterable[str], bf16: bool = False) -> None:
+        self.wanted, self._kept, self._hooks = set(wanted), {}, []
+        self._model, self._before = model, model.config._attn_implementation
+        if "attention_scores" in self.wanted or attention.trains_faster(model, bf16):
+            attention.use(model)
+        for name in self.wanted & set(INPUTS):
+            self._kept[name] = []
+            keep = partial(_keep, self._kept[name])
+            for layer in encoder_layers(model):
+                self._hooks.append(_input(layer, name).register_forward_hook(keep))
+
+    def __call__(self, model: nn.Module, **inputs: Tensor) -> Signals:
+        """``model`` is the reader's own, or a wrapper of it."""
+        for kept in self._kept.values():
+            kept.clear()
+        asked = {"hidden_states": "output_hidden_states", "attention_scores": "output_attentions"}
+        shown = {asked[name]: True for name in self.wanted if name in asked}
+        return Signals(model(**inputs, **shown), {k: list(v) for k, v in self._kept.items()})
+
+    def close(self) -> None:
+        """Takes the hooks off the model and gives it its attention back."""
+        for hook in self._hooks:
+            hook.remove()
+        if self._model.config._attn_implementation != self._before:
+            self._model.set_attn_implementation(self._before)
+
+
+def _keep(kept: list[Tensor], module: nn.Module, inputs: tuple, found: Tensor) -> None:
+    kept.append(found)
+
+
+def wanted(matches: Iterable[Match]) -> set[str]:
+    """The signals that terms read."""
+    return {TERMS[match.term].reads for match in matches}
+
+
+def projections(
+    matches: Iterable[Match], student: PreTrainedModel, teacher: PreTrainedModel
+) -> nn.ModuleDict:
+    """A matrix for each term that asks for one: (…, student width) → (…, teacher width).
+
+    The identity where the widths agree, else PyTorch's default. Source: ``W_h`` of TinyBERT,
+    arXiv:1909.10351, equation 8, one for all layers.
+    """
+    found = nn.ModuleDict()
+    for match in matches:
+        if match.projection:
+            ours, theirs = student.config.hidden_size, teacher.config.hidden_size
+            found[match.term] = nn.Linear(ours, theirs, bias=False)
+            if ours == theirs:
+                nn.init.eye_(found[match.term].weight)
+    return found
+
+
+def _check_heads(term: str, student, teacher, pairs) -> None:
+    """Scores are compared head by head: a layer with fewer heads than its teacher's has none."""
+    for i, j in pairs:
+        layers = encoder_layers(student)[max(i, 1) - 1], encoder_layers(teacher)[max(j, 1) - 1]
+        ours, theirs = (_heads(layer) for layer in layers)
+        if ours != theirs:
+            raise ValueError(
+                f"{term} compares head by head, but layer {max(i, 1) - 1} of the student has "
+                f"{ours} heads and its teacher's {theirs}: leave the term out of this stage"
+            )
+
+
+def _heads(layer: nn.Module) -> int:
+    inner = getattr(layer.attention, "self", layer.attention)
+    return inner.n_heads if hasattr(inner, "n_heads") else inner.num_attention_heads
+
+
+def _input(layer: nn.Module, name: str) -> nn.Module:
+    inner = getattr(layer.attention, "self", layer.attention)
+    return next(getattr(inner, n) for n in INPUTS[name] if hasattr(inner, n))
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a number, which True and False are not here."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

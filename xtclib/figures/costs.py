@@ -1,0 +1,359 @@
+"""Figures of what models cost, and of the published scores that the costs bought."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+
+from xtclib.costs.breakdown import EMBEDDINGS, Breakdown, Part, break_down
+from xtclib.costs.claims import backbone_parameters
+from xtclib.costs.latency import ComponentLatency
+from xtclib.costs.published import table
+from xtclib.figures.style import (
+    COLOURS,
+    DASHES,
+    GREY,
+    SYMBOLS,
+    label_ends,
+    label_points,
+    log_ticks,
+    marker_of,
+    new_figure,
+)
+
+# Patterns repeat what the colours say.
+_LOOK = {
+    "embeddings": ("#E69F00", ""),
+    "bottleneck": ("#999999", "x"),
+    "convolution": ("#999999", "."),
+    "recurrent": ("#999999", "-"),
+    "query, key, value": ("#0072B2", ""),
+    "attention": ("#CC79A7", "/"),
+    "attention output": ("#56B4E9", "\\"),
+    "feed-forward": ("#D55E00", ""),
+    "norm and residual": ("#009E73", "."),
+    "pooler and head": ("#F0E442", "x"),
+    "other": ("#999999", ""),
+}
+_IN_ONE = dict.fromkeys(EMBEDDINGS, "embeddings") | dict.fromkeys(
+    ("pooler", "head"), "pooler and head"
+)
+
+
+def merged(sums: Mapping[str, float]) -> dict[str, float]:
+    """Components as the figures show them: embeddings in one, pooler and head in one.
+
+    >>> merged({"word embeddings": 2, "type embeddings": 1, "head": 4})
+    {'embeddings': 3, 'pooler and head': 4}
+    """
+    found: dict[str, float] = {}
+    for name, value in sums.items():
+        name = _IN_ONE.get(name, name)
+        found[name] = found.get(name, 0) + value
+    return found
+
+
+def shares(
+    costs: Breakdown, latency: ComponentLatency | None = None, title: str | None = None
+) -> go.Figure:
+    """A bar each for parameters, operations, activations and time, cut into components."""
+    bars = {
+        "parameters": (costs.parameters / 1e6, "M", costs.by("component")),
+        "operations": (costs.flops() / 1e9, "GFLOPs", costs.by("component", Part.flops)),
+        "activations": (
+            costs.total("activations") * 4 / 1e6,
+            "MB",
+            costs.by("component", "activations"),
+        ),
+    }
+    if latency is not None:
+        bars["time"] = (latency.whole, "ms", latency.components)
+    cut = {name: merged(parts) for name, (_, _, parts) in bars.items()}
+    part = {name: {c: v / sum(p.values()) for c, v in p.items()} for name, p in cut.items()}
+    most = {name: max(p, key=p.get) for name, p in part.items()}
+    figure = new_figure(
+        title
+        or f"{costs.model}: the {most['parameters']} layers hold "
+        f"{100 * part['parameters'][most['parameters']]:.0f} % of the parameters and do "
+        f"{100 * part['operations'].get(most['parameters'], 0):.0f} % of the operations",
+        80 + 62 * len(bars),
+    )
+    rows = [f"{name}<br>{total:.3g} {unit}" for name, (total, unit, _) in bars.items()]
+    for component, (colour, pattern) in _LOOK.items():
+        values = [100 * p.get(component, 0) for p in part.values()]
+        if max(values) < 0.05:
+            continue
+        figure.add_bar(
+            y=rows, x=values, name=component, orientation="h",
+            marker={"color": colour, "line": {"width": 1, "color": "rgba(255,255,255,0.7)"},
+                    "pattern": {"shape": pattern, "fillmode": "overlay", "size": 6, "solidity": 0.2,
+                                "fgcolor": "#ffffff"}},
+            text=[f"{v:.0f} %" if v >= 7 else "" for v in values], textposition="inside",
+            insidetextanchor="middle", textangle=0, textfont={"color": "#111111", "size": 12},
+            hovertemplate=f"{component}: %{{x:.1f}} %<extra></extra>",
+        )  # fmt: skip
+    figure.update_layout(barmode="stack", bargap=0.3, legend={"traceorder": "normal"})
+    figure.update_xaxes(title_text=f"share, % (batch {costs.batch}, length {costs.length})",
+                        range=[0, 100])  # fmt: skip
+    figure.update_yaxes(autorange="reversed")
+    return figure.update_layout(margin_b=96, height=figure.layout.height + 60)
+
+
+def over_lengths(found: Sequence[Breakdown], title: str | None = None) -> go.Figure:
+    """Each component's share of the operations as sequences grow; the crossing is marked."""
+    lengths = [b.length for b in found]
+    each = [merged(b.by("component", Part.flops)) for b in found]
+    wanted = ("feed-forward", "query, key, value", "attention output", "attention")
+    lines = {
+        name: [100 * e.get(name, 0) / sum(e.values()) for e in each]
+        for name in wanted
+        if any(e.get(name) for e in each)
+    }
+    crossing = next(
+        (
+            n
+            for n, a, f in zip(
+                lengths, lines.get("attention", ()), lines.get("feed-forward", ()), strict=False
+            )
+            if a >= f
+        ),
+        None,
+    )
+    figure = new_figure(
+        title
+        or (
+            f"Attention costs more than feed-forward from length {crossing} on"
+            if crossing
+            else f"Up to length {lengths[-1]} the feed-forward layers cost most"
+        ),
+        330,
+    )
+    for i, (name, values) in enumerate(lines.items()):
+        figure.add_scatter(
+            x=lengths, y=values, name=name, mode="lines+markers", showlegend=False,
+            line={"color": COLOURS[i], "dash": DASHES[i]}, marker={"symbol": SYMBOLS[i], "size": 7},
+            hovertemplate=f"{name}<br>%{{x}} tokens: %{{y:.1f}} %<extra></extra>",
+        )  # fmt: skip
+    if crossing:
+        figure.add_vline(x=crossing, line={"color": GREY, "dash": "dot"})
+    ends = [(lengths[-1], values[-1], name) for name, values in lines.items()]
+    label_ends(figure, ends, x=math.log10(lengths[-1] * 1.15), gap=5)
+    figure.update_xaxes(
+        type="log", title_text="tokens in a sequence", tickvals=[16 * 4**i for i in range(5)],
+        range=[math.log10(lengths[0] * 0.9), math.log10(lengths[-1] * 14)],
+    )  # fmt: skip
+    figure.update_yaxes(title_text="share of the operations, %", rangemode="tozero")
+    return figure
+
+
+def layers(costs: Breakdown, title: str | None = None) -> go.Figure:
+    """Parameters and operations of every layer, and of what stands outside the layers."""
+    figure = new_figure(
+        title or _layer_takeaway(costs),
+        360,
+        {"rows": 1, "cols": 2, "shared_yaxes": True, "horizontal_spacing": 0.06},
+    )
+    for column, (price, scale, unit) in enumerate(
+        (("parameters", 1e6, "parameters, M"), (Part.flops, 1e9, "operations, GFLOPs")), 1
+    ):
+        sums = costs.by("layer", price)
+        names = ["outside" if k is None else f"layer {k + 1}" for k in sums]
+        figure.add_bar(
+            y=names, x=[v / scale for v in sums.values()], orientation="h", row=1, col=column,
+            marker={"color": [GREY if k is None else COLOURS[0] for k in sums]}, showlegend=False,
+            hovertemplate="%{y}: %{x:.3g}<extra></extra>",
+        )  # fmt: skip
+        figure.update_xaxes(title_text=unit, row=1, col=column)
+    figure.update_yaxes(autorange="reversed", row=1, col=1)
+    return figure
+
+
+def _layer_takeaway(costs: Breakdown) -> str:
+    outside = costs.by("layer").get(None, 0) / costs.parameters
+    operations = [v for k, v in costs.by("layer", Part.flops).items() if k is not None]
+    alike = "every layer does the same work" if len(set(operations)) == 1 else "layers differ"
+    return f"{costs.model}: {alike}; {100 * outside:.0f} % of the weights are outside the layers"
+
+
+def architectures(found: Iterable[Breakdown], title: str | None = None) -> go.Figure:
+    """Parameters against operations, one point a model, on two logarithmic axes."""
+    found = list(found)
+    points = [(b.parameters / 1e6, math.log10(b.flops() / 1e9), b.model) for b in found]
+    figure = new_figure(
+        title or "Fewer parameters need not mean fewer operations: sharing and small vocabularies",
+        460,
+    )
+    for i, (x, y, name) in enumerate(points):
+        figure.add_scatter(
+            x=[x], y=[y], mode="markers", marker=marker_of(i), showlegend=False, name=name,
+            hovertemplate=f"{name}<br>%{{x:.3g}} M, {10**y:.3g} GFLOPs<extra></extra>",
+        )  # fmt: skip
+    label_points(figure, points, 400, "")
+    xs = [p[0] for p in points]
+    figure.update_xaxes(
+        type="log", title_text="parameters, M", tickvals=log_ticks(min(xs) / 2, 2 * max(xs)),
+        range=[math.log10(min(xs) / 1.8), math.log10(max(xs) * 1.8)],
+    )  # fmt: skip
+    ticks = log_ticks(10 ** min(p[1] for p in points), 10 ** max(p[1] for p in points))
+    figure.update_yaxes(
+        title_text=f"GFLOPs at length {found[0].length}", tickvals=[math.log10(t) for t in ticks],
+        ticktext=[f"{t:g}" for t in ticks],
+    )  # fmt: skip
+    return figure
+
+
+def roofline(
+    points: Mapping[str, tuple[float, float]], limits: Mapping[str, float], title: str | None = None
+) -> go.Figure:
+    """Reached GFLOP/s against operations a byte, under the two roofs of this machine.
+
+    ``points``: name → (operations a byte, GFLOP/s); ``limits`` as ``latency.machine`` gives them.
+    """
+    left = 0.5 * min(limits["ridge"], *(p[0] for p in points.values()))
+    right = 3 * max(limits["ridge"], *(p[0] for p in points.values()))
+    low = sum(p[0] < limits["ridge"] for p in points.values())
+    figure = new_figure(
+        title
+        or f"{low} of {len(points)} stand left of the ridge at {limits['ridge']:.1f} operations a "
+        "byte, where fewer bytes buy time",
+        360,
+    )
+    roof = [left, limits["ridge"], right]
+    figure.add_scatter(
+        x=roof, y=[min(limits["gbytes"] * x, limits["gflops"]) for x in roof], mode="lines",
+        line={"color": GREY, "width": 3}, showlegend=False,
+        hovertemplate="at most %{y:.3g} GFLOP/s<extra></extra>",
+    )  # fmt: skip
+    for i, (name, (x, y)) in enumerate(points.items()):
+        figure.add_scatter(
+            x=[x], y=[y], mode="markers", marker=marker_of(i, size=11), name=name,
+            hovertemplate=f"{name}<br>%{{x:.3g}} operations a byte, %{{y:.3g}} GFLOP/s"
+            "<extra></extra>",
+        )  # fmt: skip
+    ys = [p[1] for p in points.values()] + [limits["gflops"]]
+    figure.update_xaxes(type="log", title_text="operations a byte moved", dtick=1)
+    figure.update_yaxes(type="log", title_text="GFLOP/s", tickvals=log_ticks(min(ys) / 2, max(ys)))
+    return figure.update_layout(margin_b=90, height=figure.layout.height + 30)
+
+
+# What the figures' points are, as far as the catalogue has them.
+_LAYERS = {12: "bert-base", 8: "bert-8-768", 6: "bert-6-768"}
+_SAME = {
+    "ELECTRA Large": "electra-large",
+    "ELECTRA-Base": "electra-base",
+    "ELECTRA-Small": "electra-small",
+    "BERT Large": "bert-large",
+    "BERT-Base": "bert-base",
+    "GPT-1": "openai-gpt",
+    "ELMo": "elmo",
+    "Theseus 6/768": "theseus-6l",
+    "SqueezeBERT": "squeezebert",
+    "MobileBERT": "mobilebert",
+    "MobileBERT tiny": "mobilebert-tiny",
+}
+_TWELVE = ("BinaryBERT", "TernaryBERT")
+
+
+def glue_against_size(title: str | None = None) -> go.Figure:
+    """The XTC paper's figure: GLUE score against size, and the sizes that the widths come to.
+
+    Hollow: read off the figure. Filled, joined by a line: parameters × bits ÷ 8, for the layers and
+    bits that the point has, scales not counted. MB, so the figure's 32 MiB stand at 33.6.
+    """
+    points = []
+    for row in table("glue_against_size"):
+        layers = row["layers"] or (12 if str(row["system"]).startswith(_TWELVE) else 6)
+        count = backbone_parameters(_LAYERS[layers])
+        bits = row["weight_bits"] or 32
+        shown = f"{row['system']}, {layers}L" + (f", {bits} bit" if bits < 32 else "")
+        points.append(
+            (shown, row["system"], row["size_mib"] * 2**20 / 1e6, count * bits / 8e6, row["value"])
+        )
+    figure = new_figure(
+        title or "One or two bits a weight keep more score at a tenth of the size than fewer layers"
+        " alone",
+        430,
+    )  # fmt: skip
+    systems = list(dict.fromkeys(p[1] for p in points))
+    looks = {name: marker_of(i) for i, name in enumerate(systems)}
+    _pairs(figure, [(n, looks[s], x, c, y) for n, s, x, c, y in points], "MB")
+    figure.add_vline(x=100, line={"color": COLOURS[0], "width": 2})
+    for x, anchor, text in ((92, "right", "← quantization"), (108, "left", "layer reduction →")):
+        figure.add_annotation(
+            x=math.log10(x), y=1, yref="y domain", xanchor=anchor, yanchor="top", text=text,
+            showarrow=False, font={"color": COLOURS[0], "size": 12},
+        )  # fmt: skip
+    _name(figure, points)
+    figure.update_xaxes(type="log", title_text="size, MB", tickvals=[5, 10, 20, 50, 100, 200, 500],
+                        range=[math.log10(4), math.log10(700)])  # fmt: skip
+    figure.update_yaxes(title_text="GLUE score, mean of 8 tasks")
+    return _legend(figure)
+
+
+def glue_against_gflops(title: str | None = None) -> go.Figure:
+    """GLUE score against operations, coloured and shaped by release, with our own count beside.
+
+    Hollow: read off the figure. Filled, joined by a line: matrix products at length 128, a
+    multiply-add as 2 (``CONVENTIONS["FLOPs"]``).
+    """
+    rows = table("glue_against_gflops")
+    dates = sorted({str(row["release"]) for row in rows})
+    colours = sample_colorscale(  # neither so dark nor so light that a page swallows it
+        "Viridis", [0.15 + 0.75 * i / (len(dates) - 1) for i in range(len(dates))]
+    )
+    figure = new_figure(title or "Newer models reach the same score with fewer operations", 430)
+    points = []
+    for row in rows:
+        at = dates.index(str(row["release"]))
+        look = {"symbol": SYMBOLS[at], "color": colours[at], "size": 10, "line": {"width": 0}}
+        computed = break_down(_SAME[str(row["system"])]).flops() / 1e9
+        points.append((str(row["system"]), look, row["gflops"], computed, row["value"]))
+    _pairs(figure, points, "GFLOPs")
+    for at, date in enumerate(dates):
+        figure.add_scatter(
+            x=[None], y=[None], mode="markers", name=date,
+            marker={"symbol": SYMBOLS[at], "color": colours[at], "size": 10},
+        )  # fmt: skip
+    _name(figure, points)
+    figure.update_xaxes(type="log", title_text="GFLOPs", tickvals=[2, 5, 10, 20, 50, 100],
+                        range=[math.log10(2), math.log10(130)])  # fmt: skip
+    figure.update_yaxes(title_text="GLUE score")
+    return _legend(figure)
+
+
+def _pairs(figure: go.Figure, points: Sequence[tuple], unit: str) -> None:
+    """A hollow point where a figure has it, a filled one where it comes to, a line between."""
+    for name, look, printed, computed, score in points:
+        figure.add_scatter(
+            x=[printed, computed], y=[score, score], mode="lines", hoverinfo="skip",
+            line={"color": GREY, "width": 1}, showlegend=False,
+        )  # fmt: skip
+        hollow = look | {
+            "symbol": f"{look['symbol']}-open",
+            "line": {"width": 2, "color": look["color"]},
+        }
+        for x, marker, how in (
+            (printed, hollow, "read off the figure"),
+            (computed, look | {"size": 7}, "computed"),
+        ):
+            figure.add_scatter(
+                x=[x], y=[score], mode="markers", marker=marker, name=name, showlegend=False,
+                hovertemplate=f"{name}, {how}<br>%{{x:.3g}} {unit}, %{{y}}<extra></extra>",
+            )  # fmt: skip
+
+
+def _name(figure: go.Figure, points: Sequence[tuple]) -> None:
+    named = [(x, y, name) for name, _, x, _, y in points]
+    label_points(figure, [*named, *((x, y, "") for _, _, _, x, y in points)], 360, "")
+
+
+def _legend(figure: go.Figure) -> go.Figure:
+    for name, symbol in (("read off the figure", "circle-open"), ("computed here", "circle")):
+        figure.add_scatter(
+            x=[None], y=[None], mode="markers", name=name,
+            marker={"symbol": symbol, "color": GREY, "size": 9, "line": {"width": 2}},
+        )  # fmt: skip
+    return figure.update_layout(margin_b=90, height=figure.layout.height + 40)

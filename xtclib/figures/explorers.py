@@ -1,0 +1,277 @@
+"""Explorers for notebooks: a figure with controls under it, readable before one is touched."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import replace
+
+import ipywidgets as ui
+import plotly.graph_objects as go
+from torch import Tensor
+from transformers import BertConfig, PretrainedConfig, PreTrainedModel
+
+from xtclib.artefact.ledger import plan
+from xtclib.bert import encoder_layers
+from xtclib.costs.breakdown import break_down
+from xtclib.distillation.losses import layer_map
+from xtclib.distillation.terms import LAYER_MAPS
+from xtclib.figures import costs, distillation, pruning, records
+from xtclib.techniques.pruning.depth import LayerReduction
+from xtclib.techniques.pruning.structured import PruneHeads
+from xtclib.techniques.pruning.unstructured import Sparsify
+from xtclib.techniques.quantization.quantizers import Scheme, relative_error
+from xtclib.techniques.quantization.technique import Quantize, Storage
+from xtclib.techniques.registry import apply_all
+
+_FAMILIES = {1: "binary", 2: "ternary"}
+
+
+def scheme(bits: int, granularity: str = "tensor", clip: float | None = None) -> Scheme:
+    """Binary for 1 bit, ternary for 2, symmetric integers for 3 to 8.
+
+    >>> str(scheme(1)), str(scheme(4, "row")), scheme(2, clip=2.5).clip
+    ('binary-tensor', 'int4-row', 2.5)
+    """
+    return Scheme(_FAMILIES.get(bits, "int"), bits, granularity, clip=clip)
+
+
+def quantization_explorer(tensor: Tensor, bits: int = 2) -> ui.VBox:
+    """A weight (rows, columns) under sliders for bits, granularity and clip.
+
+    Clip is a share of the largest magnitude: at 100 % nothing is cut, below it everything larger
+    is, before the scale is chosen. The figure is a ``FigureWidget`` where ``anywidget`` is
+    installed; elsewhere it is drawn anew. ``.children`` are figure, controls and a sentence.
+
+    >>> import torch
+    >>> explorer = quantization_explorer(torch.eye(4) - 0.5)
+    >>> explorer.children[-1].value
+    '<b>ternary-tensor</b>: relative error 0 %, 2 bits a weight'
+    """
+    tensor = tensor.detach().float().cpu()
+    largest = float(tensor.abs().max())
+    slider = ui.IntSlider(bits, min=1, max=8, description="bits", continuous_update=False)
+    groups = ui.Dropdown(options=["tensor", "row"], description="one scale a")
+    cut = ui.IntSlider(
+        100, min=10, max=100, step=5, description="clip, % of max", continuous_update=False
+    )
+    for control in (slider, groups, cut):
+        control.style.description_width = "7em"
+    sentence = ui.HTML()
+
+    def chosen() -> Scheme:
+        clip = None if cut.value == 100 else largest * cut.value / 100
+        return scheme(slider.value, groups.value, clip)
+
+    def describe() -> None:
+        error = 100 * relative_error(tensor, chosen())
+        sentence.value = (
+            f"<b>{chosen()}</b>: relative error {error:.3g} %, {slider.value} bit"
+            f"{'s' * (slider.value > 1)} a weight"
+        )
+
+    def make() -> go.Figure:
+        describe()
+        return records.quantization_curve(tensor, chosen())
+
+    view, draw = _live(make)
+    for control in (slider, groups, cut):
+        control.observe(draw, "value")
+    return ui.VBox([view, ui.VBox([slider, groups, cut]), sentence])
+
+
+def breakdown_explorer(
+    length: int = 128, batch: int = 1, layers: int = 12, width: int = 768, vocabulary: int = 30522
+) -> ui.VBox:
+    """Where a BERT's costs are, under sliders for length, batch, depth, width and vocabulary.
+
+    ``.children`` are the figure, the controls and a sentence.
+
+    >>> breakdown_explorer(16, layers=1, width=64).children[-1].value
+    '<b>2.0 M parameters, 0.00165 GFLOPs</b>; a head is 64 wide, feed-forward 4 × the width'
+    """
+    sliders = {
+        "length": ui.SelectionSlider(options=[2**i for i in range(4, 13)], value=length),
+        "batch": ui.SelectionSlider(options=[2**i for i in range(6)], value=batch),
+        "layers": ui.IntSlider(layers, min=1, max=24),
+        "width": ui.SelectionSlider(options=[64, 128, 256, 384, 512, 768, 1024], value=width),
+        "vocabulary": ui.SelectionSlider(
+            options=sorted({1000, 4928, 10000, 30522, 119547, vocabulary}), value=vocabulary
+        ),
+    }
+    for name, control in sliders.items():
+        control.description, control.continuous_update = name, False
+        control.style.description_width = "7em"
+    sentence = ui.HTML()
+
+    def make() -> go.Figure:
+        config = BertConfig(
+            vocab_size=sliders["vocabulary"].value,
+            hidden_size=sliders["width"].value,
+            num_hidden_layers=sliders["layers"].value,
+            num_attention_heads=max(sliders["width"].value // 64, 1),
+            intermediate_size=4 * sliders["width"].value,
+        )
+        found = break_down(config, sliders["batch"].value, sliders["length"].value, extend=True)
+        sentence.value = (
+            f"<b>{found.parameters / 1e6:.1f} M parameters, {found.flops() / 1e9:.3g} GFLOPs</b>; "
+            "a head is 64 wide, feed-forward 4 × the width"
+        )
+        return costs.shares(replace(found, model="this BERT"))
+
+    view, redraw = _live(make)
+    for control in sliders.values():
+        control.observe(redraw, "value")
+    return ui.VBox([view, ui.VBox(list(sliders.values())), sentence])
+
+
+_WEIGHTS = {  # scheme, and the width of ternary weights
+    "1 bit": ("binary", 2),
+    "ternary, 1.6 bits": ("ternary", 1.6),
+    "ternary, 2 bits": ("ternary", 2),
+    "4 bits": ("int4", 2),
+    "8 bits": ("int8", 2),
+}
+
+
+def size_explorer(config: PretrainedConfig, layers: int | None = None) -> ui.VBox:
+    """The file of a model of this config, before it exists, under a control for each choice.
+
+    ``.children`` are the byte ledger as nested areas, the controls and a sentence; MB are 10⁶
+    bytes, fp32 is counted at 4 bytes a parameter.
+
+    >>> size_explorer(BertConfig(), layers=6).children[-1].value
+    '<b>9.45 MB, 46 × smaller than fp32</b>, 0.4 % above the minimum of its widths'
+    """
+    depth, positions = config.num_hidden_layers, config.max_position_embeddings
+    rest = {"8 bits": "int8-row", "1 bit": "binary-row", "fp16": None}
+    shorter = [n for n in (64, 128, 256) if n < positions]
+    controls = {
+        "layers": ui.IntSlider(layers or depth, min=1, max=depth),
+        "weights": ui.Dropdown(options=list(_WEIGHTS)),
+        "pooler": ui.Dropdown(options=list(rest)),
+        "positions": ui.Dropdown(options=list(rest)),
+        "length": ui.SelectionSlider(options=[*shorter, positions], value=positions),
+    }
+    for name, control in controls.items():
+        control.description, control.continuous_update = name, False
+        control.style.description_width = "7em"
+    sentence = ui.HTML()
+    full = 4 * break_down(config).parameters
+
+    def make() -> go.Figure:
+        scheme_, width = _WEIGHTS[controls["weights"].value]
+        techniques = [
+            Quantize(scheme_, f"{scheme_}-row"),
+            Storage(*(rest[controls[n].value] for n in ("pooler", "positions")),
+                    controls["length"].value, width),
+        ]  # fmt: skip
+        if controls["layers"].value < depth:
+            techniques.insert(0, LayerReduction(layers=controls["layers"].value))
+        entries = plan(config, techniques)
+        size, least = sum(e.bytes for e in entries), sum(e.minimum for e in entries)
+        sentence.value = (
+            f"<b>{size / 1e6:.2f} MB, {full / size:.0f} × smaller than fp32</b>, "
+            f"{100 * (size / least - 1):.1f} % above the minimum of its widths"
+        )
+        return records.ledger(
+            entries, f"{size / 1e6:.2f} MB, {full / size:.0f} × smaller than fp32"
+        )
+
+    view, redraw = _live(make)
+    for control in controls.values():
+        control.observe(redraw, "value")
+    return ui.VBox([view, ui.VBox(list(controls.values())), sentence])
+
+
+def pruning_explorer(
+    model: PreTrainedModel, score: Callable[[PreTrainedModel], float], sparsity: int = 50
+) -> ui.VBox:
+    """What is left of a model under sliders for zeros and heads, before any training.
+
+    ``score`` says how good a model is. The figure is the first intermediate matrix's mask; the
+    sentence under it the score, and the bytes that the file will have. ``.children`` are the
+    figure, the controls and the sentence.
+    """
+    heads = model.config.num_attention_heads
+    zeros = ui.IntSlider(sparsity, min=0, max=95, step=5, description="zeros, %")
+    kept = ui.IntSlider(heads, min=1, max=heads, description="heads a layer")
+    criterion = ui.Dropdown(options=["magnitude", "random"], description="criterion")
+    for control in (zeros, kept, criterion):
+        control.continuous_update = False
+        control.style.description_width = "7em"
+    sentence = ui.HTML()
+
+    def make() -> go.Figure:
+        techniques = [
+            PruneHeads(kept.value / heads, criterion.value),
+            Sparsify(zeros.value / 100, criterion.value),
+        ]
+        small = apply_all(model, techniques)
+        size = sum(e.bytes for e in plan(model.config, techniques))
+        full = sum(4 * p.numel() for p in model.parameters())
+        sentence.value = (
+            f"<b>score {score(small.eval()):.1f}</b>, {size / 1e6:.2f} MB, "
+            f"{full / size:.1f} × smaller than fp32; nothing was trained"
+        )
+        return pruning.mask(encoder_layers(small)[0].intermediate.dense.mask)
+
+    view, redraw = _live(make)
+    for control in (zeros, kept, criterion):
+        control.observe(redraw, "value")
+    return ui.VBox([view, ui.VBox([zeros, kept, criterion]), sentence])
+
+
+def distillation_explorer(logits: Tensor, student: int = 6, teacher: int = 12) -> ui.VBox:
+    """A row of a teacher's logits (classes,) under a slider for temperature, and the layer map.
+
+    The figure shows the teacher's probabilities, at T = 1 and at the slider's; below, the map of a
+    student of that many layers. ``.children`` are both figures, the controls and a sentence.
+    """
+    logits = logits.detach().float().cpu()
+    heat = ui.FloatLogSlider(2, min=-0.5, max=2, step=0.1, base=10, description="temperature")
+    depth = ui.IntSlider(student, min=1, max=teacher, description="layers")
+    kind = ui.Dropdown(options=list(LAYER_MAPS), description="layer map")
+    for control in (heat, depth, kind):
+        control.continuous_update = False
+        control.style.description_width = "7em"
+    heat.value = 2
+    sentence = ui.HTML()
+
+    def soft() -> go.Figure:
+        return distillation.temperature(logits, (1, round(heat.value, 2)))
+
+    def mapping() -> go.Figure:
+        layers = layer_map(depth.value, teacher, kind.value)
+        taught = f"the last of {teacher} layers teaches" + " nobody" * (layers[-1] != teacher)
+        sentence.value = f"<b>{kind.value}</b>: {layers}; {taught}"
+        return records.layer_map(depth.value, teacher, layers)
+
+    above, redraw_above = _live(soft)
+    below, redraw_below = _live(mapping)
+    heat.observe(redraw_above, "value")
+    for control in (depth, kind):
+        control.observe(redraw_below, "value")
+    return ui.VBox([above, heat, below, ui.VBox([depth, kind]), sentence])
+
+
+def _live(make: Callable[[], go.Figure]) -> tuple[ui.DOMWidget, Callable]:
+    """A view of ``make()``, and what draws it anew: in place where ``anywidget`` is installed."""
+    if importlib.util.find_spec("anywidget"):
+        figure = go.FigureWidget(make())
+
+        def redraw(*_) -> None:
+            new = make()
+            figure.data = ()
+            figure.add_traces(new.data)
+            figure.update_layout(new.layout, overwrite=True)
+
+        return figure, redraw
+    view = ui.Output()
+
+    def redraw(*_) -> None:
+        view.outputs = ()
+        view.append_display_data(make())
+
+    redraw()
+    return view, redraw

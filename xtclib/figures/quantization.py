@@ -1,0 +1,122 @@
+"""Figures of tensors and files: what a scheme leaves of weights, maps, and where the bytes go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+import torch
+from torch import Tensor
+
+from xtclib.figures.style import COLOURS, DASHES, GREY, log_ticks, marker_of, new_figure
+from xtclib.techniques.quantization.quantizers import Scheme, quantize, relative_error
+
+
+def quantization_curve(
+    weights: Tensor, schemes: Scheme | str | Sequence[Scheme | str], title: str | None = None
+) -> go.Figure:
+    """A histogram of weights (any shape), and below it the values each scheme leaves of them.
+
+    Where rows or groups have scales of their own, the levels of the one with the median scale are
+    drawn. A scheme's name stands with its relative error ``‖w − ŵ‖ / ‖w‖`` in percent.
+
+    >>> figure = quantization_curve(torch.tensor([[-1.0, -0.5, 0.5, 2.0]]), "binary")
+    >>> list(figure.data[1].x), figure.data[1].y[0]
+    ([-1.0, 1.0], 'binary<br>52 %')
+    """
+    schemes = [schemes] if isinstance(schemes, (str, Scheme)) else list(schemes)
+    schemes = [Scheme.parse(s) for s in schemes]
+    weights = weights.detach().float().cpu()
+    errors = [100 * relative_error(weights, s) for s in schemes]
+    lowest = min(range(len(schemes)), key=errors.__getitem__)
+    title = title or (
+        f"{_short(schemes[lowest])} leaves {_level_count(schemes[lowest])} values and loses "
+        f"{errors[lowest]:.2g} % of the weights' norm"
+    )
+    panels = {
+        "rows": 2, "cols": 1, "shared_xaxes": True, "vertical_spacing": 0.04,
+        "row_heights": [0.62, 0.38] if len(schemes) > 1 else [0.72, 0.28],
+    }  # fmt: skip
+    figure = new_figure(title, 270 + 40 * len(schemes), panels)
+    flat = weights.flatten()
+    levels = [_levels(weights, s) for s in schemes]
+    edge = 1.05 * max(_quantile(flat.abs(), 0.999), *(max(map(abs, v)) for v in levels))
+    inside = flat[flat.abs() <= edge]
+    counts = torch.histc(inside, 81, -edge, edge) / flat.numel() * 100
+    step = 2 * edge / 81
+    figure.add_bar(
+        x=[-edge + (i + 0.5) * step for i in range(81)], y=counts.tolist(), width=step,
+        marker={"color": GREY, "opacity": 0.6, "line": {"width": 0}}, name="weights",
+        showlegend=False, hovertemplate="%{y:.2f} % around %{x:.3g}<extra></extra>", row=1, col=1,
+    )  # fmt: skip
+    for i, (scheme, values, error) in enumerate(zip(schemes, levels, errors, strict=True)):
+        figure.add_scatter(
+            x=values, y=[f"{_short(scheme)}<br>{error:.2g} %"] * len(values), mode="markers",
+            marker=marker_of(i, size=10 if len(values) < 20 else 6), name=str(scheme),
+            showlegend=False, hovertemplate=f"{scheme}: %{{x:.4g}}<extra></extra>", row=2, col=1,
+        )  # fmt: skip
+    figure.update_xaxes(range=[-edge, edge])
+    figure.update_xaxes(title_text="weight, and the values kept", row=2, col=1)
+    figure.update_yaxes(title_text="% of weights", row=1, col=1)
+    figure.update_yaxes(autorange="reversed", showgrid=True, ticks="", row=2, col=1)
+    return figure
+
+
+def _short(scheme: Scheme) -> str:
+    return str(scheme).removesuffix("-tensor")
+
+
+def _level_count(scheme: Scheme) -> int:
+    low, high = scheme.levels
+    return 2 if scheme.family == "binary" else high - low + 1
+
+
+def _quantile(values: Tensor, q: float) -> float:
+    """A quantile of a flat tensor of any length (``torch.quantile`` stops at 2²⁴ values)."""
+    return float(values.kthvalue(max(1, math.ceil(q * values.numel()))).values)
+
+
+def _levels(weights: Tensor, scheme: Scheme) -> list[float]:
+    """The values a scheme can give, at the median of its scales."""
+    found = quantize(weights, scheme)
+    scales = found.scale.flatten()
+    index = int(scales.argsort()[len(scales) // 2])
+    low, high = scheme.levels
+    codes = [-1, 1] if scheme.family == "binary" else range(low, high + 1)
+    zero = 0.0 if found.zero_point is None else float(found.zero_point.flatten()[index])
+    return [float(scales[index]) * (code - zero) for code in codes]
+
+
+def error_by_bits(tensor: Tensor, title: str | None = None) -> go.Figure:
+    """Relative error in percent against bits a weight, 1 to 8, with a scale a tensor and a row.
+
+    One bit is binary, two ternary, more symmetric integers; ``tensor`` of shape (rows, columns).
+    """
+    tensor = tensor.detach().float().cpu()
+    names = ["binary", "ternary", *(f"int{k}" for k in range(3, 9))]
+    bits = list(range(1, 9))
+    errors = {
+        g: [100 * relative_error(tensor, f"{name}-{g}") for name in names]
+        for g in ("tensor", "row")
+    }
+    first, last = errors["tensor"][0], errors["tensor"][-1]
+    figure = new_figure(
+        title
+        or f"One bit loses {first:.0f} % of the norm, eight bits {last:.2g} %; beyond three "
+        "each bit about halves it"
+    )
+    for i, (granularity, values) in enumerate(errors.items()):
+        figure.add_scatter(
+            x=bits, y=values, mode="lines+markers", marker=marker_of(i), customdata=names,
+            line={"color": COLOURS[i], "dash": DASHES[i], "width": 2},
+            name=f"one scale a {granularity}",
+            hovertemplate="%{customdata}: %{y:.3g} %<extra></extra>",
+        )  # fmt: skip
+    ends = [v for values in errors.values() for v in values]
+    ticks = log_ticks(min(ends) / 1.5, max(ends) * 1.5)
+    figure.update_xaxes(title_text="bits a weight (1 binary, 2 ternary, then int)", tickvals=bits)
+    return figure.update_yaxes(
+        title_text="relative error, % of ‖w‖", type="log", tickvals=ticks,
+        ticktext=[f"{t:g}" for t in ticks],
+    )  # fmt: skip

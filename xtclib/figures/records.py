@@ -1,0 +1,406 @@
+"""Figures: one look, one takeaway each, for light and dark pages and for narrow columns.
+
+Every function takes plain data and returns a plotly ``Figure`` whose title says in a sentence what
+there is to see. Those of records are here; those of tensors and files come from ``tensor_plots``,
+the look from ``plot_style``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import mean, median
+
+import plotly.graph_objects as go
+
+from xtclib.costs.published import Row, table
+from xtclib.figures.costs import glue_against_gflops, glue_against_size
+from xtclib.figures.deployment import ledger
+from xtclib.figures.distillation import layer_map, scores_heatmap
+from xtclib.figures.quantization import error_by_bits, quantization_curve
+from xtclib.figures.style import (
+    COLOURS,
+    DASHES,
+    GREY,
+    alt,
+    label_ends,
+    label_points,
+    log_ticks,
+    marker_of,
+    new_figure,
+    template,
+    themed,
+)
+from xtclib.records import Group, Record, common, grouped
+
+__all__ = [
+    "alt",
+    "bars",
+    "budgets",
+    "common",
+    "error_by_bits",
+    "glue_against_gflops",
+    "glue_against_size",
+    "grouped",
+    "latency",
+    "layer_map",
+    "ledger",
+    "loss_curves",
+    "published",
+    "quantization_curve",
+    "scores_heatmap",
+    "size_accuracy",
+    "template",
+    "themed",
+]
+MIB = 2**20
+
+
+def published() -> list[Row]:
+    """The published points of GLUE score against size, as ``size_accuracy`` takes them.
+
+    >>> published()[0]["system"], published()[0]["value"]
+    ('XTC-BERT*', 81.8)
+    """
+    return table("glue_against_size")
+
+
+def _names(groups: Sequence[Group]) -> list[str]:
+    one = len({g.budget for g in groups if g.trained}) <= 1
+    return [g.recipe if one or not g.trained else f"{g.recipe}, {g.budget}" for g in groups]
+
+
+def _score_axis(groups: Sequence[Group]) -> str:
+    tasks = groups[0].tasks
+    return f"score on {tasks[0]}, %" if len(tasks) == 1 else f"mean score of {len(tasks)} tasks, %"
+
+
+def _seeds(groups: Sequence[Group]) -> str:
+    """What a bar spans, for an axis or a legend."""
+    most = max(g.n for g in groups)
+    return f"bars: range of {most} seeds" if most > 1 else "one seed"
+
+
+def size_accuracy(
+    records: Iterable[Record], published: Sequence[Mapping] | None = None, title: str | None = None
+) -> go.Figure:
+    """Size on disk (MB, 10⁶ bytes) against score, with the range over seeds, and the teacher.
+
+    ``published``: rows as of ``plots.published()``; those with a size go, hollow, to a panel of
+    their own, since they are counted sizes on other data. MiB there become MB here.
+    """
+    groups = grouped(records)
+    best = min(groups, key=lambda g: (g.bytes, -g.mean))
+    title = title or (
+        f"{best.recipe}, the smallest, is {best.teacher_bytes / best.bytes:.0f} × smaller than its "
+        f"teacher and scores {best.mean:.1f} against {best.teacher:.1f}"
+    )
+    others = [row for row in published or () if row.get("size_mib") and row["task"] == "GLUE"]
+    panels = {"rows": 2, "cols": 1, "vertical_spacing": 0.14} if others else None
+    figure = new_figure(title, 680 if others else 380, panels)
+    at = {"row": 1, "col": 1} if others else {}
+    for i, (group, name) in enumerate(zip(groups, _names(groups), strict=True)):
+        figure.add_scatter(
+            x=[group.bytes / 1e6], y=[group.mean], name=name, mode="markers", marker=marker_of(i),
+            error_y=_spread(group, COLOURS[i % len(COLOURS)]), showlegend=False,
+            hovertemplate=f"{name}<br>%{{x:.3g}} MB, %{{y:.1f}} % (n = {group.n})<extra></extra>",
+            **at,
+        )  # fmt: skip
+    teacher = (mean(g.teacher_bytes for g in groups), mean(g.teacher for g in groups))
+    figure.add_scatter(
+        x=[teacher[0] / 1e6], y=[teacher[1]], name="teacher", mode="markers", showlegend=False,
+        marker={"symbol": "star", "size": 14, "color": GREY},
+        hovertemplate="teacher<br>%{x:.3g} MB, %{y:.1f} %<extra></extra>", **at,
+    )  # fmt: skip
+    points = [(g.bytes / 1e6, g.mean, name) for g, name in zip(groups, _names(groups), strict=True)]
+    label_points(
+        figure, [*points, (teacher[0] / 1e6, teacher[1], "teacher")], 270 if others else 320, ""
+    )
+    spread = _seeds(groups)
+    _size_axis(figure, [p[0] for p in points] + [teacher[0] / 1e6], f"file on disk, MB ({spread})",
+               at)  # fmt: skip
+    figure.update_yaxes(title_text=_score_axis(groups), **at)
+    if others:
+        _published_panel(figure, others)
+    return figure
+
+
+def _published_panel(figure: go.Figure, rows: Sequence[Mapping]) -> None:
+    systems = list(dict.fromkeys(row["system"] for row in rows))
+    points = []
+    for i, system in enumerate(systems):
+        own = [row for row in rows if row["system"] == system]
+        x = [row["size_mib"] * MIB / 1e6 for row in own]
+        y = [row["value"] for row in own]
+        figure.add_scatter(
+            x=x, y=y, name=system, mode="markers", marker=marker_of(i, hollow=True), row=2, col=1,
+            showlegend=False, hovertemplate="%{x:.3g} MB, %{y:.1f} %",
+        )  # fmt: skip
+        for a, b, row in zip(x, y, own, strict=True):
+            bits = f", {row['weight_bits']}-bit" if row["weight_bits"] != 32 else ""
+            which = f" L{row['layers']}{bits}" if len(own) > 1 else ""
+            points.append((a, b, system + which))
+    label_points(figure, points, 270, "2")
+    _size_axis(figure, [p[0] for p in points], "published: parameters × bits, MB",
+               {"row": 2, "col": 1})  # fmt: skip
+    figure.update_yaxes(title_text="GLUE, mean of 8 tasks, %", row=2, col=1)
+
+
+def _spread(group: Group, colour: str) -> dict | None:
+    if group.n < 2:
+        return None
+    return {
+        "type": "data", "symmetric": False, "array": [group.high - group.mean],
+        "arrayminus": [group.mean - group.low], "color": colour, "thickness": 1.5, "width": 4,
+    }  # fmt: skip
+
+
+def _size_axis(figure: go.Figure, sizes: Sequence[float], title: str, at: dict) -> None:
+    low, high = min(sizes) / 1.8, max(sizes) * 1.8
+    ticks = log_ticks(low, high)
+    figure.update_xaxes(
+        type="log", title_text=title, range=[math.log10(low), math.log10(high)], tickvals=ticks,
+        ticktext=[f"{t:g}" for t in ticks], **at,
+    )  # fmt: skip
+
+
+def bars(records: Iterable[Record], title: str | None = None) -> go.Figure:
+    """Recipes against score, best on top: the mean as a bar, every seed as a dot.
+
+    Lines mark the teacher and the majority class, a result below which nothing was learned.
+    """
+    groups = sorted(grouped(records), key=lambda g: g.mean)
+    names = _names(groups)
+    teacher, floor = mean(g.teacher for g in groups), mean(g.majority for g in groups)
+    best = groups[-1]
+    title = title or (
+        f"{names[-1]} scores highest, {best.mean:.1f}, its teacher {teacher:.1f}; "
+        f"always answering the most common label gives {floor:.1f}"
+    )
+    figure = new_figure(title, 70 + 28 * len(groups), above=20)
+    figure.add_bar(
+        x=[g.mean for g in groups], y=names, orientation="h", name="mean", width=0.62,
+        marker={"color": COLOURS[0], "opacity": 0.55}, showlegend=False,
+        hovertemplate="%{y}: %{x:.1f} %<extra></extra>",
+    )  # fmt: skip
+    dots = [(s, name) for g, name in zip(groups, names, strict=True) for s in g.scores]
+    figure.add_scatter(
+        x=[d[0] for d in dots], y=[d[1] for d in dots], mode="markers", name="seeds",
+        marker={"symbol": "circle-open", "size": 8, "color": COLOURS[1], "line": {"width": 2}},
+        showlegend=False, hovertemplate="%{y}: one seed, %{x:.1f} %<extra></extra>",
+    )  # fmt: skip
+    for g, name in zip(groups, names, strict=True):
+        figure.add_annotation(
+            x=1, xref="paper", y=name, text=f"{g.mean:.1f}", showarrow=False, xanchor="right",
+            yanchor="middle",
+        )  # fmt: skip
+    # Close together, their labels would lie on each other: let them lean apart.
+    lean = ("left", "right") if abs(teacher - floor) < 16 else ("center", "center")
+    lean = lean if teacher >= floor else lean[::-1]
+    marks = ((teacher, "teacher", "solid"), (floor, "majority", "dot"))
+    for (value, name, dash), anchor in zip(marks, lean, strict=True):
+        figure.add_vline(
+            x=value, line={"color": GREY, "width": 1.5, "dash": dash}, annotation_text=name,
+            annotation_position="top", annotation_xanchor=anchor,
+        )  # fmt: skip
+    label = f"{_score_axis(groups)} (circles: seeds)"
+    figure.update_xaxes(title_text=label, range=[0, 116], tickvals=[0, 20, 40, 60, 80, 100])
+    return figure.update_yaxes(showgrid=False, ticks="")
+
+
+def budgets(records: Iterable[Record], title: str | None = None) -> go.Figure:
+    """Training budget (A, B, C) against score, a line a recipe, with the range over seeds."""
+    records = list(records)
+    groups = grouped(records)
+    order = sorted({g.budget for g in groups})
+    recipes = list(dict.fromkeys(g.recipe for g in groups))
+    lengths = {r.budget: _length(r.training_budget) for r in records}
+    figure = new_figure(title or _budget_takeaway(groups, recipes), 380)
+    ends = []
+    for i, recipe in enumerate(recipes):
+        own = sorted((g for g in groups if g.recipe == recipe), key=lambda g: g.budget)
+        x = [order.index(g.budget) + 0.04 * (i - (len(recipes) - 1) / 2) for g in own]
+        figure.add_scatter(
+            x=x, y=[g.mean for g in own], name=recipe, mode="lines+markers", marker=marker_of(i),
+            line={"color": COLOURS[i % len(COLOURS)], "dash": DASHES[i % len(DASHES)], "width": 2},
+            error_y={
+                "type": "data", "symmetric": False, "array": [g.high - g.mean for g in own],
+                "arrayminus": [g.mean - g.low for g in own], "thickness": 1.5, "width": 4,
+            },
+            showlegend=False, customdata=[g.n for g in own],
+            hovertemplate=f"{recipe}: %{{y:.1f}} % (n = %{{customdata}})<extra></extra>",
+        )  # fmt: skip
+        ends.append((x[-1], own[-1].mean, recipe))
+    teacher = mean(g.teacher for g in groups)
+    figure.add_shape(
+        x0=-0.2, x1=len(order) - 0.95, y0=teacher, y1=teacher, line={"color": GREY, "width": 1.5}
+    )
+    ends.append((len(order) - 1, teacher, "teacher"))
+    room = 0.09 * max(len(name) for *_, name in ends) * max(len(order) - 1, 1) / 2 + 0.3
+    low, high = min(g.low for g in groups), max(teacher, *(g.high for g in groups))
+    label_ends(figure, ends, len(order) - 1 + 0.12, (high - low or 1.0) / 17)
+    texts = [f"{b}<br>{lengths[b]}" if lengths[b] else b for b in order]
+    figure.update_xaxes(
+        title_text=f"training budget ({_seeds(groups)})", tickvals=list(range(len(order))),
+        ticktext=texts, range=[-0.2, len(order) - 1 + room], showgrid=False,
+    )  # fmt: skip
+    return figure.update_yaxes(title_text=_score_axis(groups))
+
+
+def _length(budget: Mapping) -> str:
+    for unit in ("steps", "epochs"):
+        if budget.get(unit):
+            return f"{budget[unit]:g} {unit}"
+    return ""
+
+
+def _budget_takeaway(groups: Sequence[Group], recipes: Sequence[str]) -> str:
+    gains = []
+    for recipe in recipes:
+        own = sorted((g for g in groups if g.recipe == recipe), key=lambda g: g.budget)
+        if len(own) > 1:
+            gains.append((own[-1].mean - own[0].mean, recipe, own[0].budget, own[-1].budget))
+    if not gains:
+        return "One budget: what a recipe reaches without a longer training"
+    gain, recipe, first, last = max(gains)
+    if gain <= 0:
+        return "No recipe gains from a longer training here"
+    return f"{recipe} gains most from training longer: {gain:+.1f} points from {first} to {last}"
+
+
+_TERMS = {
+    "loss": "sum", "loss_logits": "logits", "loss_hidden_states": "hidden states",
+    "loss_attention_scores": "attention scores",
+}  # fmt: skip
+
+
+def loss_curves(records: Record | Iterable[Record], title: str | None = None) -> go.Figure:
+    """The terms of the loss over optimizer steps, log axis; stages follow each other.
+
+    Several records, of other seeds or recipes, are drawn thinner over each other, a colour a term.
+    Raises ``ValueError`` where nothing was trained.
+    """
+    records = [records] if isinstance(records, Record) else list(records)
+    lines: dict[str, list[tuple[Record, list, list]]] = {}
+    borders, steps = {}, 0
+    for record in records:
+        offset, found = 0, {}
+        for stage in record.stages:
+            for entry in stage["losses"]:
+                for term, value in entry.items():
+                    if term != "step" and value > 0:
+                        xs, ys = found.setdefault(term, ([], []))
+                        xs.append(offset + entry["step"])
+                        ys.append(value)
+            for xs, ys in found.values():
+                if ys[-1] is not None:  # a gap after the stages that have the term
+                    xs.append(None)
+                    ys.append(None)
+            if offset:
+                borders[offset] = stage["name"]
+            offset += stage.get("steps") or max((e["step"] for e in stage["losses"]), default=0)
+        for term, (xs, ys) in found.items():
+            lines.setdefault(term, []).append((record, xs[:-1], ys[:-1]))
+        steps = max(steps, offset)
+    if not lines:
+        raise ValueError("received no record with losses, expected one of a recipe that trains")
+    order = [t for t in _TERMS if t in lines] + sorted(set(lines) - set(_TERMS))
+    figure = new_figure(title or _loss_takeaway(lines, order))
+    for i, term in enumerate(order):
+        name = _TERMS.get(term, term.removeprefix("loss_").replace("_", " "))
+        for j, (record, xs, ys) in enumerate(lines[term]):
+            marker = marker_of(i, size=7) | {"maxdisplayed": 7}
+            figure.add_scatter(
+                x=xs, y=ys, name=name, legendgroup=term, showlegend=j == 0, mode="lines+markers",
+                line={"color": COLOURS[i % len(COLOURS)], "dash": DASHES[i % len(DASHES)],
+                      "width": 2.2 if len(records) == 1 else 1.2},
+                marker=marker, opacity=1 if len(records) == 1 else 0.75,
+                hovertemplate=f"{record.recipe}, seed {record.seed}<br>{name}: %{{y:.3g}} after "
+                "%{x} steps<extra></extra>",
+            )  # fmt: skip
+    for offset, name in borders.items():
+        figure.add_vline(x=offset, line={"color": GREY, "dash": "dot"}, annotation_text=name)
+    figure.update_xaxes(title_text="optimizer steps", range=[0, steps * 1.03])
+    values = [y for term in lines.values() for *_, ys in term for y in ys if y]
+    ticks = log_ticks(min(values) / 1.3, max(values) * 1.3)
+    return figure.update_yaxes(
+        title_text="loss, interval mean", type="log", tickvals=ticks,
+        ticktext=[f"{t:g}" for t in ticks],
+    )  # fmt: skip
+
+
+def _loss_takeaway(lines: Mapping, order: Sequence[str]) -> str:
+    falls = {}
+    for term in order:
+        if term == "loss" and len(order) > 1:
+            continue
+        ratio = median(ys[0] / ys[-1] for *_, ys in lines[term])
+        falls[_TERMS.get(term, term.removeprefix("loss_").replace("_", " "))] = ratio
+    name = max(falls, key=falls.get)
+    if falls[name] <= 1:
+        return "No term of the loss falls in this training"
+    return f"The loss on {name} falls furthest, by a factor of {falls[name]:.1f}"
+
+
+def latency(source: Iterable[Record] | Mapping, title: str | None = None) -> go.Figure:
+    """Median forward time in ms with quartiles: of ``model_latency``'s dict, or of records.
+
+    Records give a bar a recipe (the median over their runs) and one for the teacher; all must have
+    been timed at the same batch, length, device and threads.
+    """
+    settings, times = _times(source)
+    figure = new_figure(title or _latency_takeaway(times), 90 + 34 * len(times))
+    names = list(times)[::-1]
+    rows = [times[name] for name in names]
+    figure.add_bar(
+        x=[t["median"] for t in rows], y=names, orientation="h", width=0.6, name="median",
+        marker={"color": [GREY if n == "teacher" else COLOURS[0] for n in names], "opacity": 0.7},
+        error_x={
+            "type": "data", "symmetric": False, "array": [t["high"] - t["median"] for t in rows],
+            "arrayminus": [t["median"] - t["low"] for t in rows], "color": COLOURS[1],
+            "thickness": 2, "width": 5,
+        },
+        showlegend=False, hovertemplate="%{y}: %{x:.2f} ms<extra></extra>",
+    )  # fmt: skip
+    for name, t in zip(names, rows, strict=True):
+        figure.add_annotation(
+            x=1, xref="paper", y=name, text=f"{t['median']:.3g}", showarrow=False, xanchor="right",
+            yanchor="middle",
+        )  # fmt: skip
+    batch, length, device, threads = settings
+    figure.update_xaxes(
+        title_text=f"ms a batch of {batch} × {length} tokens<br>{device}, {threads} "
+        f"thread{'s' * (threads > 1)}; whiskers: quartiles",
+        range=[0, 1.22 * max(t["high"] for t in rows)],
+    )  # fmt: skip
+    return figure.update_yaxes(showgrid=False, ticks="")
+
+
+def _times(source: Iterable[Record] | Mapping) -> tuple[tuple, dict[str, dict[str, float]]]:
+    fields = ("batch", "length", "device", "threads")
+    if isinstance(source, Mapping):
+        return tuple(source[f] for f in fields), dict(source["milliseconds"])
+    records = list(source)
+    if not records:
+        raise ValueError("received no records, expected at least one: run `make results`")
+    settings = {tuple(r.latency[f] for f in fields) for r in records}
+    if len(settings) > 1:
+        raise ValueError(f"received times of {sorted(settings)}, expected one (batch, length, …)")
+    found: dict[str, list[dict]] = {}
+    for r in records:
+        found.setdefault("teacher", []).append(r.latency["milliseconds"]["teacher"])
+    for r in records:
+        found.setdefault(r.recipe, []).append(r.latency["milliseconds"]["student"])
+    times = {
+        name: {k: median(t[k] for t in runs) for k in ("low", "median", "high")}
+        for name, runs in found.items()
+    }
+    return settings.pop(), times
+
+
+def _latency_takeaway(times: Mapping[str, Mapping[str, float]]) -> str:
+    name = min(times, key=lambda n: times[n]["median"])
+    if "teacher" not in times or name == "teacher":
+        return f"{name} is the fastest: {times[name]['median']:.3g} ms"
+    ratio = times["teacher"]["median"] / times[name]["median"]
+    return f"{name} is the fastest, {ratio:.1f} times as fast as its teacher"

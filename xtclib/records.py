@@ -1,0 +1,318 @@
+"""Records of what was measured: written, read back, and grouped over seeds and tasks."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean, median
+
+import torch
+import transformers
+
+import xtclib
+from xtclib.cache import ROOT
+from xtclib.files import write_json
+
+RESULTS = ROOT / "data" / "results"
+
+
+def circumstances(*packages: str) -> dict:
+    """What a measurement says of itself: machine, versions (of ``packages`` too), commit, date.
+
+    >>> sorted(circumstances())
+    ['commit', 'date', 'machine', 'versions']
+    """
+    return {
+        "machine": _machine(),
+        "versions": {
+            "xtclib": xtclib.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
+        "commit": _commit(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+    }
+
+
+def _machine() -> dict:
+    return {
+        "processor": platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _commit() -> str:
+    """The commit, marked ``-dirty`` if the package or its pins differ from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "xtclib", "constraints.txt")
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was measured in one run; metrics in percent, sizes in bytes, times in ms and s."""
+
+    recipe: str
+    recipe_hash: str
+    task: str
+    profile: str
+    budget: str
+    seed: int
+    metrics: dict[str, dict[str, float]]
+    teacher_metrics: dict[str, dict[str, float]]
+    majority: dict[str, dict[str, float]]
+    untrained: dict[str, dict[str, float]]
+    bytes: int
+    folder_bytes: int
+    teacher_bytes: int
+    parameters: int
+    teacher_parameters: int
+    flops: int
+    teacher_flops: int
+    latency: dict
+    seconds: float
+    stages: list[dict]
+    data: str
+    data_fingerprint: str
+    teacher_key: str
+    left_out: str
+    selected_on: str
+    note: str
+    versions: dict[str, str]
+    machine: dict
+    commit: str
+    date: str
+    training_budget: dict = field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        """The task's number in GLUE's convention, averaged over its evaluation splits."""
+        return mean_score(self.metrics)
+
+    @property
+    def teacher_score(self) -> float:
+        """The same of the teacher."""
+        return mean_score(self.teacher_metrics)
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller than the teacher's fp32 file the packed file is."""
+        return self.teacher_bytes / self.bytes
+
+    def table(self) -> str:
+        """The run against its teacher, as text."""
+        times = self.latency["milliseconds"]
+        rows = [
+            ("", "teacher", "student"),
+            (f"{self.task}, score", f"{self.teacher_score:.1f}", f"{self.score:.1f}"),
+            ("file on disk, MB", f"{self.teacher_bytes / 1e6:.2f}", f"{self.bytes / 1e6:.2f}"),
+            ("times smaller", "1.0", f"{self.ratio:.1f}"),
+            (
+                "parameters, M",
+                f"{self.teacher_parameters / 1e6:.2f}",
+                f"{self.parameters / 1e6:.2f}",
+            ),
+            ("GFLOPs, one row", f"{self.teacher_flops / 1e9:.3f}", f"{self.flops / 1e9:.3f}"),
+            (
+                f"ms, batch {self.latency['batch']} × {self.latency['length']}",
+                f"{times['teacher']['median']:.1f}",
+                f"{times['student']['median']:.1f}",
+            ),
+        ]
+        lines = [f"{name:<24}{a:>10}{b:>10}" for name, a, b in rows]
+        head = f"{self.recipe} · {self.profile} · budget {self.budget} · seed {self.seed}"
+        return "\n".join([head, *lines, *([self.note] if self.note else [])])
+
+    def save(self, folder: str | Path = RESULTS) -> Path:
+        """Writes ``<folder>/<profile>/<task>/<recipe>-<budget>-s<seed>.json``."""
+        path = record_path(folder, self.profile, self.task, self.recipe, self.budget, self.seed)
+        return write_json(path, asdict(self))
+
+    @classmethod
+    def read(cls, path: str | Path) -> Record:
+        """A record from its JSON; ``ValueError`` if a field is missing or unknown."""
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        known = {f.name for f in fields(cls)}
+        if set(values) != known:
+            raise ValueError(
+                f"{path} is no record of this version: missing {sorted(known - set(values))}, "
+                f"unknown {sorted(set(values) - known)}; measure it again (`xtc results`)"
+            )
+        return cls(**values)
+
+
+def record_path(
+    folder: str | Path, profile_: str, task: str, recipe: str, budget: str, seed: int
+) -> Path:
+    """Where a record lies."""
+    return Path(folder) / profile_ / task / f"{recipe}-{budget}-s{seed}.json"
+
+
+def records(profile_: str, folder: str | Path = RESULTS, **where: object) -> list[Record]:
+    """The committed records of a profile, filtered by field values; sorted by file name.
+
+    >>> records("mini", recipe="no-such-recipe")
+    []
+    """
+    paths = sorted(Path(folder, profile_).glob("*/*.json"))
+    found = [Record.read(path) for path in paths]
+    return [r for r in found if all(getattr(r, k) == v for k, v in where.items())]
+
+
+def mean_score(metrics: dict[str, dict[str, float]]) -> float:
+    """The mean over evaluation splits of the task's number."""
+    return sum(m["score"] for m in metrics.values()) / len(metrics)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Records that differ in seed only: scores in percent, sizes in bytes.
+
+    ``scores`` has one value a seed, the mean over ``tasks``; ``low`` and ``high`` are its range.
+    """
+
+    recipe: str
+    budget: str
+    scores: tuple[float, ...]
+    bytes: float
+    teacher: float
+    teacher_bytes: float
+    majority: float
+    tasks: tuple[str, ...]
+    trained: bool  # a budget is of no meaning to what was not
+
+    @property
+    def n(self) -> int:
+        """How many seeds."""
+        return len(self.scores)
+
+    @property
+    def mean(self) -> float:
+        """The mean score over seeds."""
+        return mean(self.scores)
+
+    @property
+    def low(self) -> float:
+        """The worst seed's score."""
+        return min(self.scores)
+
+    @property
+    def high(self) -> float:
+        """The best seed's score."""
+        return max(self.scores)
+
+
+def grouped(records: Iterable[Record]) -> list[Group]:
+    """Records by recipe and budget, in order of appearance; a seed's score is its mean over tasks.
+
+    Raises ``ValueError`` where there are none, where they mix profiles, and where a run lacks a
+    task that another has: its mean would be of something else.
+
+    >>> grouped([])
+    Traceback (most recent call last):
+    ValueError: received no records, expected at least one: run `make results`
+    """
+    records = list(records)
+    if not records:
+        raise ValueError("received no records, expected at least one: run `make results`")
+    profiles = sorted({r.profile for r in records})
+    if len(profiles) > 1:
+        raise ValueError(f"received records of {', '.join(profiles)}, expected one profile")
+    tasks = {r.task for r in records}
+    runs: dict[tuple[str, str], dict[int, list[Record]]] = {}
+    for r in records:
+        runs.setdefault((r.recipe, r.budget), {}).setdefault(r.seed, []).append(r)
+    found = []
+    for (recipe, budget), seeds in runs.items():
+        for seed, group in seeds.items():
+            if sorted(r.task for r in group) != sorted(tasks):
+                absent = sorted(tasks - {r.task for r in group}) or "none, but doubles others"
+                raise ValueError(
+                    f"{recipe}, budget {budget}, seed {seed} lacks {absent}: "
+                    "choose tasks all have, by common(records)"
+                )
+        every = [r for group in seeds.values() for r in group]
+        floors = [mean(m["score"] for m in r.majority.values()) for r in every]
+        found.append(
+            Group(
+                recipe, budget, tuple(mean(r.score for r in group) for group in seeds.values()),
+                mean(r.bytes for r in every), mean(r.teacher_score for r in every),
+                mean(r.teacher_bytes for r in every), mean(floors), tuple(sorted(tasks)),
+                any(r.stages for r in every),
+            )
+        )  # fmt: skip
+    return found
+
+
+def common(records: Iterable[Record]) -> list[Record]:
+    """The records of those tasks that every recipe, budget and seed among them has.
+
+    >>> common([])
+    []
+    """
+    records = list(records)
+    runs: dict[tuple, set[str]] = {}
+    for r in records:
+        runs.setdefault((r.recipe, r.budget, r.seed), set()).add(r.task)
+    shared = set.intersection(*runs.values()) if runs else set()
+    return [r for r in records if r.task in shared]
+
+
+def comparison(records: Iterable[Record]) -> str:
+    """Recipes as a table, best first: score with its range over seeds, size, time, operations.
+
+    Times and operations are shares of the teacher's, medians over seeds.
+    """
+    records = list(records)
+    wide = max([len(r.recipe) for r in records] + [20]) + 2
+    columns = f"{'n':>2}{'mean':>7}  {'range':<14}{'MB':>6}{'time':>7}{'FLOPs':>7}"
+    lines = [f"{'recipe':<{wide}}{columns}"]
+    for group in sorted(grouped(records), key=lambda found: -found.mean):
+        own = [r for r in records if r.recipe == group.recipe and r.budget == group.budget]
+        times = [r.latency["milliseconds"] for r in own]
+        time = median(t["student"]["median"] / t["teacher"]["median"] for t in times)
+        work = median(r.flops / r.teacher_flops for r in own)
+        spread = f"{group.low:.1f} to {group.high:.1f}"
+        lines.append(
+            f"{group.recipe:<{wide}}{group.n:>2}{group.mean:>7.1f}  {spread:<14}"
+            f"{group.bytes / 1e6:>6.2f}{time:>7.2f}{work:>7.2f}"
+        )
+    return "\n".join(lines)
+
+
+def differences(records: Iterable[Record], first: str, second: str) -> dict[int, float]:
+    """Points that recipe ``first`` is ahead of ``second``, by seed, where both were measured alike.
+
+    Raises ``ValueError`` where the records of the two differ in profile, task or budget.
+
+    >>> differences([], "rpp-90", "nip-90")
+    {}
+    """
+    scores: dict[tuple[str, int], float] = {}
+    settings = set()
+    for record in records:
+        if record.recipe in (first, second):
+            settings.add((record.profile, record.task, record.budget))
+            scores[record.recipe, record.seed] = record.score
+    if len(settings) > 1:
+        raise ValueError(f"records of {sorted(settings)} do not compare: choose one of them")
+    seeds = sorted(seed for recipe, seed in scores if recipe == first and (second, seed) in scores)
+    return {seed: scores[first, seed] - scores[second, seed] for seed in seeds}

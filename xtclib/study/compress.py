@@ -1,0 +1,237 @@
+"""Runs: one call compresses a teacher, measures it, writes it down."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+import xtclib
+from xtclib import cache
+from xtclib.artefact import format
+from xtclib.bert import encoder_layers
+from xtclib.cache import cache_dir, key
+from xtclib.costs import breakdown, latency
+from xtclib.files import check_new_folder, folder_bytes, write_json
+from xtclib.recipes import recipe as recipes
+from xtclib.recipes.recipe import Recipe
+from xtclib.records import Record, circumstances, mean_score
+from xtclib.study import profiles
+from xtclib.study.profiles import Profile
+from xtclib.study.stages import Job, applied, backbone, check_applies, steps_of, trained
+from xtclib.tasks.evaluation import evaluate
+from xtclib.tasks.glue import TaskData, find_task
+from xtclib.tasks.metrics import majority
+from xtclib.teachers import Teacher
+from xtclib.training import budget as training_budget
+from xtclib.training.budget import Budget
+
+
+@dataclass(frozen=True)
+class Run:
+    """A compressed model with everything that was measured of it."""
+
+    record: Record
+    student: PreTrainedModel
+    tokenizer: object
+    teacher: Teacher
+    data: TaskData
+    folder: Path
+
+
+def compress(
+    recipe: str | Recipe,
+    task: str = "sst2",
+    profile: str | Profile | None = None,  # noqa: A002 - the field's word for it
+    budget: str | Budget = "A",
+    seed: int = 0,
+    glue_dir: str | Path | None = None,
+    teacher: str | Path | Teacher | None = None,
+    out: str | Path | None = None,
+    progress: bool = True,
+    say=print,
+    device: str | None = None,
+) -> Run:
+    """Runs a recipe on a task and measures the result against its teacher.
+
+    Resumes: finished stages and checkpoints lie in the cache under a key of everything that
+    determines them, so a killed run goes on and a repeated one is read. What the recipe asks for
+    and no model of this shape has is an error before anything trains, the teacher too. ``out``
+    takes the artefact; it must not exist or be empty, which is checked before training.
+    ``teacher``: a folder or Hub id of a model fine-tuned for the task; by default the profile's
+    own. ``say`` prints what is done.
+
+    Raises ``ValueError`` for unknown names, ``FileExistsError`` if ``out`` holds something.
+    """
+    recipe, chosen = recipes.load(recipe), profiles.profile(profile)
+    find_task(task)
+    spent = training_budget.budget(budget, chosen.budgets)
+    budget_name = budget if isinstance(budget, str) else "custom"
+    if out is not None:
+        check_new_folder(out)
+    data = profiles.data_for(task, chosen, glue_dir)
+    say(f"data     {data.source}")
+    arguments = recipe, chosen, spent, budget_name, seed, data
+    if teacher is None and not profiles.has_teacher(data, chosen):
+        # What the recipe asks for that no model of this shape has shows before hours of training.
+        bare = profiles.untrained_teacher(data, chosen)
+        check = Job(*arguments, bare, progress, device)
+        check_applies(check, bare.model if recipe.start == "teacher" else backbone(check))
+    if not isinstance(teacher, Teacher):
+        teacher = profiles.teacher_for(task, chosen, data, teacher, progress, device)
+    say(
+        f"teacher  {len(encoder_layers(teacher.model))} layers, "
+        f"{'from the cache' if teacher.cached else 'fine-tuned now'} ({teacher.key})"
+    )
+    job = Job(*arguments, teacher, progress, device)
+    begun = teacher.model if recipe.start == "teacher" else backbone(job)
+    untrained, tokenizer = check_applies(job, begun)
+    student, stages = begun, []
+    done: list = []
+    for index, stage in enumerate(job.stages):
+        student, job = applied(job, student, stage.techniques)
+        done += stage.techniques
+        if not stage.trains:
+            continue
+        say(
+            f"stage    {index + 1}/{len(recipe.stages)} {stage.name}: "
+            f"{steps_of(job, stage)} steps, learning rate {stage.budget(spent).learning_rate:g}"
+        )
+        student, notes = trained(job, student, stage, done, stages)
+        stages.append(notes)
+    student = format.finalize(student, done)
+    return _measure(replace(job, teacher=teacher), student, tokenizer, stages, untrained, out, say)
+
+
+def _measure(
+    job: Job,
+    student: PreTrainedModel,
+    tokenizer,
+    stages: list[dict],
+    untrained: PreTrainedModel,
+    out: str | Path | None,
+    say: Callable[[str], object],
+) -> Run:
+    recipe, chosen, data, teacher = job.recipe, job.profile, job.data, job.teacher
+    length = job.budget.max_length
+    student = student.to("cpu").eval()
+    teacher_model = teacher.model.to("cpu").eval()
+    metrics = evaluate(student, tokenizer, data, length)
+    teacher_metrics = _scores(teacher_model, teacher.tokenizer, data, length)
+    floor = {n: majority(data.task, s, data.train) for n, s in data.evaluation.items()}
+    start = _scores(untrained, tokenizer, data, length, recipe.hash) if recipe.trains else metrics
+    target = Path(out) if out is not None else _kept_artefact(recipe, chosen, teacher, stages)
+    with cache.locked(f"artefact-{target.name}"):
+        format.save(student, tokenizer, target, replace=out is None)
+    batch, width = chosen.latency
+    layer_flops = [breakdown.flops(m.config, 1, width) for m in (student, teacher_model)]
+    times = latency.of_models({"teacher": teacher_model, "student": student}, batch, width)
+    record = Record(
+        recipe=recipe.name,
+        recipe_hash=recipe.hash,
+        task=data.task.name,
+        profile=chosen.name,
+        budget=job.budget_name,
+        seed=job.seed,
+        metrics=metrics,
+        teacher_metrics=teacher_metrics,
+        majority=floor,
+        untrained=start,
+        bytes=(target / format.WEIGHTS).stat().st_size,
+        folder_bytes=folder_bytes(target),
+        teacher_bytes=_saved_bytes(teacher_model),
+        parameters=breakdown.parameters(student),
+        teacher_parameters=breakdown.parameters(teacher_model),
+        flops=layer_flops[0],
+        teacher_flops=layer_flops[1],
+        latency=times,
+        seconds=round(sum(s["seconds"] for s in stages), 1),
+        stages=stages,
+        data=data.source,
+        data_fingerprint=data.fingerprint,
+        teacher_key=teacher.key,
+        left_out=recipe.left_out,
+        selected_on=job.budget.keep if recipe.trains else "nothing is trained",
+        note=verdict(
+            recipe,
+            *(mean_score(found) for found in (metrics, floor, start)),
+            steps=sum(s["steps"] for s in stages),
+            rows=sum(len(split) for split in data.evaluation.values()),
+        ),
+        **circumstances(),
+        training_budget=asdict(job.budget),
+    )
+    say(f"artefact {target} ({record.bytes / 1e6:.2f} MB, {record.ratio:.1f} × smaller)")
+    return Run(record, student, tokenizer, teacher, data, target)
+
+
+def _scores(model: PreTrainedModel, tokenizer, data: TaskData, length: int, made_by: str = ""):
+    """The metrics of a model that this run did not train, from the cache if it was scored before.
+
+    Runs that differ in seed or recipe share their teacher, and often the untrained student.
+    """
+    held = {name: cache.digest(t.detach().cpu()) for name, t in model.state_dict().items()}
+    config = {n: v for n, v in model.config.to_dict().items() if n != "_name_or_path"}
+    parts = type(model).__name__, config, made_by, held, tokenizer.get_vocab(), data.fingerprint
+    versions = xtclib.__version__, torch.__version__, transformers.__version__
+    name = key(*parts, length, *versions, torch.backends.cpu.get_cpu_capability())
+    file = cache_dir() / "scores" / f"{name}.json"
+    if not file.is_file():
+        write_json(file, evaluate(model, tokenizer, data, length))
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def verdict(
+    recipe: Recipe, found: float, floor: float, untrained: float, steps: int, rows: int
+) -> str:
+    """What a student's score ``found`` does not beat, and why; empty where it beats all.
+
+    The majority class's score ``floor`` counts as beaten by more than two standard errors of a
+    share of ``rows`` answers, ``2·√(floor·(100 − floor) / rows)`` points, or of a correlation,
+    whose floor is 0, ``2·100/√rows``; ``untrained`` is the score of the same student before its
+    ``steps``.
+
+    >>> verdict(recipes.load("cnn-kd"), 51.0, 50.0, 49.0, steps=200, rows=800)
+    'does not beat the majority class (50.0 ± 3.5): 200 steps in all are few for new weights'
+    """
+    variance = floor * (100 - floor) if floor > 0 else 100**2
+    noise, missed = 2 * (variance / rows) ** 0.5, []
+    if found <= floor + noise:
+        missed.append(f"the majority class ({floor:.1f} ± {noise:.1f})")
+    if recipe.trains and found <= untrained:
+        missed.append(f"its untrained counterpart ({untrained:.1f})")
+    if not missed:
+        return ""
+    if not recipe.trains:
+        why = "nothing was trained"
+    elif any(technique.starts_anew for technique in recipe.techniques):
+        why = f"{steps} steps in all are few for new weights"
+    elif found > floor + noise:
+        why = f"{steps} steps are likely few, or their rate too high for so small a change"
+    else:
+        why = f"{steps} steps in all are likely too few to make up for what was taken"
+    return f"does not beat {' or '.join(missed)}: {why}"
+
+
+def _kept_artefact(recipe: Recipe, chosen: Profile, teacher: Teacher, stages: list[dict]) -> Path:
+    """Where the cache keeps a run's latest artefact."""
+    made_from = key(teacher.key, recipe.hash, [s["key"] for s in stages])
+    return cache_dir() / "artefacts" / f"{chosen.name}-{recipe.name}-{made_from}"
+
+
+def _saved_bytes(model: PreTrainedModel) -> int:
+    """The size of a model's fp32 ``model.safetensors``, written and read off the disk."""
+    folder = cache_dir() / "sizes" / key(os.getpid(), time.time())
+    try:
+        model.save_pretrained(folder)
+        return (folder / format.WEIGHTS).stat().st_size
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,229 @@
+"""Profiles, the scales to work at: which backbone, which data and which teacher each one takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from transformers import BertConfig, BertForPreTraining
+
+from xtclib import cache, teachers
+from xtclib.cache import BUILT_IN, cache_dir, key
+from xtclib.files import staged_folder, unknown
+from xtclib.tasks.glue import TaskData, find_task, load, unlabelled
+from xtclib.teachers import Teacher, load_classifier, load_tokenizer
+from xtclib.training.budget import Budget
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A scale to work at: which backbone, which data, how long to train."""
+
+    name: str
+    summary: str
+    backbone: str
+    data: str
+    teacher: Budget
+    budgets: dict[str, Budget]
+    rows: int | None = None
+    precision: str = "auto"
+    latency: tuple[int, int] = (8, 32)
+    teacher_by_task: dict[str, Budget] = field(default_factory=dict)
+
+
+def _lengths(unit: str, a: float, b: float, c: float, base: Budget) -> dict[str, Budget]:
+    return {n: replace(base, **{unit: v}) for n, v in (("A", a), ("B", b), ("C", c))}
+
+
+_SMALL = Budget(steps=1, learning_rate=5e-4, max_length=48, dropout=0.0)
+_GLUE = Budget(epochs=3, max_length=128)
+_MINILM = replace(_GLUE, learning_rate=2e-4, dropout=0.0)
+# XTC, arXiv:2206.01859, section 3: budgets of 3, 9 and 18 epochs; lr 5e-5, one warm-up epoch.
+_PAPER = replace(_GLUE, learning_rate=5e-5, keep="evaluation", evaluations=20)
+
+PROFILES = {
+    p.name: p
+    for p in (
+        Profile(
+            "smoke",
+            "a random tiny BERT and a handful of rows, for tests",
+            "random",
+            "mini",
+            replace(_SMALL, steps=6),
+            _lengths("steps", 4, 6, 8, _SMALL),
+            rows=64,
+            precision="fp32",
+            latency=(2, 16),
+        ),
+        Profile(
+            "mini",
+            "a small 12-layer BERT and the built-in tasks, offline",
+            "mini",
+            "mini",
+            replace(_SMALL, steps=400, learning_rate=3e-4, dropout=0.1),
+            _lengths("steps", 200, 600, 1200, _SMALL),
+            # The backbone knows this task best: a teacher of 400 steps would leave no row wrong.
+            teacher_by_task={
+                "sst2": replace(_SMALL, steps=120, learning_rate=1e-4, dropout=0.1),
+            },
+        ),
+        Profile(
+            "minilm",
+            "the real 6-layer MiniLM on GLUE",
+            "minilm",
+            "glue",
+            replace(_GLUE, epochs=5, learning_rate=1e-4),
+            _lengths("epochs", 3, 9, 18, _MINILM),
+            latency=(8, 128),
+            # Eight times CoLA's rows: a lower rate, chosen by the dev score among four budgets.
+            teacher_by_task={"sst2": replace(_GLUE, epochs=4, learning_rate=3e-5)},
+        ),
+        Profile(
+            "bert-base",
+            "BERT-base on GLUE, the paper's setting",
+            "google-bert/bert-base-uncased",
+            "glue",
+            replace(_GLUE, learning_rate=2e-5, keep="evaluation"),
+            _lengths("epochs", 3, 9, 18, _PAPER),
+            latency=(8, 128),
+        ),
+    )
+}
+
+
+def profile(name: str | Profile | None = None) -> Profile:
+    """A profile by name; ``None`` takes ``XTC_PROFILE``, else ``mini``.
+
+    >>> profile("smoke").name
+    'smoke'
+    """
+    if isinstance(name, Profile):
+        return name
+    name = name or os.environ.get("XTC_PROFILE") or "mini"
+    if name not in PROFILES:
+        raise unknown("profile", name, PROFILES)
+    return PROFILES[name]
+
+
+def profiles() -> dict[str, str]:
+    """Names and summaries of the profiles."""
+    return {p.name: p.summary for p in PROFILES.values()}
+
+
+def data_for(task: str, profile_: Profile | str, glue_dir: str | Path | None = None) -> TaskData:
+    """A task's rows, from where the profile says: built in, a GLUE folder, or the Hub.
+
+    ``glue_dir`` (else ``XTC_GLUE_DIR``) names a folder in GLUE's official layout and wins. Without
+    one the built-in profiles read the committed tasks, the others the Hub.
+    """
+    chosen = profile(profile_)
+    folder = glue_dir or os.environ.get("XTC_GLUE_DIR")
+    if folder is None:
+        folder = BUILT_IN if chosen.data == "mini" else "hub"
+    if chosen.data == "mini" and folder != "hub" and not Path(folder).is_dir():
+        raise FileNotFoundError(
+            f"the tasks are not at {folder}: work in a clone of the repository, generate the "
+            "built-in ones by `python scripts/pretrain_mini.py`, or name a GLUE folder (--glue-dir)"
+        )
+    return load(find_task(task), str(folder), limit=chosen.rows)
+
+
+def backbone_for(profile_: Profile | str) -> str:
+    """A profile's pre-trained backbone: a folder or a Hub id."""
+    chosen = profile(profile_)
+    if chosen.backbone == "mini":
+        return str(BUILT_IN / "backbone")
+    if chosen.backbone == "minilm":
+        return teachers.minilm()
+    if chosen.backbone == "random":
+        return str(_random_backbone())
+    return chosen.backbone
+
+
+def texts_for(profile_: Profile | str, data: TaskData) -> list[str]:
+    """What the ``mlm`` task reads: the built-in corpus, else the task's own training sentences."""
+    chosen = profile(profile_)
+    if chosen.data == "mini":
+        texts = unlabelled(BUILT_IN / "corpus.txt")
+        return texts[: chosen.rows]
+    return [*data.train.first, *(data.train.second or ())]
+
+
+def _random_backbone() -> Path:
+    """A random 12-layer BERT, 32 wide, with a head for masked words: made once, in a second."""
+    tokenizer = load_tokenizer(BUILT_IN / "backbone", 48)
+    folder = cache_dir() / "backbones" / f"random-12x32-mlm-{key(tokenizer.get_vocab())}"
+    with cache.locked(folder.name):
+        if not (folder / "model.safetensors").is_file():
+            _make_random(tokenizer, folder)
+    return folder
+
+
+def _make_random(tokenizer, folder: Path) -> None:
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=12,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.1,
+    )
+    torch.manual_seed(0)
+    model = BertForPreTraining(config)
+    with staged_folder(folder) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+
+
+def teacher_for(
+    task: str,
+    profile_: Profile | str | None = None,
+    data: TaskData | None = None,
+    path: str | Path | None = None,
+    progress: bool = True,
+    device: str | None = None,
+) -> Teacher:
+    """The profile's teacher for a task, fine-tuned on first use; or one of your own at ``path``."""
+    chosen = profile(profile_)
+    data = data or data_for(task, chosen)
+    if path is not None:
+        return teachers.load_teacher(path, data.task, data)
+    return teachers.fine_tuned(
+        backbone_for(chosen), data, _teacher_budget(chosen, data), 0, chosen.precision, progress,
+        device,
+    )  # fmt: skip
+
+
+def untrained_teacher(data: TaskData, profile_: Profile | str | None = None) -> Teacher:
+    """A stand-in of the teacher's shape: the profile's backbone under a fresh classifier."""
+    path, budget = backbone_for(profile_), _teacher_budget(profile(profile_), data)
+    model = load_classifier(path, data.task).eval()
+    made_from = {"backbone": teachers.weights_id(path)}
+    return Teacher(model, load_tokenizer(path, budget.max_length), "untrained", made_from, False)
+
+
+def has_teacher(data: TaskData, profile_: Profile | str | None = None) -> bool:
+    """Whether the profile's own teacher for a task is in the cache."""
+    return teachers.folder_of(data.task, teacher_key(data, profile_)).is_dir()
+
+
+def teacher_key(
+    data: TaskData, profile_: Profile | str | None = None, versions: Mapping[str, str] | None = None
+) -> str:
+    """The key of the teacher that ``teacher_for`` gives, without making it.
+
+    ``versions`` of torch and transformers: today's, unless told.
+    """
+    chosen = profile(profile_)
+    budget = _teacher_budget(chosen, data)
+    return key(
+        teachers.ingredients(backbone_for(chosen), data, budget, 0, chosen.precision, versions)
+    )
+
+
+def _teacher_budget(chosen: Profile, data: TaskData) -> Budget:
+    return chosen.teacher_by_task.get(data.task.name, chosen.teacher)

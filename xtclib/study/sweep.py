@@ -1,0 +1,117 @@
+"""Sweeps: many runs, as records; what was measured before is read, not run again."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+
+from xtclib.recipes import recipe as recipes
+from xtclib.recipes.recipe import Recipe
+from xtclib.records import RESULTS, Record, record_path
+from xtclib.study import profiles
+from xtclib.study.compress import compress
+from xtclib.study.profiles import Profile
+from xtclib.tasks.glue import TASKS, TaskData
+from xtclib.training import budget as training_budget
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a sweep, and its record if it was measured before and nothing has changed."""
+
+    task: str
+    recipe: Recipe
+    budget: str
+    seed: int
+    record: Record | None
+
+    def __str__(self) -> str:
+        return f"{self.task} · {self.recipe.name} · budget {self.budget} · seed {self.seed}"
+
+
+def planned(
+    recipe_names: Iterable[str],
+    tasks: Iterable[str] = tuple(TASKS),
+    profile: str | Profile | None = None,  # noqa: A002
+    budgets: Iterable[str] = ("A",),
+    seeds: Iterable[int] = (0,),
+    folder: str | Path = RESULTS,
+    glue_dir: str | Path | None = None,
+) -> Iterator[Planned]:
+    """Every run of a sweep in order, with the records that ``folder`` has; nothing is run.
+
+    A record counts as measured if its recipe hash, data, teacher and training budget are today's;
+    other versions of torch and transformers do not make it old. Without training, budgets and seeds
+    change nothing: such a recipe has one run a task.
+    """
+    chosen = profiles.profile(profile)
+    recipe_names, budgets, seeds = list(recipe_names), list(budgets), list(seeds)
+    for task in tasks:
+        data = profiles.data_for(task, chosen, glue_dir)
+
+        @cache
+        def teacher_key(torch_: str, transformers_: str, data: TaskData = data) -> str:
+            versions = {"torch": torch_, "transformers": transformers_}
+            return profiles.teacher_key(data, chosen, versions)
+
+        for recipe in map(recipes.load, recipe_names):
+            runs = itertools.product(budgets, seeds)
+            for budget, seed in runs if recipe.trains else itertools.islice(runs, 1):
+                path = record_path(folder, chosen.name, data.task.name, recipe.name, budget, seed)
+                spent = asdict(training_budget.budget(budget, chosen.budgets))
+                current = _is_current(path, recipe, data, spent, teacher_key)
+                yield Planned(task, recipe, budget, seed, Record.read(path) if current else None)
+
+
+def sweep(
+    recipe_names: Iterable[str],
+    tasks: Iterable[str] = tuple(TASKS),
+    profile: str | Profile | None = None,  # noqa: A002
+    budgets: Iterable[str] = ("A",),
+    seeds: Iterable[int] = (0,),
+    folder: str | Path = RESULTS,
+    glue_dir: str | Path | None = None,
+    progress: bool = True,
+    say=print,
+) -> list[Record]:
+    """Every combination, as records in ``folder``; those measured before are read, not run again.
+
+    What counts as measured: :func:`planned`. Nothing that was measured is lost if the sweep is cut
+    off.
+    """
+    chosen, found = profiles.profile(profile), []
+    for one in planned(recipe_names, tasks, chosen, budgets, seeds, folder, glue_dir):
+        record = one.record
+        if record is None:
+            say(f"\n{one}")
+            run = compress(
+                one.recipe, one.task, chosen, one.budget, one.seed, glue_dir, progress=progress,
+                say=say,
+            )  # fmt: skip
+            record = run.record
+            record.save(folder)
+            say(record.table())
+        found.append(record)
+    return found
+
+
+def _is_current(
+    path: Path, recipe: Recipe, data: TaskData, spent: dict, teacher_key: Callable[..., str]
+) -> bool:
+    if not path.is_file():
+        return False
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if set(values) != {f.name for f in fields(Record)}:
+        return False  # of another version of this project
+    record = Record(**values)
+    made_with = (record.versions["torch"], record.versions["transformers"])
+    return (
+        record.recipe_hash == recipe.hash
+        and record.data_fingerprint == data.fingerprint
+        and record.training_budget == spent
+        and record.teacher_key == teacher_key(*made_with)
+    )

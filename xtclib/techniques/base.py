@@ -1,0 +1,193 @@
+"""What every technique offers, and what it may ask of the task it is applied for."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from xtclib.bert import encoder_linears, replace_module_
+from xtclib.tasks.rows import Calibration
+from xtclib.techniques.pruning.layers import HardConcrete, MaskedLinear, SparseLinear
+from xtclib.techniques.quantization.layers import QuantEmbedding, QuantLinear
+from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear
+from xtclib.techniques.quantization.quantizers import Scheme
+
+
+class Technique:
+    """The interface; every method but ``apply`` has a default that does nothing.
+
+    Schedules are two plain functions of the step, ``before_step`` and ``after_step``, rather than
+    a ``TrainerCallback``: any training loop can call them.
+    """
+
+    name: ClassVar[str]
+    prunes: ClassVar[bool] = False  # removes weights, heads, neurons, width or vocabulary
+
+    def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
+        """The model with the technique on, ready to train. The input model is left as it is."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is applied")
+
+    def reads(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Calibration
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """A teacher and a tokenizer that fit the student, where the technique changes token ids."""
+        return model, tokenizer
+
+    def before_step(self, model: PreTrainedModel, step: int, total: int) -> None:
+        """Called before every optimizer step, 0-based, of ``total``."""
+
+    def after_step(self, model: PreTrainedModel, step: int, total: int, rate: float) -> None:
+        """Called after every optimizer step, with the learning rate it was done at."""
+
+    def penalty(self, model: PreTrainedModel) -> Tensor | None:
+        """What the technique adds to the loss."""
+        return None
+
+    def for_seed(self, seed: int) -> Technique:
+        """The same technique for a run of this seed: what it draws by chance, it draws anew."""
+        return replace(self, seed=self.seed + seed) if hasattr(self, "seed") else self
+
+    @property
+    def settled(self) -> float:
+        """The share of the run after which the student is as small as it will be."""
+        return 0.0
+
+    @property
+    def learns(self) -> bool:
+        """Whether it has scores or penalties of its own, which need the Trainer's loss."""
+        return False
+
+    @property
+    def starts_anew(self) -> bool:
+        """Whether it draws weights that no pre-training has seen."""
+        return False
+
+    @property
+    def stored(self) -> bool:
+        """Whether a file needs to know of the technique to be read."""
+        return False
+
+    def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The trained model as it is stored."""
+        return model
+
+    def rebuild(self, model: PreTrainedModel) -> None:
+        """Gives an empty model the finalized structure, in place, before weights are loaded."""
+
+    def plan(self, model: PreTrainedModel) -> PreTrainedModel:
+        """An empty model with the structure that the technique will leave it, for its size."""
+        self.rebuild(model)
+        return model
+
+    def to_dict(self) -> dict:
+        """``{name: fields}``: what recipes and artefacts hold."""
+        return {self.name: {f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
+
+
+def check_numbers(config: Technique, *names: str) -> None:
+    """Raises ``ValueError`` for a field that is neither a number nor ``None``."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise ValueError(f"{name} of {config.name} must be a number, received {value!r}")
+
+
+def check_whole(config: Technique, *names: str) -> None:
+    """Raises ``ValueError`` for a field that is no whole number from 0."""
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(
+                f"{name} of {config.name} is a whole number from 0, received {value!r}"
+            )
+
+
+def check_flags(config: Technique, *names: str) -> None:
+    """Raises ``ValueError`` for a field that is not true or false: ``"no"`` would count as true."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} of {config.name} must be true or false, received {value!r}")
+
+
+def needs(data: Calibration | None, what: str) -> Calibration:
+    """``data``, or a ``ValueError`` that says what it is needed for."""
+    if data is None:
+        raise ValueError(
+            f"{what} looks at the task's rows: give `apply` an `xtclib.tasks.rows.Calibration` "
+            "(`compress` does)"
+        )
+    return data
+
+
+def _plain(value):
+    if isinstance(value, Scheme):
+        return {
+            "scheme": str(value).partition("-")[0],
+            **{
+                k: v
+                for k, v in asdict(value).items()
+                if k in ("granularity", "groups", "clip", "learned") and v is not None
+            },
+        }
+    return list(value) if isinstance(value, tuple) else value
+
+
+def check_finite(model: nn.Module, what: str) -> None:
+    """Raises ``ValueError`` naming the first parameter that holds NaN or infinity."""
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise ValueError(
+                f"{what}: the parameter {name!r} holds NaN or infinite values; use another "
+                "checkpoint, or train it again with a lower learning rate"
+            )
+
+
+def pack_(model: PreTrainedModel) -> PreTrainedModel:
+    """Every quantizing or masked layer as the one that is stored, every other parameter in fp16."""
+    for name, module in list(model.named_modules()):
+        if getattr(module, "mask", None) is not None:
+            replace_module_(model, name, SparseLinear.from_masked(module))
+        elif isinstance(module, QuantLinear):
+            replace_module_(model, name, PackedLinear.from_quant(module))
+        elif isinstance(module, QuantEmbedding):
+            replace_module_(model, name, PackedEmbedding.from_quant(module))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half())
+    return model
+
+
+def refuse_packed(model: nn.Module) -> None:
+    """Raises ``ValueError`` for a model whose weights are stored, not trained."""
+    if any(isinstance(module, (PackedLinear, PackedEmbedding)) for module in model.modules()):
+        raise ValueError(
+            "the model is already packed; apply `xtclib.artefact.unpack` first to change or "
+            "train it on"
+        )
+
+
+def check_plain(model: nn.Module, what: str, allowed: type = nn.Linear) -> None:
+    """Raises ``ValueError`` if an encoder's layer was changed by what ``what`` has to precede."""
+    for linear in encoder_linears(model).values():
+        if isinstance(linear, HardConcrete) and allowed is not HardConcrete:
+            raise ValueError(
+                f"{what} meets the gates of learn_gates: first remove what they closed, by "
+                "prune_heads or prune_neurons with the criterion 'gates'"
+            )
+        if isinstance(linear, (QuantLinear, MaskedLinear)):
+            other = "quantize" if isinstance(linear, QuantLinear) else "sparsify"
+            raise ValueError(f"{what} comes before {other}: list it first")
+
+
+def _check_share(config: Technique) -> None:
+    check_numbers(config, "keep")
+    if config.keep is None or not 0 < config.keep <= 1:
+        raise ValueError(f"keep must be above 0 and at most 1, received {config.keep}")

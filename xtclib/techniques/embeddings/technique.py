@@ -1,0 +1,145 @@
+"""Smaller vocabularies: rows of the word table removed, or a student with pieces of its own."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+from transformers import (
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from xtclib.files import unknown
+from xtclib.tasks.rows import Calibration
+from xtclib.techniques.base import (
+    Technique,
+    _check_share,
+    check_numbers,
+    needs,
+    refuse_packed,
+)
+from xtclib.techniques.embeddings import vocabulary
+from xtclib.techniques.students.technique import Compact, _count, _Student
+
+
+@dataclass(frozen=True)
+class PruneVocabulary(Technique):
+    """Removes tokens that the task's training rows use least, from word table and tokenizer.
+
+    ``keep``: the share of the vocabulary that stays; ``None`` keeps what is used at all. Special
+    tokens and the characters in use stay, so rarer words are spelled in pieces. A teacher that is
+    compared with reads the same pieces. Source: Zhao et al. 2019, arXiv:1909.11687, for how much of
+    a small model its vocabulary is.
+    """
+
+    name: ClassVar[str] = "prune_vocabulary"
+    prunes: ClassVar[bool] = True
+    keep: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep is not None:
+            _check_share(self)
+
+    @property
+    def stored(self) -> bool:
+        return self.keep != 1  # as fp16, like everything else that is pruned
+
+    def ids(self, data: Calibration) -> list[int]:
+        """Rising ids of the tokens that stay."""
+        return vocabulary.tokens_to_keep(data.tokenizer, data.token_counts(), self.keep)
+
+    def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
+        refuse_packed(model)
+        if type(model.get_input_embeddings()) is not nn.Embedding:
+            raise ValueError(f"{self.name} comes before quantize: list it first")
+        model = copy.deepcopy(model)
+        vocabulary.keep_rows_(model, self.ids(needs(data, self.name)))
+        return model
+
+    def plan(self, model: PreTrainedModel) -> PreTrainedModel:
+        if self.keep is None:
+            raise ValueError("how many tokens are used is in the rows: plan with a share to keep")
+        vocabulary.keep_rows_(model, range(round(self.keep * model.config.vocab_size)))
+        return model
+
+    def reads(self, model, tokenizer, data):
+        ids, model = self.ids(data), copy.deepcopy(model)
+        if model is not None:  # none reads what the student does
+            vocabulary.keep_rows_(model, ids)
+        return model, vocabulary.cut_tokenizer(tokenizer, ids)
+
+
+PROJECTIONS = ("none", "down", "up")
+
+
+@dataclass(frozen=True)
+class SmallVocabulary(_Student):
+    """DualTrain's student: as deep as its teacher, narrower, with a vocabulary of its own.
+
+    ``vocabulary``: how many word pieces, those the task's rows use most and all characters; as a
+    count (two fifths of the teacher's where that has no more) or a share. ``hidden`` and
+    ``intermediate`` as in :class:`Compact`. Put it into a stage whose task is ``dual``: there the
+    teacher reads a share ``mix`` of the words in the student's pieces, for which it learns vectors
+    of their own, and ``projection`` (``none``, ``down`` or ``up``) of ``weight`` ties the weights
+    of both. The paper learns the pieces from its corpus; these can be chosen without chance.
+    Source: Zhao et al. 2019, arXiv:1909.11687, sections 3 and 4.
+    """
+
+    name: ClassVar[str] = "small_vocabulary"
+    vocabulary: int | float = 4928
+    hidden: int | float = 0.25
+    intermediate: int | float = 0.25
+    projection: str = "none"
+    mix: float = 0.5
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "vocabulary", "hidden", "intermediate", "mix", "weight")
+        if self.projection not in PROJECTIONS:
+            raise unknown("projection", self.projection, PROJECTIONS)
+        if self.mix is None or not 0 <= self.mix <= 1:
+            raise ValueError(f"mix is a share of the words, received {self.mix}")
+
+    def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
+        narrow = Compact(hidden=self.hidden, intermediate=self.intermediate)
+        return narrow.config(teacher)
+
+    def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
+        tokenizer = self.tokenizer(needs(data, self.name))
+        model = super().apply(model, data)
+        torch.manual_seed(data.initial)
+        table = nn.Embedding(len(tokenizer), model.config.hidden_size, tokenizer.pad_token_id)
+        nn.init.normal_(table.weight, std=model.config.initializer_range)
+        model.set_input_embeddings(table.to(model.device))
+        model.config.vocab_size = len(tokenizer)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        return model
+
+    def count(self, full: int) -> int:
+        """How many tokens the student has where its teacher has ``full``."""
+        if self.vocabulary >= full:
+            return round(0.4 * full)
+        return _count("tokens", self.vocabulary, full)
+
+    def plan(self, model: PreTrainedModel) -> PreTrainedModel:
+        count = self.count(model.config.vocab_size)
+        model = super().plan(model)
+        model.set_input_embeddings(nn.Embedding(count, model.config.hidden_size, device="meta"))
+        model.config.vocab_size = count
+        return model
+
+    def tokenizer(self, data: Calibration) -> PreTrainedTokenizerBase:
+        """The student's tokenizer."""
+        size = len(data.tokenizer)
+        keep = self.count(size) / size
+        ids = vocabulary.tokens_to_keep(data.tokenizer, data.token_counts(), keep)
+        return vocabulary.cut_tokenizer(data.tokenizer, ids)
+
+    def reads(self, model, tokenizer, data):
+        """No teacher: what it reads is not what the student does."""
+        return None, self.tokenizer(data)

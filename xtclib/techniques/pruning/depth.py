@@ -1,0 +1,113 @@
+"""Layer reduction: a student of some of its teacher's layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from transformers import PreTrainedModel
+
+from xtclib.bert import (
+    encoder_layers,
+    keep_layers,
+    spread,
+    validate_keep,
+)
+from xtclib.files import unknown
+from xtclib.tasks.rows import Calibration
+from xtclib.techniques.base import (
+    Technique,
+    check_numbers,
+    needs,
+    refuse_packed,
+)
+from xtclib.techniques.pruning.importance import best, layer_influence
+
+KEEP_NAMES = ("every-other", "top", "bottom", "importance")
+
+
+@dataclass(frozen=True)
+class LayerReduction(Technique):
+    """Keeps some of the teacher's layers (XTC, arXiv:2206.01859, section 4).
+
+    ``keep``: a list of 0-based teacher layers, or ``every-other`` (spread evenly), ``top`` (the
+    last ones), ``bottom`` (the first), or ``importance`` (those that change their input most, on
+    rows of the task: :func:`.importance.layer_influence`). ``layers``: how many, as a count or as a
+    fraction of the teacher's; half by default. Embeddings, pooler and classifier are copied.
+
+    >>> LayerReduction().indices(12), LayerReduction(layers=5).indices(12)
+    ([1, 3, 5, 7, 9, 11], [2, 4, 6, 8, 10])
+    >>> LayerReduction("top", 3).indices(12), LayerReduction("bottom", 0.25).indices(12)
+    ([9, 10, 11], [0, 1, 2])
+    """
+
+    name: ClassVar[str] = "layer_reduction"
+    keep: str | tuple[int, ...] = "every-other"
+    layers: int | float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, str):
+            if self.keep not in KEEP_NAMES:
+                raise unknown("way to keep layers", self.keep, KEEP_NAMES)
+        elif not isinstance(self.keep, (list, tuple, range)):
+            raise ValueError(
+                f"keep must be a list of layers or one of {', '.join(KEEP_NAMES)}, "
+                f"received {self.keep!r}"
+            )
+        else:
+            object.__setattr__(self, "keep", tuple(self.keep))
+            if not self.keep:
+                raise ValueError("the list of layers to keep is empty: keep at least one layer")
+            if self.layers is not None:
+                raise ValueError(
+                    f"an explicit list of layers was given together with layers={self.layers}; "
+                    "leave one of them out"
+                )
+        check_numbers(self, "layers")
+        if self.layers is not None and not (
+            0 < self.layers < 1 or (self.layers >= 1 and isinstance(self.layers, int))
+        ):
+            raise ValueError(
+                f"cannot keep {self.layers} layers: give a whole number from 1, or a fraction of "
+                "the teacher's below 1"
+            )
+
+    def indices(self, depth: int) -> list[int]:
+        """The 0-based teacher layers that a student of a ``depth``-layer teacher keeps."""
+        if not isinstance(self.keep, str):
+            return validate_keep(self.keep, depth)
+        count = self.count(depth)
+        if self.keep == "importance":
+            raise ValueError("which layers matter depends on the model and the task: apply it")
+        if self.keep == "top":
+            return list(range(depth - count, depth))
+        if self.keep == "bottom":
+            return list(range(count))
+        stride, spare = divmod(depth, count)
+        if spare and stride > 1:  # the release's choice for 5 of 12: 2, 4, 6, 8, 10
+            return [stride * (i + 1) for i in range(count)]
+        return spread(count, depth)
+
+    def count(self, depth: int) -> int:
+        """How many layers remain; ``ValueError`` unless between 1 and ``depth``."""
+        wanted = self.layers if self.layers is not None else max(depth // 2, 1)
+        count = max(round(wanted * depth), 1) if wanted < 1 else wanted
+        if count > depth:
+            raise ValueError(f"cannot keep {count} of {depth} layers: choose between 1 and {depth}")
+        return count
+
+    def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
+        refuse_packed(model)
+        depth = len(encoder_layers(model))
+        if self.keep != "importance":
+            return keep_layers(model, self.indices(depth))
+        rows = needs(data, "layer_reduction by importance")
+        influence = torch.tensor(layer_influence(model, rows.batches()))
+        return keep_layers(model, best([influence], self.count(depth) / depth)[0])
+
+    def plan(self, model: PreTrainedModel) -> PreTrainedModel:
+        depth = len(encoder_layers(model))
+        if self.keep == "importance":  # whichever: they are of one size
+            return keep_layers(model, range(self.count(depth)))
+        return keep_layers(model, self.indices(depth))

@@ -1,0 +1,163 @@
+"""How much a head, a neuron, a layer or a single weight matters."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from xtclib.techniques.pruning.layers import (
+    GatedLinear,
+    HardConcrete,
+    closed,
+)
+from xtclib.techniques.pruning.surgery import _check_width, _layers, _on_hidden, _tables, readers
+
+
+def head_magnitudes(model: PreTrainedModel) -> list[Tensor]:
+    """Mean ``|w|`` of each head over its query, key, value and output weights: (heads,) a layer."""
+    found = []
+    for layer in _layers(model):
+        attention = layer.attention.self
+        heads = attention.num_attention_heads
+        parts = [getattr(attention, n).weight for n in ("query", "key", "value")]
+        parts.append(layer.attention.output.dense.weight.T)
+        sizes = [part.detach().abs().reshape(heads, -1).mean(1) for part in parts]
+        found.append(torch.stack(sizes).mean(0))
+    return found
+
+
+def neuron_magnitudes(model: PreTrainedModel) -> list[Tensor]:
+    """``‖w_in‖ · ‖w_out‖`` of each feed-forward neuron: (neurons,) a layer.
+
+    The product is what scaling one side up and the other down leaves as it is.
+    """
+    return [
+        layer.intermediate.dense.weight.detach().norm(dim=1)
+        * layer.output.dense.weight.detach().norm(dim=0)
+        for layer in _layers(model)
+    ]
+
+
+def hidden_magnitudes(model: PreTrainedModel) -> Tensor:
+    """``√Σ w²`` over all that reads or writes each hidden dimension: (hidden,)."""
+    _check_width(model)
+    squares = torch.zeros(model.config.hidden_size)
+    for table in _tables(model):
+        squares += table.weight.detach().square().sum(0).cpu()
+    for linear, reads, writes in _on_hidden(model):
+        weight = linear.weight.detach().square().cpu()
+        squares += (weight.sum(0) if reads else 0) + (weight.sum(1) if writes else 0)
+    return squares.sqrt()
+
+
+def gradients(model: PreTrainedModel, batches: Iterable[dict], part: str) -> list[Tensor]:
+    """Mean ``|∂L(x)/∂ξ|`` over rows x, of a gate ξ = 1 on every head or neuron; unit norm a layer.
+
+    Every row has gates of its own, so that slopes of different signs do not cancel. Batches hold
+    labels. Source: Michel et al. 2019, arXiv:1905.10650, section 4.1.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    gated, found = [], []
+    for above, dense, count in readers(model, part):
+        above.dense = GatedLinear.from_linear(dense, count)
+        gated.append(above.dense)
+        found.append(torch.zeros(count, device=dense.weight.device, dtype=dense.weight.dtype))
+    for batch in batches:
+        batch = {name: value.to(model.device) for name, value in batch.items()}
+        rows = len(batch["input_ids"])
+        for layer, total in zip(gated, found, strict=True):
+            layer.gate = nn.Parameter(total.new_ones(rows, 1, len(total)))
+        loss = rows * model(**batch).loss  # the sum over rows, each of which has its own gates
+        slopes = torch.autograd.grad(loss, [layer.gate for layer in gated])
+        for total, slope in zip(found, slopes, strict=True):
+            total += slope.abs().sum((0, 1))
+    return [total / total.norm().clamp(min=1e-30) for total in found]
+
+
+@torch.no_grad()
+def layer_influence(model: PreTrainedModel, batches: Iterable[dict]) -> list[float]:
+    """``1 − cos(h_in, h_out)`` of every layer, mean over tokens: how much a layer changes.
+
+    Source: block influence of Men et al. 2024, arXiv:2403.03853, equation 1.
+    """
+    model, sums, count = copy.deepcopy(model).eval(), 0, 0
+    for batch in batches:
+        batch = {name: value.to(model.device) for name, value in batch.items()}
+        seen = batch["attention_mask"].bool()
+        states = model(**batch, output_hidden_states=True).hidden_states
+        changes = [
+            1 - torch.cosine_similarity(a[seen], b[seen], dim=-1).double()
+            for a, b in zip(states, states[1:], strict=False)
+        ]
+        sums = sums + torch.stack([change.sum() for change in changes])
+        count += int(seen.sum())
+    return (sums / count).tolist()
+
+
+def learned_gates(model: PreTrainedModel, part: str) -> list[Tensor]:
+    """``log α`` of every gate, (heads,) or (neurons,) a layer, after which the gates are closed."""
+    found = []
+    for above, dense, _ in readers(model, part):
+        if not isinstance(dense, HardConcrete):
+            raise ValueError(
+                f"the criterion 'gates' reads what `learn_gates: {{part: {part}}}` has learned: "
+                "list that technique in an earlier stage"
+            )
+        found.append(dense.scores.detach())
+        above.dense = closed(dense)
+    return found
+
+
+def best(scores: Sequence[Tensor], keep: float, scope: str = "layer") -> list[list[int]]:
+    """The numbers of the highest scores, rising, for each layer.
+
+    ``scope``: ``layer`` keeps the same share everywhere, ``model`` compares all layers and keeps at
+    least one in each. A score ties in favour of the lower number.
+
+    >>> best([torch.tensor([3.0, 1.0, 2.0, 0.0]), torch.tensor([9.0, 8.0, 7.0, 6.0])], 0.5)
+    [[0, 2], [0, 1]]
+    >>> best([torch.tensor([3.0, 1.0, 2.0, 0.0]), torch.tensor([9.0, 8.0, 7.0, 6.0])], 0.5, "model")
+    [[0], [0, 1, 2]]
+    """
+    if scope == "layer":
+        kept = [s.argsort(descending=True, stable=True)[: max(round(keep * len(s)), 1)]
+                for s in scores]  # fmt: skip
+        return [layer.sort().values.tolist() for layer in kept]
+    flat, starts, start = torch.cat(list(scores)), [], 0
+    for layer in scores:
+        starts.append(start)
+        flat[start + int(layer.argmax())] = torch.inf  # no layer goes empty
+        start += len(layer)
+    count = max(round(keep * len(flat)), len(scores))
+    chosen = flat.argsort(descending=True, stable=True)[:count].sort().values
+    ends = [*starts[1:], len(flat)]
+    return [
+        (chosen[(chosen >= low) & (chosen < high)] - low).tolist()
+        for low, high in zip(starts, ends, strict=True)
+    ]
+
+
+def _magnitude(layer: nn.Linear, generator: torch.Generator) -> Tensor:
+    return layer.weight.detach().abs()
+
+
+def _random(layer: nn.Linear, generator: torch.Generator) -> Tensor:
+    return torch.rand(layer.weight.shape, generator=generator).to(layer.weight.device)
+
+
+def _movement(layer: nn.Linear, generator: torch.Generator) -> Tensor:
+    return layer.scores.detach()
+
+
+CRITERIA: dict[str, Callable[[nn.Linear, torch.Generator], Tensor]] = {
+    "magnitude": _magnitude,  # |w|
+    "random": _random,  # the control
+    "movement": _movement,  # learned
+}
+
+
+MOVES = ("movement",)  # criteria that need training

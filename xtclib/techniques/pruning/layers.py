@@ -1,0 +1,247 @@
+"""Linear layers with weights or whole inputs switched off: one form to train, one to store.
+
+``MaskedLinear`` trains through a mask; ``SparseLinear`` holds the mask as bits and the values that
+are left; ``GatedLinear`` scales groups of its inputs, such as the outputs of attention heads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xtclib.techniques.quantization.layers import QuantLinear, linear_of
+from xtclib.techniques.quantization.packed import PackedLinear
+from xtclib.techniques.quantization.packing import (
+    encode,
+    pack,
+    pack_sparse,
+    packed_length,
+    unpack,
+    unpack_sparse,
+)
+from xtclib.techniques.quantization.quantizers import Quantized, Scheme, quantize
+
+
+class _LearnedMask(torch.autograd.Function):
+    """``W' = W ⊙ M``; the mask's gradient goes straight through to the scores it came from."""
+
+    @staticmethod
+    def forward(ctx, weight, scores, mask):
+        ctx.save_for_backward(weight, mask)
+        return weight * mask
+
+    @staticmethod
+    def backward(ctx, gradient):
+        weight, mask = ctx.saved_tensors
+        return gradient * mask, gradient * weight, None
+
+
+class MaskedLinear(nn.Linear):
+    """A linear layer whose weight is multiplied by a bool mask, kept and saved as a buffer.
+
+    (…, in_features) → (…, out_features). With ``scores`` (movement pruning, Sanh et al. 2020,
+    arXiv:2005.07683, section 3) the mask's gradient ∂L/∂S = ∂L/∂W' ⊙ W is learned from as well.
+    """
+
+    mask: Tensor
+    scores: nn.Parameter | None
+    score_learning_rate: float | None = None
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, learned: bool = False, score_learning_rate: float | None = None
+    ) -> MaskedLinear:
+        """Wraps a linear layer, sharing its parameters, with nothing masked yet.
+
+        ``learned`` gives it scores. The optimizer moves them at ``score_learning_rate``; without
+        one it leaves them to whoever reads their gradient.
+        """
+        shape = linear.in_features, linear.out_features
+        layer = cls(*shape, linear.bias is not None, device="meta")
+        layer.weight, layer.bias = linear.weight, linear.bias
+        layer.register_buffer("mask", torch.ones_like(linear.weight, dtype=torch.bool))
+        layer.scores = nn.Parameter(torch.zeros_like(linear.weight)) if learned else None
+        layer.score_learning_rate = score_learning_rate
+        return layer.train(linear.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.scores is None:
+            return F.linear(x, self.weight * self.mask, self.bias)
+        weight = _LearnedMask.apply(self.weight, self.scores, self.mask)
+        return F.linear(x, weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, learned={self.scores is not None}"
+
+
+class SparseLinear(PackedLinear):
+    """A linear layer stored as one bit per weight and the values of those that are not zero.
+
+    Values are fp16, or codes of a symmetric scheme (``int8``, ``int4``) with their scales. Runs as
+    a dense layer: no kernel here gains from scattered zeros, the file does.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool, weights: Scheme | None = None,
+        activations: Scheme | None = None, device=None,
+    ) -> None:  # fmt: skip
+        if weights is not None and weights.family != "int":
+            raise ValueError(
+                f"sparse weights are stored in fp16 or as 'int8' or 'int4', not as {weights}: "
+                "binary weights have no zero, ternary ones have their own"
+            )
+        super().__init__(
+            in_features, out_features, bias, weights or Scheme("int", 8), activations, device
+        )
+        self.quantizes = weights is not None
+        length = packed_length(in_features, 1)
+        mask = torch.empty(out_features, length, 1, dtype=torch.uint8, device=device)
+        self.register_buffer("weight", mask)
+        self.register_buffer("weight_values", None)
+        self.set_count_(0)
+        if not self.quantizes:
+            del self.weight_scale
+
+    def set_count_(self, count: int) -> None:
+        """Makes room for the stored values: ``count`` fp16 numbers, or bytes of packed codes."""
+        kind = torch.uint8 if self.quantizes else torch.float16
+        self.weight_values = torch.empty(count, dtype=kind, device=self.weight.device)
+
+    def set_width_(self, width: float) -> None:
+        """Sparse values keep the width of their scheme."""
+
+    @classmethod
+    def from_masked(cls, layer: MaskedLinear | QuantLinear) -> SparseLinear:
+        """Stores what a masked layer, quantizing or not, has learned."""
+        scheme = getattr(layer, "weights", None)
+        shape = layer.in_features, layer.out_features, layer.bias is not None
+        device = layer.weight.device
+        sparse = cls(*shape, scheme, getattr(layer, "activations", None), device)
+        sparse.store_(layer.weight.detach() * layer.mask)
+        sparse.store_bias_(layer.bias)
+        sparse.store_clip_(layer)
+        return sparse
+
+    def store_(self, weight: Tensor) -> None:
+        """Keeps what is not zero in a weight of shape (rows, columns)."""
+        if not self.quantizes:
+            present = weight.half() != 0  # what fp16 rounds to 0 needs no place
+            mask, self.weight_values = pack_sparse(weight * present)
+        else:
+            super().store_(weight)
+            codes = quantize(weight.float(), self.weights).codes
+            mask = pack((codes != 0).to(torch.uint8), 1)
+            self.weight_values = encode(codes[codes != 0], self.width, self.offset)
+        self.weight = mask.unsqueeze(-1)
+        self._unpacked = None
+
+    def dense(self) -> nn.Linear | PackedLinear:
+        """An ordinary layer of the same numbers: what a runtime that knows no masks can run."""
+        if not self.quantizes:
+            return linear_of(self.quantized().codes, self.bias).train(self.training)
+        shape = self.in_features, self.out_features, self.bias is not None
+        packed = PackedLinear(*shape, self.weights, self.activations, self.weight.device)
+        packed.weight = encode(self.quantized().codes, self.width, self.offset).unsqueeze(-1)
+        packed.weight_scale, packed.bias = self.weight_scale, self.bias
+        packed.store_clip_(self)
+        return packed.train(self.training)
+
+    def present(self) -> Tensor:
+        """Which weights are stored: bool (out_features, in_features)."""
+        return unpack(self.weight.squeeze(-1), 1, self.columns).bool()
+
+    def quantized(self, ids: Tensor | None = None, dtype=torch.float32) -> Quantized:
+        """Codes and scales; without a scheme the values themselves and a scale of 1."""
+        mask = self.weight.squeeze(-1)
+        if not self.quantizes:
+            found = unpack_sparse(mask, self.weight_values, self.columns, dtype)
+            return Quantized(found, torch.ones(1, 1, device=mask.device))
+        count = int(self.present().sum())
+        codes = unpack(self.weight_values, self.width, count).to(torch.int16) - self.offset
+        found = unpack_sparse(mask, codes, self.columns, dtype)
+        return Quantized(found, self._rows_of(self.weight_scale, None).float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.quantizes:
+            return super().forward(x)
+        if self._unpacked is None:
+            with torch.inference_mode(False), torch.no_grad():
+                self._unpacked = self.quantized()
+        weight = self._unpacked.codes.to(x.dtype)
+        return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
+
+
+class GatedLinear(nn.Linear):
+    """A linear layer that multiplies each group of its inputs by a gate.
+
+    With one group a head on the attention's output projection, a gate of 0 is a head without
+    effect. ``gate`` (groups,), or (batch, 1, groups) for a gate of its own on each row, holds
+    factors; a subclass may derive them from what it learns.
+    """
+
+    gate: nn.Parameter | None
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, groups: int) -> GatedLinear:
+        """Wraps a linear layer, sharing its parameters, with every gate at 1."""
+        if linear.in_features % groups:
+            raise ValueError(f"{linear.in_features} inputs do not divide into {groups} groups")
+        shape = linear.in_features, linear.out_features
+        layer = cls(*shape, linear.bias is not None, device="meta")
+        layer.weight, layer.bias = linear.weight, linear.bias
+        layer.gate = nn.Parameter(linear.weight.new_ones(groups))
+        return layer.train(linear.training)
+
+    def factors(self) -> Tensor:
+        """What each group is multiplied by, of shape (groups,)."""
+        return self.gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        factors = self.factors()
+        each = factors.repeat_interleave(self.in_features // factors.shape[-1], -1).to(x.dtype)
+        return F.linear(x * each, self.weight, self.bias)
+
+
+class HardConcrete(GatedLinear):
+    """Gates between 0 and 1 that can be learned to be exactly 0: the hard concrete distribution.
+
+    In training ``s = σ((log u − log(1−u) + log α) / β)``, ``z = clamp(s·(ζ−γ) + γ, 0, 1)`` with
+    u uniform, β = ⅔, γ = −0.1, ζ = 1.1; in evaluation without u and β. Source: Louizos et al. 2018,
+    arXiv:1712.01312, equations 10 to 13; for heads Voita et al. 2019, arXiv:1905.09418.
+    """
+
+    BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
+    scores: nn.Parameter  # log α
+    score_learning_rate: float | None = None
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, groups: int, rate: float = 1e-2) -> HardConcrete:
+        """Every gate starts at log α = 2.5, which is open in evaluation, and learns at ``rate``."""
+        layer = super().from_linear(linear, groups)
+        layer.gate, layer.score_learning_rate = None, rate
+        layer.scores = nn.Parameter(linear.weight.new_full((groups,), 2.5))
+        return layer
+
+    def factors(self) -> Tensor:
+        if self.training:
+            noise = torch.rand_like(self.scores).clamp_(1e-6, 1 - 1e-6)
+            open_ = torch.sigmoid((noise.logit() + self.scores) / self.BETA)
+        else:
+            open_ = torch.sigmoid(self.scores)
+        return (open_ * (self.ZETA - self.GAMMA) + self.GAMMA).clamp(0, 1)
+
+    def open_probability(self) -> Tensor:
+        """The chance of each gate to be more than 0, (groups,): what the L₀ penalty sums."""
+        shift = self.BETA * math.log(-self.GAMMA / self.ZETA)
+        return torch.sigmoid(self.scores - shift)
+
+
+def closed(layer: GatedLinear) -> nn.Linear:
+    """The plain linear layer that evaluation computes: the factors multiplied into the weight."""
+    was_training = layer.training
+    factors = layer.eval().factors().detach()
+    each = factors.repeat_interleave(layer.in_features // len(factors))
+    return linear_of(layer.weight.detach() * each, layer.bias).train(was_training)

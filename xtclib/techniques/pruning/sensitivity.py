@@ -1,0 +1,126 @@
+"""What a model can spare: parts removed one at a time, without training, and scored.
+
+A ``score`` is any function of a model, such as its accuracy on some rows. The model is never
+changed; parts are silenced on a copy by zeros, which is what removing them computes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from xtclib.bert import encoder_linears
+from xtclib.files import unknown
+from xtclib.techniques.base import refuse_packed
+from xtclib.techniques.pruning.importance import CRITERIA, MOVES
+from xtclib.techniques.pruning.masks import masks
+from xtclib.techniques.pruning.surgery import HEADS, readers
+
+Score = Callable[[PreTrainedModel], float]
+GROUPS = ("component", "layer", "model")
+COMPONENTS = {
+    "attention.self.query": "query",
+    "attention.self.key": "key",
+    "attention.self.value": "value",
+    "attention.output.dense": "attention output",
+    "intermediate.dense": "feed-forward in",
+    "output.dense": "feed-forward out",
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A part of a model, the share of it that was removed, and the score that was left."""
+
+    part: str
+    share: float
+    score: float
+
+
+def weights(
+    model: PreTrainedModel,
+    score: Score,
+    shares: Sequence[float] = (0.3, 0.5, 0.7, 0.9),
+    by: str = "component",
+    criterion: str = "magnitude",
+    progress: bool = True,
+) -> list[Point]:
+    """The score with a share of one part's weights set to zero, for every part and share.
+
+    ``by``: ``component`` (query, key, value, …, of all layers at once), ``layer``, or the whole
+    ``model``'s encoder. Magnitudes are ranked within each matrix. Raises ``ValueError`` for shares
+    outside [0, 1) and for criteria that have to be learned.
+    """
+    if by not in GROUPS:
+        raise unknown("grouping", by, GROUPS)
+    known = [name for name in CRITERIA if name not in MOVES]
+    if criterion not in known:
+        raise unknown("criterion", criterion, known)
+    wrong = [share for share in shares if not 0 <= share < 1]
+    if wrong:
+        raise ValueError(f"shares to remove lie in [0, 1), received {wrong[0]}")
+    refuse_packed(model)
+    model = copy.deepcopy(model).eval()
+    parts: dict[str, list[nn.Linear]] = {}
+    for name, linear in encoder_linears(model).items():
+        parts.setdefault(_part(name, by), []).append(linear)
+    found = []
+    bar = tqdm(
+        total=len(parts) * len(shares), desc="sensitivity", leave=False, disable=not progress
+    )
+    for part, linears in parts.items():
+        for share in shares:
+            generator = torch.Generator().manual_seed(0)
+            scores = [CRITERIA[criterion](linear, generator) for linear in linears]
+            with _zeroed(linears, masks(scores, share)):
+                found.append(Point(part, share, score(model)))
+            bar.update()
+    return found
+
+
+def heads(model: PreTrainedModel, score: Score, progress: bool = True) -> Tensor:
+    """The score without each head, one at a time: (layers, heads), NaN where a layer has fewer.
+
+    Source: Michel et al. 2019, arXiv:1905.10650, section 3.2.
+    """
+    refuse_packed(model)
+    model = copy.deepcopy(model).eval()
+    places = [(dense, count) for _, dense, count in readers(model, HEADS)]
+    found = torch.full((len(places), max(count for _, count in places)), torch.nan)
+    bar = tqdm(
+        total=sum(count for _, count in places), desc="heads", leave=False, disable=not progress
+    )
+    for layer, (dense, count) in enumerate(places):
+        for head in range(count):
+            mask = torch.ones_like(dense.weight, dtype=torch.bool)
+            mask.view(len(mask), count, -1)[:, head] = False
+            with _zeroed([dense], [mask]):
+                found[layer, head] = score(model)
+            bar.update()
+    return found
+
+
+def _part(name: str, by: str) -> str:
+    layer, _, inner = name.partition("layer.")[2].partition(".")
+    names = {"component": COMPONENTS.get(inner, inner), "layer": f"layer {int(layer) + 1}"}
+    return names.get(by, "encoder")
+
+
+@contextmanager
+def _zeroed(linears: Sequence[nn.Linear], keep: Sequence[Tensor]) -> Iterator[None]:
+    """Weights outside the masks are 0 inside the block, and what they were after it."""
+    before = [linear.weight.data for linear in linears]
+    try:
+        for linear, mask in zip(linears, keep, strict=True):
+            linear.weight.data = linear.weight.data * mask
+        yield
+    finally:
+        for linear, weight in zip(linears, before, strict=True):
+            linear.weight.data = weight

@@ -1,0 +1,226 @@
+"""Structured pruning: heads, neurons, hidden width and vocabulary, removed for good."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from xtclib.bert import encoder_layers
+from xtclib.files import unknown
+from xtclib.tasks.rows import Calibration
+from xtclib.techniques.base import (
+    Technique,
+    _check_share,
+    check_finite,
+    check_numbers,
+    check_plain,
+    check_whole,
+    needs,
+    refuse_packed,
+)
+from xtclib.techniques.pruning import importance, surgery
+from xtclib.techniques.pruning.layers import HardConcrete, closed
+from xtclib.techniques.pruning.masks import SCOPES
+from xtclib.techniques.pruning.surgery import HEADS, NEURONS
+
+
+def _magnitude(model: PreTrainedModel, data: Calibration | None, part: str) -> list[Tensor]:
+    return {HEADS: importance.head_magnitudes, NEURONS: importance.neuron_magnitudes}[part](model)
+
+
+def _gradient(model: PreTrainedModel, data: Calibration | None, part: str) -> list[Tensor]:
+    return importance.gradients(model, needs(data, "the criterion 'gradient'").batches(), part)
+
+
+def _gates(model: PreTrainedModel, data: Calibration | None, part: str) -> list[Tensor]:
+    return importance.learned_gates(model, part)
+
+
+CRITERIA: dict[str, Callable[[PreTrainedModel, Calibration | None, str], list[Tensor]]] = {
+    "magnitude": _magnitude,
+    "gradient": _gradient,  # of the loss by a gate on the part
+    "gates": _gates,  # what an earlier stage learned
+}
+
+
+@dataclass(frozen=True)
+class _Narrow(Technique):
+    """Removes a part of every layer for good; matrices get smaller, uneven if ``scope`` says so.
+
+    ``keep``: the share that stays, above 0 and at most 1. ``criterion``: ``magnitude``;
+    ``gradient``, the loss's slope by a gate, on rows of the task; ``gates``, what an earlier stage
+    learned; ``random`` by ``seed`` as a control. ``scope``: ``layer`` keeps the same share in every
+    layer, ``model`` ranks all layers together and keeps at least one in each. List it before
+    ``quantize`` and ``sparsify``.
+    """
+
+    keep: float = 0.5
+    criterion: str = "magnitude"
+    scope: str = "layer"
+    seed: int = 0
+
+    prunes: ClassVar[bool] = True
+    part: ClassVar[str]
+    cut_: ClassVar[Callable[[nn.Module, Sequence[int]], None]]
+
+    def __post_init__(self) -> None:
+        _check_share(self)
+        check_whole(self, "seed")
+        if self.criterion not in (*CRITERIA, "random"):
+            raise unknown("criterion", self.criterion, (*CRITERIA, "random"))
+        if self.scope not in SCOPES:
+            raise unknown("scope", self.scope, SCOPES)
+
+    def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
+        refuse_packed(model)
+        check_plain(model, self.name, HardConcrete if self.criterion == "gates" else nn.Linear)
+        check_finite(model, "cannot prune this model")
+        model = copy.deepcopy(model)
+        if self.criterion == "random":
+            generator = torch.Generator().manual_seed(self.seed)
+            sizes = [width[self.part] for width in surgery.widths(model)]
+            scores = [torch.rand(size, generator=generator) for size in sizes]
+        else:
+            scores = CRITERIA[self.criterion](model, data, self.part)
+        kept = importance.best([s.float().cpu() for s in scores], self.keep, self.scope)
+        for layer, numbers in zip(encoder_layers(model), kept, strict=True):
+            self.cut_(layer, numbers)
+        return model
+
+    def plan(self, model: PreTrainedModel) -> PreTrainedModel:
+        for layer, width in zip(encoder_layers(model), surgery.widths(model), strict=True):
+            self.cut_(layer, range(max(round(self.keep * width[self.part]), 1)))
+        return model
+
+
+@dataclass(frozen=True)
+class PruneHeads(_Narrow):
+    """Removes attention heads: their rows of query, key and value, their columns of the output.
+
+    Michel et al. 2019, arXiv:1905.10650, remove heads after training and find many of them idle.
+    Magnitude is the mean ``|w|`` of a head's four matrices.
+
+    >>> PruneHeads(keep=0.25).to_dict()["prune_heads"]["keep"]
+    0.25
+    """
+
+    name: ClassVar[str] = "prune_heads"
+    part: ClassVar[str] = HEADS
+    cut_ = staticmethod(surgery.keep_heads_)
+
+
+@dataclass(frozen=True)
+class PruneNeurons(_Narrow):
+    """Removes feed-forward neurons: a row of the first matrix and a column of the second.
+
+    Magnitude is ``‖w_in‖ · ‖w_out‖``, which scaling one up and the other down leaves as it is.
+    """
+
+    name: ClassVar[str] = "prune_neurons"
+    part: ClassVar[str] = NEURONS
+    cut_ = staticmethod(surgery.keep_neurons_)
+
+
+@dataclass(frozen=True)
+class LearnGates(Technique):
+    """Gates on every head or neuron, pressed towards 0 while the stage trains.
+
+    The loss gains ``penalty`` · the mean chance of a gate to be open (Louizos et al. 2018,
+    arXiv:1712.01312; heads: Voita et al. 2019, arXiv:1905.09418; BERT: McCarley et al. 2019,
+    arXiv:1910.06360). A later stage removes what they closed: ``prune_heads: {criterion: gates}``.
+    """
+
+    name: ClassVar[str] = "learn_gates"
+    part: str = HEADS
+    penalty_weight: float = 1.0
+    learning_rate: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.part not in (HEADS, NEURONS):
+            raise unknown("part", self.part, (HEADS, NEURONS))
+        check_numbers(self, "penalty_weight", "learning_rate")
+        if not (self.penalty_weight >= 0 and self.learning_rate > 0):
+            raise ValueError(
+                "expected penalty_weight ≥ 0 and learning_rate > 0, received "
+                f"{self.penalty_weight} and {self.learning_rate}"
+            )
+
+    def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
+        refuse_packed(model)
+        check_plain(model, self.name, HardConcrete)  # gates on the other part may be there
+        model = copy.deepcopy(model)
+        for above, dense, count in surgery.readers(model, self.part):
+            above.dense = HardConcrete.from_linear(dense, count, self.learning_rate)
+        return model
+
+    @property
+    def settled(self) -> float:
+        return 1.0  # gates go on closing to the last step
+
+    @property
+    def learns(self) -> bool:
+        return True
+
+    def penalty(self, model: PreTrainedModel) -> Tensor | None:
+        dense = [dense for _, dense, _ in surgery.readers(model, self.part)]
+        gates = [layer for layer in dense if isinstance(layer, HardConcrete)]
+        open_ = [gate.open_probability() for gate in gates]
+        return self.penalty_weight * torch.cat(open_).mean() if gates else None
+
+    def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
+        for above, dense, _ in surgery.readers(model, self.part):
+            if isinstance(dense, HardConcrete):
+                above.dense = closed(dense)
+        return model
+
+
+@dataclass(frozen=True)
+class PruneWidth(Technique):
+    """Removes hidden dimensions from the whole model, embeddings to classifier.
+
+    ``keep`` is rounded to a width that the heads divide. ``criterion``: ``magnitude``, the norm of
+    all that reads or writes a dimension, or ``random``. The residual stream runs through every
+    layer, so this costs more than heads or neurons do; distil after it.
+    """
+
+    name: ClassVar[str] = "prune_width"
+    prunes: ClassVar[bool] = True
+    keep: float = 0.5
+    criterion: str = "magnitude"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_share(self)
+        check_whole(self, "seed")
+        if self.criterion not in ("magnitude", "random"):
+            raise unknown("criterion", self.criterion, ("magnitude", "random"))
+
+    def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
+        refuse_packed(model)
+        check_plain(model, self.name)
+        check_finite(model, "cannot prune this model")
+        model = copy.deepcopy(model)
+        width, count = model.config.hidden_size, self.width(model)
+        generator = torch.Generator().manual_seed(self.seed)
+        scores = (
+            torch.rand(width, generator=generator)
+            if self.criterion == "random"
+            else importance.hidden_magnitudes(model)
+        )
+        surgery.keep_hidden_(model, importance.best([scores], count / width)[0])
+        return model
+
+    def width(self, model: PreTrainedModel) -> int:
+        """The hidden dimensions that stay: the nearest width that the heads divide."""
+        heads = model.config.num_attention_heads
+        return max(round(self.keep * model.config.hidden_size / heads), 1) * heads
+
+    def plan(self, model: PreTrainedModel) -> PreTrainedModel:
+        surgery.keep_hidden_(model, range(self.width(model)))
+        return model

@@ -1,0 +1,218 @@
+"""Layers of their own widths: heads and feed-forward neurons removed for good.
+
+A removed head takes its rows of query, key and value and its columns of the output projection with
+it; a removed neuron its row of the intermediate matrix and its column of the one after. What is
+left is an ordinary model with smaller matrices, uneven from layer to layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from xtclib.bert import encoder_layers, replace_module_
+from xtclib.techniques.quantization.layers import linear_of
+
+
+def widths(model: PreTrainedModel) -> list[dict[str, int]]:
+    """Heads and feed-forward neurons of every layer, and a head's size where it is unusual."""
+    return [_widths(layer, model.config) for layer in _layers(model)]
+
+
+def _widths(layer: nn.Module, config: PretrainedConfig) -> dict[str, int]:
+    attention = layer.attention.self
+    found = {
+        "heads": attention.num_attention_heads,
+        "neurons": layer.intermediate.dense.out_features,
+    }
+    inner = getattr(config, "true_hidden_size", config.hidden_size)  # MobileBERT's, in its blocks
+    usual = inner // config.num_attention_heads
+    if attention.attention_head_size != usual:  # the hidden width was cut, heads were not
+        found["head_size"] = attention.attention_head_size
+    return found
+
+
+def uneven(model: PreTrainedModel) -> list[dict[str, int]] | None:
+    """The widths of a model whose layers are not as its config says; ``None`` where all are."""
+    if not isinstance(getattr(getattr(model.base_model, "encoder", None), "layer", None),
+                      nn.ModuleList):  # fmt: skip
+        return None  # no layers whose parts could have been removed
+    said = {  # a head's size is in neither where it is the usual one
+        "heads": getattr(model.config, "num_attention_heads", None),
+        "neurons": getattr(model.config, "intermediate_size", None),
+    }
+    found = widths(model)
+    return None if all(width == said for width in found) else found
+
+
+def keep_heads_(layer: nn.Module, heads: Sequence[int]) -> None:
+    """Leaves a layer the heads of these 0-based numbers, in place.
+
+    Raises ``ValueError`` for none, for unknown ones, and for numbers that do not rise.
+    """
+    attention = layer.attention.self
+    _check(heads, attention.num_attention_heads, "head")
+    size = attention.attention_head_size
+    kept = (torch.tensor(list(heads)).unsqueeze(1) * size + torch.arange(size)).flatten()
+    for name in ("query", "key", "value"):
+        setattr(attention, name, _rows(getattr(attention, name), kept))
+    layer.attention.output.dense = _columns(layer.attention.output.dense, kept)
+    _set_heads(attention, len(heads))
+
+
+def keep_neurons_(layer: nn.Module, neurons: Sequence[int]) -> None:
+    """Leaves a layer the feed-forward neurons of these 0-based numbers, in place."""
+    _check(neurons, layer.intermediate.dense.out_features, "neuron")
+    kept = torch.tensor(list(neurons))
+    layer.intermediate.dense = _rows(layer.intermediate.dense, kept)
+    layer.output.dense = _columns(layer.output.dense, kept)
+
+
+def resize_(model: PreTrainedModel, wanted: Sequence[Mapping[str, int]]) -> None:
+    """Gives a model empty layers of these widths, in place, before weights are loaded."""
+    layers = _layers(model)
+    if len(layers) != len(wanted):
+        raise ValueError(f"widths of {len(wanted)} layers were given for {len(layers)} layers")
+    for layer, width in zip(layers, wanted, strict=True):
+        attention, inner = layer.attention.self, width["neurons"]
+        size = width.get("head_size", attention.attention_head_size)
+        attention.attention_head_size, attention.scaling = size, size**-0.5
+        values = width["heads"] * size
+        for name in ("query", "key", "value"):
+            setattr(attention, name, _empty(getattr(attention, name), outputs=values))
+        layer.attention.output.dense = _empty(layer.attention.output.dense, inputs=values)
+        layer.intermediate.dense = _empty(layer.intermediate.dense, outputs=inner)
+        layer.output.dense = _empty(layer.output.dense, inputs=inner)
+        _set_heads(attention, width["heads"])
+
+
+def saved_widths(config: PretrainedConfig) -> list[dict[str, int]] | None:
+    """The widths that an artefact's config lists; ``None`` where every layer is as it says."""
+    held = getattr(config, "quantization_config", None)
+    return held.get("layers") if isinstance(held, dict) else getattr(held, "layers", None)
+
+
+def keep_hidden_(model: PreTrainedModel, dimensions: Sequence[int]) -> None:
+    """Leaves the whole model these hidden dimensions, in place; heads keep their size.
+
+    Raises ``ValueError`` unless the heads divide the width: ``transformers`` insists on that.
+    """
+    config = model.config
+    _check_width(model)
+    _check(dimensions, config.hidden_size, "hidden dimension")
+    if len(dimensions) % config.num_attention_heads:
+        raise ValueError(
+            f"a hidden width of {len(dimensions)} does not divide by {config.num_attention_heads} "
+            "heads, which transformers asks for: keep another share"
+        )
+    kept = torch.tensor(list(dimensions))
+    for table in _tables(model):
+        table.weight = nn.Parameter(table.weight.detach()[:, kept].clone())
+        table.embedding_dim = len(kept)
+    for norm in [m for m in model.modules() if isinstance(m, nn.LayerNorm)]:
+        norm.normalized_shape = (len(kept),)
+        norm.weight = nn.Parameter(norm.weight.detach()[kept].clone())
+        norm.bias = nn.Parameter(norm.bias.detach()[kept].clone())
+    names = {module: name for name, module in model.named_modules()}
+    for linear, reads, writes in list(_on_hidden(model)):
+        new = _columns(linear, kept) if reads else linear
+        replace_module_(model, names[linear], _rows(new, kept) if writes else new)
+    config.hidden_size = len(kept)
+    if hasattr(config, "embedding_size"):
+        config.embedding_size = len(kept)
+
+
+def _tables(model: PreTrainedModel) -> list[nn.Embedding]:
+    return [m for m in model.base_model.embeddings.modules() if isinstance(m, nn.Embedding)]
+
+
+def _on_hidden(model: PreTrainedModel) -> Iterator[tuple[nn.Linear, bool, bool]]:
+    """Linear layers with whether they read and whether they write hidden states."""
+    for layer in _layers(model):
+        attention = layer.attention.self
+        for linear in (attention.query, attention.key, attention.value, layer.intermediate.dense):
+            yield linear, True, False
+        for linear in (layer.attention.output.dense, layer.output.dense):
+            yield linear, False, True
+    if getattr(model.base_model, "pooler", None) is not None:
+        yield model.base_model.pooler.dense, True, True
+    if getattr(model, "classifier", None) is not None:
+        yield model.classifier, True, False
+
+
+def _check_width(model: PreTrainedModel) -> None:
+    """``TypeError`` for models whose hidden width is not the same all the way through."""
+    config, head = model.config, getattr(model, "classifier", None)
+    even = getattr(config, "embedding_size", config.hidden_size) == config.hidden_size
+    if not even or not isinstance(head, (nn.Linear, type(None))):
+        raise TypeError(
+            f"the hidden width of {type(model).__name__} cannot be cut: expected embeddings as "
+            "wide as the layers and a classifier of one linear layer, as BERT has"
+        )
+
+
+HEADS, NEURONS = "heads", "neurons"
+
+
+def readers(model: PreTrainedModel, part: str) -> list[tuple[nn.Module, nn.Linear, int]]:
+    """For each layer: the module above, the ``dense`` that reads heads or neurons, how many."""
+    if part == HEADS:
+        return [
+            (layer.attention.output, layer.attention.output.dense,
+             layer.attention.self.num_attention_heads)
+            for layer in _layers(model)
+        ]  # fmt: skip
+    return [
+        (layer.output, layer.output.dense, layer.output.dense.in_features)
+        for layer in _layers(model)
+    ]
+
+
+def _layers(model: PreTrainedModel) -> nn.ModuleList:
+    layers = encoder_layers(model)
+    for layer in layers:
+        for name in ("attention.self.query", "attention.output.dense", "intermediate.dense"):
+            module = layer
+            for part in name.split("."):
+                module = getattr(module, part, None)
+            if module is None:
+                raise TypeError(
+                    f"{type(model).__name__} has no `{name}` in its layers: heads and neurons can "
+                    "be removed from BERT, RoBERTa, ELECTRA, MiniLM"
+                )
+    return layers
+
+
+def _check(kept: Sequence[int], count: int, what: str) -> None:
+    if not len(kept):
+        raise ValueError(f"every {what} of a layer would go: keep at least one")
+    if list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= count:
+        raise ValueError(
+            f"cannot keep {what}s {list(kept)[:8]}: expected rising numbers from 0 to {count - 1}"
+        )
+
+
+def _set_heads(attention: nn.Module, heads: int) -> None:
+    attention.num_attention_heads = heads
+    attention.all_head_size = heads * attention.attention_head_size
+
+
+def _rows(linear: nn.Linear, kept: Tensor) -> nn.Linear:
+    """A linear layer with only the outputs ``kept``."""
+    bias = None if linear.bias is None else linear.bias.detach()[kept].clone()
+    return linear_of(linear.weight.detach()[kept].clone(), bias).train(linear.training)
+
+
+def _columns(linear: nn.Linear, kept: Tensor) -> nn.Linear:
+    """A linear layer with only the inputs ``kept``."""
+    weight = linear.weight.detach()[:, kept].clone()
+    return linear_of(weight, linear.bias).train(linear.training)
+
+
+def _empty(linear: nn.Linear, inputs: int | None = None, outputs: int | None = None) -> nn.Linear:
+    """An uninitialized linear layer like this one, with other widths."""
+    shape = inputs or linear.in_features, outputs or linear.out_features
+    return nn.Linear(*shape, linear.bias is not None, device=linear.weight.device)

@@ -1,0 +1,256 @@
+"""Packed layers: the bytes that are stored, and the products they run on."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xtclib.techniques.quantization.layers import (
+    QuantEmbedding,
+    QuantLinear,
+    _quantize_input,
+    _rescale,
+    compute_dtype,
+)
+from xtclib.techniques.quantization.packing import TRIT, decode, encode, packed_length
+from xtclib.techniques.quantization.quantizers import (
+    Quantized,
+    Scheme,
+    quantize,
+    stored_clip,
+)
+
+
+@cache
+def integer_kernel(device: str = "cpu") -> bool:
+    """Whether PyTorch multiplies int8 matrices on this kind of device; says so if it does not."""
+    try:
+        ones = torch.ones(32, 32, dtype=torch.int8, device=device)
+        right = bool((torch._int_mm(ones, ones) == 32).all())
+    except (RuntimeError, AttributeError) as error:
+        right, reason = False, str(error).splitlines()[0]
+    else:
+        reason = "its result is wrong"
+    if not right:
+        warnings.warn(
+            f"no int8 matrix product on {device} ({reason}): packed layers run in floating point, "
+            "to the same numbers",
+            stacklevel=2,
+        )
+    return right
+
+
+def integer_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """int8 x (…, inputs) times int8 weight (outputs, inputs) → exact int32 (…, outputs).
+
+    >>> integer_linear(torch.tensor([[100, -3]], dtype=torch.int8), torch.tensor([[1, -1]]).char())
+    tensor([[103]], dtype=torch.int32)
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    rows = len(flat)
+    if x.is_cuda and rows <= 16:  # the kernel there wants more than 16 rows
+        flat = F.pad(flat, (0, 0, 0, 17 - rows))
+    return torch._int_mm(flat, weight.t())[:rows].view(*x.shape[:-1], len(weight))
+
+
+class _Packed(nn.Module):
+    """Packed bytes, an fp16 scale per tensor, row or group, and a zero point where there is one.
+
+    ``weight`` is uint8 of shape (rows, ⌈columns·bits/8⌉, 1): the name of the original tensor with
+    another shape and type, so that a reader who does not know the format fails instead of guessing.
+    """
+
+    def __init__(self, rows: int, columns: int, weights: Scheme, device=None) -> None:
+        super().__init__()
+        self.rows, self.columns, self.weights = rows, columns, weights
+        self.width: float = weights.bits  # of a stored weight
+        self._unpacked: Quantized | None = None
+        self._row_sums: Tensor | None = None
+        n = weights.groups_of(rows)
+        length = packed_length(columns, self.width)
+        empty = torch.empty
+        self.register_buffer("weight", empty(rows, length, 1, dtype=torch.uint8, device=device))
+        self.register_buffer("weight_scale", empty(n, dtype=torch.float16, device=device))
+        if weights.family == "uint":
+            self.register_buffer("weight_zero", empty(n, dtype=torch.uint8, device=device))
+
+    def set_width_(self, width: float) -> None:
+        """Stores the same codes at another width: ternary ones at 1.6 bits instead of 2."""
+        if width != self.width and not (self.weights.family == "ternary" and width in (TRIT, 2)):
+            raise ValueError(f"{self.weights} is stored at {self.width} bits, not at {width}")
+        offset, columns = self.offset, self.columns
+        if self.weight.is_meta:
+            shape = (self.rows, packed_length(columns, width), 1)
+            self.weight = torch.empty(shape, dtype=torch.uint8, device="meta")
+        else:
+            codes = decode(self.weight.squeeze(-1), self.width, offset, columns)
+            self.weight = encode(codes, width, offset).unsqueeze(-1)
+        self.width = width
+
+    def store_(self, weight: Tensor) -> None:
+        """Quantizes a weight of shape (rows, columns) into this layer's buffers."""
+        if not bool(weight.isfinite().all()):
+            raise ValueError(
+                f"a weight of shape {tuple(weight.shape)} holds NaN or infinite values and cannot "
+                "be packed; look for a diverged training run"
+            )
+        q = quantize(weight.detach().float(), self.weights)
+        codes, step = q.codes, self.rows // len(self.weight_scale)
+        # Every row of a group has the group's scale: keep the first.
+        self.weight_scale = q.scale.reshape(-1)[:: step if q.scale.numel() > 1 else 1].half()
+        if not bool(self.weight_scale.isfinite().all()):
+            raise ValueError(f"a scale of {float(q.scale.max()):.3g} does not fit in fp16")
+        if q.zero_point is not None:
+            codes = codes + q.zero_point
+            zero = q.zero_point.reshape(-1)[:: step if q.zero_point.numel() > 1 else 1]
+            self.weight_zero = zero.to(torch.uint8)
+        self.weight = encode(codes, self.width, self.offset).unsqueeze(-1)
+        self._unpacked = None
+
+    @property
+    def offset(self) -> int:
+        return 0 if self.weights.family == "uint" else self.weights.levels[1]
+
+    def _rows_of(self, per_group: Tensor, ids: Tensor | None) -> Tensor:
+        """A scale or zero point of shape (n,) as (rows, 1), (1, 1), or (…, 1) at ``ids``."""
+        if len(per_group) == 1:
+            return per_group.reshape(1, 1)
+        per_row = per_group.repeat_interleave(self.rows // len(per_group))
+        return (per_row if ids is None else per_row[ids]).unsqueeze(-1)
+
+    def quantized(self, ids: Tensor | None = None, dtype=torch.float32) -> Quantized:
+        """The codes and fp32 scales of all rows, or of the rows ``ids``."""
+        packed = self.weight if ids is None else self.weight[ids]
+        codes = decode(packed.squeeze(-1), self.width, self.offset, self.columns, dtype)
+        if self.weights.family == "uint":
+            codes = codes - self._rows_of(self.weight_zero, ids).to(dtype)
+        return Quantized(codes, self._rows_of(self.weight_scale, ids).float())
+
+    def extra_repr(self) -> str:
+        return f"{self.rows} × {self.columns}, weights={self.weights}"
+
+
+class PackedLinear(_Packed):
+    """A linear layer on packed weights, for inference; (…, in_features) → (…, out_features).
+
+    Runs on int8 where it can (``runs_on_integers``); ``integers = False`` keeps it from that.
+    """
+
+    integers = True
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        weights: Scheme,
+        activations=None,
+        device=None,
+    ) -> None:
+        super().__init__(out_features, in_features, weights, device)
+        self.in_features, self.out_features, self.activations = (
+            in_features,
+            out_features,
+            activations,
+        )
+        self.bias = nn.Parameter(torch.empty(out_features, device=device)) if bias else None
+        if activations is not None and activations.learned:
+            clip = torch.empty(1, dtype=torch.float16, device=device)
+            self.register_buffer("input_clip", clip)
+
+    @classmethod
+    def from_quant(cls, layer: QuantLinear) -> PackedLinear:
+        """Packs what a ``QuantLinear`` has learned."""
+        packed = cls(
+            layer.in_features,
+            layer.out_features,
+            layer.bias is not None,
+            layer.weights,
+            layer.activations,
+            device=layer.weight.device,
+        )
+        packed.store_(layer.weight)
+        packed.store_bias_(layer.bias)
+        packed.store_clip_(layer)
+        return packed
+
+    def store_clip_(self, layer: QuantLinear) -> None:
+        """Rounds the learned ends of a layer's inputs to fp16, where it has them."""
+        if getattr(layer, "input_clip", None) is not None:
+            self.input_clip = stored_clip(layer.input_clip)
+
+    def _input(self, x: Tensor, dtype: torch.dtype) -> tuple:
+        """Codes, scale and shift of the input."""
+        if self.activations is None or not self.activations.learned:
+            return _quantize_input(x, self.activations, dtype)
+        top = self.activations.levels[1]
+        scale = self.input_clip.float() / top
+        return (x.float() / scale).clamp_(-top, top).round_().to(dtype), scale, None
+
+    def store_bias_(self, bias: Tensor | None) -> None:
+        """Rounds a bias to fp16; ``ValueError`` if it does not fit."""
+        if bias is None:
+            return
+        rounded = bias.detach().half().float()
+        if not bool(rounded.isfinite().all()):
+            largest = float(bias.detach().abs().max())
+            raise ValueError(f"a bias of {largest:.3g} does not fit in fp16")
+        self.bias = nn.Parameter(rounded)
+
+    def forward(self, x: Tensor) -> Tensor:
+        integers = self.runs_on_integers(x)
+        dtype = torch.int8 if integers else compute_dtype(x)
+        if self._unpacked is None or self._unpacked.codes.dtype != dtype:
+            with torch.inference_mode(False), torch.no_grad():  # usable under autograd later too
+                self._unpacked = self.quantized(dtype=dtype)  # once; the weights no longer change
+                self._row_sums = self._unpacked.codes.sum(1, dtype=torch.int32)
+        codes, scale = self._unpacked[:2]
+        x_codes, x_scale, shift = self._input(x, dtype)
+        if not integers:
+            return _rescale(F.linear(x_codes, codes), x_scale, scale, self.bias)
+        y = integer_linear(x_codes, codes)
+        if shift is not None:  # Σ (x + shift)·w = Σ x·w + shift · Σ w
+            y += shift * self._row_sums
+        return _rescale(y.to(x.dtype), x_scale, scale, self.bias)
+
+    def runs_on_integers(self, x: Tensor) -> bool:
+        """Whether this input meets the int8 kernel: both sides integers, fp32, no gradient.
+
+        The answer is the floating-point path's to the last bit, as long as that is exact: sums
+        below 2²⁴, which weights of up to 4 bits never reach at BERT's widths.
+        """
+        return (
+            self.integers
+            and self.activations is not None
+            and self.weights.family != "uint"
+            and compute_dtype(x) == torch.float32
+            and not (torch.is_grad_enabled() and x.requires_grad)
+            and not (x.is_cuda and (self.in_features % 8 or self.out_features % 8))
+            and integer_kernel(x.device.type)
+        )
+
+    def _apply(self, fn, recurse=True):
+        self._unpacked = None  # moved or cast: unpack again where the bytes are now
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self._unpacked = None
+        return super()._load_from_state_dict(*args, **kwargs)
+
+
+class PackedEmbedding(_Packed):
+    """An embedding on packed rows: gathers bytes, expands only the rows that are looked up."""
+
+    @classmethod
+    def from_quant(cls, layer: QuantEmbedding) -> PackedEmbedding:
+        """Packs what a ``QuantEmbedding`` has learned."""
+        packed = cls(layer.num_embeddings, layer.embedding_dim, layer.weights, layer.weight.device)
+        packed.store_(layer.weight)
+        return packed
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.quantized(ids).dequantize()

@@ -1,0 +1,173 @@
+"""Ternary weight splitting: a trained ternary model as a binary one of twice the width."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from xtclib.bert import encoder_linears, replace_module_
+from xtclib.tasks.rows import Calibration
+from xtclib.techniques.base import Technique
+from xtclib.techniques.quantization.layers import QuantEmbedding, QuantLinear, linear_of
+from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear
+from xtclib.techniques.quantization.quantizers import Scheme, _grouped
+
+
+def split(weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """Two weights that sum to a ternary one, and whose binarizations sum to its ternarization.
+
+    With α the ternary scale, S₀ the weights that are ternarized to 0 and the sums over the n
+    weights that share a scale, in float64:
+
+    - on S₀: ``w₁ = w + β, w₂ = −β`` where w > 0, else ``w₁ = β, w₂ = w − β``,
+      ``β = (αn − Σ|w|) / (2|S₀|)``
+    - elsewhere: ``w₁ = m·w, w₂ = (1 − m)·w``,
+      ``m = (Σ|w| + Σ_S₀|w₂| − Σ_S₀|w₁|) / (2·Σ|w|)``, the first and last sum over the rest
+
+    Then both binary scales are α/2. Weight of shape (rows, columns); the halves in its dtype.
+    Source: BinaryBERT, arXiv:2012.15701, equations 5 to 8.
+
+    >>> w = torch.tensor([[0.1, -1.0, 2.0, -0.2]])
+    >>> a, b = split(w, Scheme.parse("ternary"))
+    >>> torch.allclose(a + b, w), a.abs().mean(), b.abs().mean()
+    (True, tensor(0.7500), tensor(0.7500))
+    """
+    weight = weight.detach()
+    if scheme.clip is not None:  # as the ternary quantizer does first
+        weight = weight.clamp(-scheme.clip, scheme.clip)
+    w = _grouped(weight.double(), scheme)
+    size, n = w.abs(), w.shape[1]
+    large = size > 0.7 * size.mean(1, keepdim=True)
+    count = large.sum(1, keepdim=True)
+    kept = (size * large).sum(1, keepdim=True)  # Σ|w| outside S₀
+    alpha = kept / count.clamp(min=1)
+    beta = (alpha * n - size.sum(1, keepdim=True)) / (2 * (n - count).clamp(min=1))
+    first = torch.where(w > 0, w + beta, beta)
+    second = torch.where(w > 0, -beta, w - beta)
+    apart = ((second.abs() - first.abs()) * ~large).sum(1, keepdim=True)
+    m = torch.where(kept > 0, (kept + apart) / (2 * kept.clamp(min=1e-300)), 0.5)
+    first, second = torch.where(large, m * w, first), torch.where(large, (1 - m) * w, second)
+    return tuple(half.reshape(weight.shape).to(weight.dtype) for half in (first, second))
+
+
+class _Sum(nn.Module):
+    """Two layers of one shape that read the same input and are added up."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) + self.second(x)
+
+
+class SplitLinear(_Sum):
+    """The sum of two linear layers of one shape: (…, in_features) → (…, out_features)."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__(first, second)
+        self.in_features, self.out_features = first.in_features, first.out_features
+
+    @classmethod
+    def from_quant(cls, layer: QuantLinear) -> SplitLinear:
+        """Splits what a ternary layer has learned; each half gets half of the bias."""
+        halves = []
+        for weight in split(layer.weight, layer.weights):
+            bias = None if layer.bias is None else layer.bias.detach() / 2
+            linear = linear_of(weight, bias).train(layer.training)
+            scheme = _binary(layer.weights)
+            half = QuantLinear.from_linear(linear, scheme, layer.activations)
+            if layer.input_clip is not None:
+                half.input_clip.data.copy_(layer.input_clip)
+            halves.append(half)
+        return cls(*halves)
+
+
+class SplitEmbedding(_Sum):
+    """The sum of two embeddings of one shape: (…) of ids → (…, embedding_dim)."""
+
+    @classmethod
+    def from_quant(cls, layer: QuantEmbedding) -> SplitEmbedding:
+        """Splits what a ternary embedding has learned."""
+        halves = []
+        for weight in split(layer.weight, layer.weights):
+            table = nn.Embedding(*weight.shape, layer.padding_idx, device="meta")
+            table.weight = nn.Parameter(weight)
+            halves.append(QuantEmbedding.from_embedding(table, _binary(layer.weights)))
+        return cls(*halves)
+
+
+@dataclass(frozen=True)
+class SplitTernary(Technique):
+    """Turns every ternary layer of a trained model into the sum of two binary ones.
+
+    Ternary weights of half the heads and neurons become about as many binary ones as the whole
+    encoder has; the word table doubles. The numbers stay (:func:`split`), and are what training the
+    binary model begins from. List it after ``quantize`` in an earlier stage. Source: BinaryBERT,
+    arXiv:2012.15701, section 3.
+    """
+
+    name: ClassVar[str] = "split_ternary"
+
+    def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
+        model = copy.deepcopy(model)
+        found = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, (QuantLinear, QuantEmbedding))
+            and module.weights.family == "ternary"
+        }
+        if not found:
+            raise ValueError(
+                "split_ternary splits ternary weights in training, and this model has none: list "
+                "`quantize` with `weights: ternary` in an earlier stage"
+            )
+        for name, module in found.items():
+            kind = SplitLinear if isinstance(module, QuantLinear) else SplitEmbedding
+            replace_module_(model, name, kind.from_quant(module))
+        return model
+
+    @property
+    def stored(self) -> bool:
+        return True
+
+    def rebuild(self, model: PreTrainedModel) -> None:
+        device = next(model.parameters()).device
+        for name, module in list(model.named_modules()):
+            if not isinstance(module, (PackedLinear, PackedEmbedding)):
+                continue
+            if module.weights.family != "ternary":
+                continue
+            scheme = _binary(module.weights)
+            if isinstance(module, PackedEmbedding):
+                shape = module.rows, module.columns, scheme, device
+                new = SplitEmbedding(PackedEmbedding(*shape), PackedEmbedding(*shape))
+            else:
+                shape = module.in_features, module.out_features, module.bias is not None
+                halves = (
+                    PackedLinear(*shape, scheme, module.activations, device) for _ in range(2)
+                )
+                new = SplitLinear(*halves)
+            replace_module_(model, name, new)
+
+
+def double_(model: PreTrainedModel) -> None:
+    """Gives a model without weights two of each encoder layer, in place: for what it costs."""
+    for name, linear in encoder_linears(model).items():
+        replace_module_(model, name, SplitLinear(linear, copy.deepcopy(linear)))
+
+
+def is_split(config: PretrainedConfig) -> bool:
+    """Whether an artefact's config lists :class:`SplitTernary`."""
+    held = getattr(config, "quantization_config", None) or {}
+    listed = held.get("techniques") if isinstance(held, dict) else held.techniques
+    return any(SplitTernary.name in item for item in listed or ())
+
+
+def _binary(scheme: Scheme) -> Scheme:
+    return Scheme("binary", 1, scheme.granularity, scheme.groups)

@@ -1,0 +1,232 @@
+"""Quantization as techniques: which tensors take which scheme, in training and on disk."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from xtclib.attention import use
+from xtclib.bert import (
+    embeddings,
+    encoder_linears,
+    refuse_longer_,
+    replace_module_,
+    trim_positions_,
+    word_embeddings,
+)
+from xtclib.tasks.rows import Calibration
+from xtclib.techniques.base import (
+    Technique,
+    check_finite,
+    check_plain,
+    pack_,
+    refuse_packed,
+)
+from xtclib.techniques.pruning.layers import HardConcrete, SparseLinear
+from xtclib.techniques.quantization.layers import QuantEmbedding, QuantLinear
+from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear
+from xtclib.techniques.quantization.packing import TRIT, packed_length
+from xtclib.techniques.quantization.quantizers import Scheme
+
+
+def quantize_attention_(model: PreTrainedModel, scheme: Scheme) -> None:
+    """Marks every self-attention of a model to quantize the operands of its two products."""
+    use(model)
+    marked = [m for m in model.modules() if hasattr(m, "query") and hasattr(m, "scaling")]
+    if not marked:
+        raise ValueError(
+            f"{type(model).__name__} has no BERT-like self-attention whose products could be "
+            "quantized; leave out `attention`"
+        )
+    for module in marked:
+        module.attention_scheme = scheme
+
+
+@dataclass(frozen=True)
+class Quantize(Technique):
+    """Quantizes encoder weights, word embeddings and activations, and trains through it.
+
+    ``weights``, ``embeddings``, ``activations`` and ``attention`` each take a scheme such as
+    ``binary``, ``ternary-row``, ``int4-group128``, ``int8-token``, or ``None``. ``attention``
+    quantizes the operands of the two attention products as well (TernaryBERT, Q8BERT do).
+    What is left (position and type embeddings, LayerNorm, biases, pooler, classifier) is stored in
+    fp16. Source: XTC, arXiv:2206.01859, section 3 and its release.
+    """
+
+    name: ClassVar[str] = "quantize"
+    weights: Scheme | None = Scheme("binary")
+    embeddings: Scheme | None = Scheme("binary", granularity="row")
+    activations: Scheme | None = Scheme("int", 8, "token")
+    attention: Scheme | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None:
+                object.__setattr__(self, field.name, Scheme.parse(value))
+        for field in ("weights", "embeddings", "attention"):
+            scheme = getattr(self, field)
+            if scheme is not None and scheme.learned:
+                raise ValueError(
+                    f"{field}={scheme}: only the inputs of linear layers learn their ends; give "
+                    f"{field} a scheme such as 'int8'"
+                )
+        if self.weights is None and self.activations is not None:
+            raise ValueError(
+                f"activations={self.activations} without weights: an integer product needs both; "
+                "give weights a scheme, such as 'int8'"
+            )
+
+    def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
+        refuse_packed(model)
+        if any(isinstance(module, HardConcrete) for module in model.modules()):
+            check_plain(model, self.name)
+        check_finite(model, "cannot quantize this model")
+        model = copy.deepcopy(model)
+        if self.weights is not None:
+            for name, linear in encoder_linears(model).items():
+                new = QuantLinear.from_linear(linear, self.weights, self.activations)
+                replace_module_(model, name, new)
+        if self.embeddings is not None:
+            table = QuantEmbedding.from_embedding(word_embeddings(model), self.embeddings)
+            model.set_input_embeddings(table)
+        if self.attention is not None:
+            quantize_attention_(model, self.attention)
+        if data is not None and self.activations is not None and self.activations.learned:
+            inputs = {k: v.to(model.device) for k, v in next(data.batches()).items()}
+            with torch.no_grad():  # the ends start at the task's first rows
+                model.eval()(**inputs)
+        return model
+
+    @property
+    def stored(self) -> bool:
+        return True
+
+    def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
+        return pack_(model)
+
+    def rebuild(self, model: PreTrainedModel) -> None:
+        device = next(model.parameters()).device
+        if self.weights is not None:
+            for name, module in [*encoder_linears(model, (nn.Linear, SparseLinear)).items()]:
+                kind = SparseLinear if isinstance(module, SparseLinear) else PackedLinear
+                shape = module.in_features, module.out_features, module.bias is not None
+                new = kind(*shape, self.weights, self.activations, device)
+                if kind is SparseLinear:  # as many values, at another width
+                    new.set_count_(packed_length(len(module.weight_values), new.width))
+                replace_module_(model, name, new)
+        if self.embeddings is not None:
+            table = word_embeddings(model)
+            rows, columns = table.weight.shape
+            model.set_input_embeddings(PackedEmbedding(rows, columns, self.embeddings, device))
+        if self.attention is not None:
+            quantize_attention_(model, self.attention)
+
+
+@dataclass(frozen=True)
+class Storage(Technique):
+    """How the rest of the file is stored: what :class:`Quantize` leaves in fp16. List it after.
+
+    ``pooler``, ``positions`` and ``classifier`` take a scheme for the weights of the pooler, the
+    position table and the last layer (inputs stay as they are); ``length`` trims the positions to
+    that many, where there are more; ``ternary`` is the width of ternary weights: 2 bits, or 1.6
+    (five to a byte). On before training, training sees all but the last.
+
+    >>> Storage(pooler="int8-row", length=128).to_dict()["storage"]["length"]
+    128
+    """
+
+    name: ClassVar[str] = "storage"
+    pooler: Scheme | None = None
+    positions: Scheme | None = None
+    length: int | None = None
+    ternary: float = 2
+    classifier: Scheme | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("pooler", "positions", "classifier"):
+            if getattr(self, field) is not None:
+                scheme = Scheme.parse(getattr(self, field))
+                if scheme.learned:
+                    raise ValueError(f"{field}={scheme}: weights do not learn their ends, try int8")
+                object.__setattr__(self, field, scheme)
+        if self.ternary not in (TRIT, 2):
+            raise ValueError(f"ternary weights take 1.6 or 2 bits, received {self.ternary}")
+
+    def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
+        embeddings(model)  # or an error that says what it lacks
+        model = copy.deepcopy(model)
+        if self.length is not None:
+            trim_positions_(model, min(self.length, _positions(model)))
+        if self.positions is not None:
+            block = embeddings(model)
+            block.position_embeddings = QuantEmbedding.from_embedding(
+                block.position_embeddings, self.positions
+            )
+        for name, scheme in self._linears(model).items():
+            linear = QuantLinear.from_linear(model.get_submodule(name), scheme)
+            replace_module_(model, name, linear)
+        return model
+
+    @property
+    def stored(self) -> bool:
+        return True
+
+    def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
+        model = pack_(model)
+        self._set_widths(model)
+        return model
+
+    def rebuild(self, model: PreTrainedModel) -> None:
+        device = next(model.parameters()).device
+        if self.length is not None:
+            refuse_longer_(model, min(self.length, _positions(model)))
+        if self.positions is not None:
+            block = embeddings(model)
+            rows, columns = block.position_embeddings.weight.shape
+            block.position_embeddings = PackedEmbedding(rows, columns, self.positions, device)
+        for name, scheme in self._linears(model).items():
+            linear = model.get_submodule(name)
+            shape = linear.in_features, linear.out_features, linear.bias is not None
+            replace_module_(model, name, PackedLinear(*shape, scheme, device=device))
+        self._set_widths(model)
+
+    def plan(self, model: PreTrainedModel) -> PreTrainedModel:
+        if self.length is not None:
+            trim_positions_(model, min(self.length, _positions(model)))
+        self.rebuild(model)
+        return model
+
+    def to_dict(self) -> dict:
+        """Without ``classifier`` where it is unset, as before there was one: hashes stay."""
+        values = super().to_dict()[self.name]
+        return {self.name: {k: v for k, v in values.items() if k != "classifier" or v is not None}}
+
+    def _linears(self, model: PreTrainedModel) -> dict[str, Scheme]:
+        """Names and schemes of the linear layers outside the encoder that are packed."""
+        whole = model.base_model is not model  # else AutoModel's: no head, no prefix
+        prefix = f"{model.base_model_prefix}." if whole else ""
+        wanted = {f"{prefix}pooler.dense": self.pooler}
+        if whole:
+            wanted["classifier"] = self.classifier
+        found = {name: scheme for name, scheme in wanted.items() if scheme is not None}
+        modules = dict(model.named_modules())
+        for name in found:
+            if not isinstance(modules.get(name), nn.Linear):
+                raise TypeError(f"{type(model).__name__} has no linear layer at `{name}`")
+        return found
+
+    def _set_widths(self, model: PreTrainedModel) -> None:
+        for module in model.modules():
+            packed = isinstance(module, (PackedLinear, PackedEmbedding))
+            if packed and module.weights.family == "ternary":
+                module.set_width_(self.ternary)
+
+
+def _positions(model: PreTrainedModel) -> int:
+    return embeddings(model).position_embeddings.weight.shape[0]

@@ -1,0 +1,328 @@
+"""Students of another shape than their teacher: narrower, with bottlenecks, recurrent.
+
+Each technique makes a new model with the teacher's vocabulary and labels. Weights that have no
+counterpart in the teacher are drawn anew, by the run's seed.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    DistilBertConfig,
+    MobileBertConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from xtclib.bert import embeddings, encoder_layers, keep_layers, spread
+from xtclib.files import unknown
+from xtclib.tasks.rows import Calibration
+from xtclib.techniques.base import Technique, check_numbers, check_plain, refuse_packed
+from xtclib.techniques.pruning import surgery
+from xtclib.techniques.students.shallow import BiLSTMConfig, CNNConfig
+from xtclib.techniques.students.theseus import being_replaced
+
+INITIAL = ("sliced", "random")
+
+
+class _Student(Technique):
+    """A technique that makes a new model; subclasses give its config and what it inherits."""
+
+    def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
+        """The student's config, without what every student takes from its teacher."""
+        raise NotImplementedError
+
+    def inherit_(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+        """Copies into the student what the teacher has for it, in place."""
+
+    @property
+    def starts_anew(self) -> bool:
+        return type(self).inherit_ is _Student.inherit_
+
+    def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
+        refuse_packed(model)
+        _check_bert(model, self.name)
+        torch.manual_seed(0 if data is None else data.initial)
+        student = AutoModelForSequenceClassification.from_config(
+            _as_teacher(self.config(model.config), model.config)
+        )
+        with torch.no_grad():
+            self.inherit_(student, model)
+        return student.to(model.device).train(model.training)
+
+    def plan(self, model: PreTrainedModel) -> PreTrainedModel:
+        with torch.device("meta"):
+            config = _as_teacher(self.config(model.config), model.config)
+            return AutoModelForSequenceClassification.from_config(config)
+
+
+@dataclass(frozen=True)
+class Compact(_Student):
+    """A smaller model of the teacher's kind: fewer layers, narrower, ordinary in every way.
+
+    ``layers``, ``hidden``, ``intermediate`` and ``heads``: a count, a share of the teacher's as a
+    fraction below 1, or ``None`` for as many. ``initial``: ``random``, or ``sliced``, where layers
+    spread evenly over the teacher's and the first entries of every weight are copied, head by head.
+    Source: Turc et al. 2019, arXiv:1908.08962, for compact models that are trained from scratch.
+
+    >>> from transformers import BertConfig
+    >>> found = Compact(layers=1 / 3, hidden=312, intermediate=1200).config(BertConfig())
+    >>> found.num_hidden_layers, found.hidden_size, found.intermediate_size
+    (4, 312, 1200)
+    """
+
+    name: ClassVar[str] = "compact"
+    layers: int | float | None = None
+    hidden: int | float | None = None
+    intermediate: int | float | None = None
+    heads: int | float | None = None
+    initial: str = "sliced"
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "layers", "hidden", "intermediate", "heads")
+        if self.initial not in INITIAL:
+            raise unknown("initialisation", self.initial, INITIAL)
+
+    def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
+        config = copy.deepcopy(teacher)
+        heads = _count("heads", self.heads, teacher.num_attention_heads)
+        hidden = _count("hidden", self.hidden, teacher.hidden_size)
+        if isinstance(self.hidden, float) or self.hidden is None:  # a share: the nearest that fits
+            hidden = max(round(hidden / heads), 1) * heads
+        if hidden % heads:
+            raise ValueError(
+                f"a hidden width of {hidden} does not divide into {heads} heads: choose a multiple"
+            )
+        size = teacher.hidden_size // teacher.num_attention_heads
+        if self.initial == "sliced" and hidden // heads > size:
+            raise ValueError(
+                f"{heads} heads of {hidden // heads} dimensions cannot be sliced from heads of "
+                f"{size}: take more heads, a smaller width, or `initial: random`"
+            )
+        config.num_attention_heads, config.hidden_size = heads, hidden
+        config.num_hidden_layers = _count("layers", self.layers, teacher.num_hidden_layers)
+        config.intermediate_size = _count(
+            "intermediate", self.intermediate, teacher.intermediate_size
+        )
+        return config
+
+    @property
+    def starts_anew(self) -> bool:
+        return self.initial == "random"
+
+    def inherit_(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+        if self.initial == "random":
+            return
+        kept = spread(len(encoder_layers(student)), len(encoder_layers(teacher)))
+        theirs = dict(keep_layers(teacher, kept).named_parameters())
+        size, other = (m.config.hidden_size // m.config.num_attention_heads
+                       for m in (student, teacher))  # fmt: skip
+        for name, ours in student.named_parameters():
+            ours.copy_(_sliced(name, theirs[name], ours.shape, size, other))
+
+
+@dataclass(frozen=True)
+class DistilBert(_Student):
+    """DistilBERT's architecture, from a teacher's layers: no segments, no pooler.
+
+    Every second layer (or ``layers`` of them) and the embeddings are copied, the first segment's
+    embedding into the positions, and the pooler where DistilBERT has its first classifier layer.
+    Source: Sanh et al. 2019, arXiv:1910.01108, section 2.
+    """
+
+    name: ClassVar[str] = "distilbert"
+    layers: int | float = 0.5
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "layers")
+
+    def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
+        return DistilBertConfig(
+            dim=teacher.hidden_size,
+            n_layers=_count("layers", self.layers, teacher.num_hidden_layers),
+            n_heads=teacher.num_attention_heads,
+            hidden_dim=teacher.intermediate_size,
+            max_position_embeddings=teacher.max_position_embeddings,
+            dropout=teacher.hidden_dropout_prob,
+            attention_dropout=teacher.attention_probs_dropout_prob,
+            activation=teacher.hidden_act,
+        )
+
+    def inherit_(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+        ours, theirs = student.distilbert.embeddings, embeddings(teacher)
+        ours.word_embeddings.weight.copy_(theirs.word_embeddings.weight)
+        first = theirs.token_type_embeddings.weight[0]
+        ours.position_embeddings.weight.copy_(theirs.position_embeddings.weight + first)
+        ours.LayerNorm.load_state_dict(theirs.LayerNorm.state_dict())
+        layers = encoder_layers(student)
+        kept = spread(len(layers), len(encoder_layers(teacher)))
+        for layer, index in zip(layers, kept, strict=True):
+            source = encoder_layers(teacher)[index]
+            for name, other in _DISTILBERT.items():
+                found = source.get_submodule(other).state_dict()
+                layer.get_submodule(name).load_state_dict(found)
+        student.pre_classifier.load_state_dict(teacher.base_model.pooler.dense.state_dict())
+        student.classifier.load_state_dict(teacher.classifier.state_dict())
+
+
+_DISTILBERT = {
+    "attention.q_lin": "attention.self.query",
+    "attention.k_lin": "attention.self.key",
+    "attention.v_lin": "attention.self.value",
+    "attention.out_lin": "attention.output.dense",
+    "sa_layer_norm": "attention.output.LayerNorm",
+    "ffn.lin1": "intermediate.dense",
+    "ffn.lin2": "output.dense",
+    "output_layer_norm": "output.LayerNorm",
+}
+
+
+@dataclass(frozen=True)
+class Bottleneck(_Student):
+    """MobileBERT's architecture at the teacher's depth and width between its blocks.
+
+    Inside, ``inner`` of the width; word vectors of ``embedding`` of it, three at a time;
+    ``feed_forwards`` stacked feed-forward networks of ``intermediate`` of the width. By default the
+    paper's shares: 128 and 128 of 512, four, 512. Weights are new. Source: Sun et al. 2020,
+    arXiv:2004.02984, section 3.1.
+    """
+
+    name: ClassVar[str] = "bottleneck"
+    inner: float = 0.25
+    embedding: float = 0.25
+    intermediate: float = 1.0
+    feed_forwards: int = 4
+    layers: int | float | None = None
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "layers")
+        _positive(self, "inner", "embedding", "intermediate", "feed_forwards")
+
+    def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
+        width, heads = teacher.hidden_size, teacher.num_attention_heads
+        return MobileBertConfig(
+            hidden_size=width,
+            num_hidden_layers=_count("layers", self.layers, teacher.num_hidden_layers),
+            num_attention_heads=heads,
+            intermediate_size=max(round(self.intermediate * width), 1),
+            embedding_size=max(round(self.embedding * width), 1),
+            intra_bottleneck_size=max(round(self.inner * width / heads), 1) * heads,
+            num_feedforward_networks=self.feed_forwards,
+            max_position_embeddings=teacher.max_position_embeddings,
+            type_vocab_size=teacher.type_vocab_size,
+            classifier_activation=False,
+        )
+
+
+@dataclass(frozen=True)
+class BiLSTM(_Student):
+    """One bidirectional LSTM over word vectors (:class:`.shallow.BiLSTMClassifier`).
+
+    ``embedding``, ``hidden`` and ``dense`` units. Source: Tang et al. 2019, arXiv:1903.12136.
+    """
+
+    name: ClassVar[str] = "bilstm"
+    embedding: int = 300
+    hidden: int = 150
+    dense: int = 200
+
+    def __post_init__(self) -> None:
+        _positive(self, "embedding", "hidden", "dense", whole=True)
+
+    def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
+        sizes = {"hidden_size": self.hidden, "dense_size": self.dense}
+        return BiLSTMConfig(embedding_size=self.embedding, **sizes)
+
+
+@dataclass(frozen=True)
+class CNN(_Student):
+    """Convolutions of several widths over word vectors (:class:`.shallow.CNNClassifier`).
+
+    ``filters`` of each width. Source: Kim 2014, arXiv:1408.5882.
+    """
+
+    name: ClassVar[str] = "cnn"
+    embedding: int = 300
+    filters: int = 100
+    widths: tuple[int, ...] = (3, 4, 5)
+
+    def __post_init__(self) -> None:
+        _positive(self, "embedding", "filters", whole=True)
+        widths = self.widths
+        if not isinstance(widths, (list, tuple)) or not widths or min(widths) < 1:
+            raise ValueError(f"widths of cnn is a list of numbers from 1 up, received {widths!r}")
+        object.__setattr__(self, "widths", tuple(widths))
+
+    def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
+        sizes = {"filters": self.filters, "widths": list(self.widths)}
+        return CNNConfig(embedding_size=self.embedding, **sizes)
+
+
+def _positive(config: Technique, *names: str, whole: bool = False) -> None:
+    """Raises ``ValueError`` for a field that is no number above 0, or no whole one."""
+    for name in names:
+        value = getattr(config, name)
+        kinds = int if whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
+            raise ValueError(
+                f"{name} of {config.name} must be a {'whole ' * whole}number above 0, received "
+                f"{value!r}"
+            )
+
+
+def _as_teacher(config: PretrainedConfig, teacher: PretrainedConfig) -> PretrainedConfig:
+    """What every student takes over: vocabulary, padding, labels."""
+    config.vocab_size, config.pad_token_id = teacher.vocab_size, teacher.pad_token_id
+    config.id2label, config.label2id = dict(teacher.id2label), dict(teacher.label2id)
+    config.problem_type = teacher.problem_type
+    return config
+
+
+def _check_bert(model: PreTrainedModel, name: str) -> None:
+    if being_replaced(model):
+        raise ValueError(
+            f"{name} would throw away the modules that are being replaced: list it before "
+            "replace_modules, or leave one of them out"
+        )
+    if model.config.model_type != "bert" or not isinstance(model.classifier, nn.Linear):
+        raise TypeError(
+            f"{name} makes a student of a BERT classifier, received {type(model).__name__}: list "
+            "it first, on a BERT teacher"
+        )
+    check_plain(model, name)
+    if surgery.uneven(model):
+        raise ValueError(f"{name} comes before heads, neurons or width are removed: list it first")
+
+
+def _count(what: str, wanted: float | None, full: int) -> int:
+    """A count, or a share of ``full``; ``ValueError`` unless between 1 and ``full``."""
+    if wanted is None:
+        return full
+    count = max(round(wanted * full), 1) if 0 < wanted < 1 else int(wanted)
+    if (wanted >= 1 and count != wanted) or not 1 <= count <= full:
+        raise ValueError(
+            f"cannot make {wanted} {what} of {full}: give a count up to that, or a share below 1"
+        )
+    return count
+
+
+def _sliced(name: str, weight: Tensor, shape: torch.Size, size: int, other: int) -> Tensor:
+    """The first entries of a weight, of the first heads where a dimension holds heads of ``size``.
+
+    ``other`` is the teacher's head size.
+    """
+    rows = any(f"attention.self.{part}." in name for part in ("query", "key", "value"))
+    columns = "attention.output.dense.weight" in name
+    for axis, length in enumerate(shape):
+        if (rows and axis == 0) or (columns and axis == 1):
+            weight = weight.unflatten(axis, (-1, other)).narrow(axis + 1, 0, size)
+            weight = weight.narrow(axis, 0, length // size).flatten(axis, axis + 1)
+        else:
+            weight = weight.narrow(axis, 0, length)
+    return weight

@@ -1,0 +1,126 @@
+"""What happens beside the optimizer: schedules, the best checkpoint, progress, divergence."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import (
+    PreTrainedModel,
+    TrainerCallback,
+)
+from transformers.trainer_callback import ProgressCallback
+
+from xtclib.bert import embeddings, encoder_layers
+from xtclib.files import write_json
+from xtclib.techniques.base import Technique
+
+# By name: importing the notebook's one would need IPython.
+PROJECTIONS = "distillation_projections"  # a student's, while it trains
+PRINTERS = ("PrinterCallback", "ProgressCallback", "NotebookProgressCallback")
+
+
+def turn(step: int, total: int, depth: int) -> int:
+    """Which state is trained at a step, 0-based, of progressive transfer: 0 to ``depth`` in turn.
+
+    >>> [turn(step, 6, 2) for step in range(6)]
+    [0, 0, 1, 1, 2, 2]
+    """
+    return min(step * (depth + 1) // total, depth)
+
+
+def only(pairs: dict[str, list], state: int) -> dict[str, list]:
+    """The pairs of one of the student's states.
+
+    >>> only({"hidden_states": [(0, 0), (1, 2)]}, 1)
+    {'hidden_states': [(1, 2)]}
+    """
+    return {name: [pair for pair in found if pair[0] == state] for name, found in pairs.items()}
+
+
+def learn_in_turn_(model: PreTrainedModel, step: int, total: int) -> int:
+    """Lets only the part learn whose turn it is, embeddings or a layer; returns its state."""
+    parts = [embeddings(model), *encoder_layers(model)]
+    state = turn(step, total, len(parts) - 1)
+    model.requires_grad_(False)
+    parts[state].requires_grad_(True)
+    return state
+
+
+class _InTurn(TrainerCallback):
+    """Progressive transfer: the parts of the student learn one after the other."""
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        learn_in_turn_(model, state.global_step, state.max_steps)
+        getattr(model, PROJECTIONS).requires_grad_(True)
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        model.requires_grad_(True)
+
+
+class _Steps(TrainerCallback):
+    """Calls what techniques do before and after each optimizer step."""
+
+    def __init__(self, techniques: Sequence[Technique]) -> None:
+        self.techniques = techniques
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        for technique in self.techniques:
+            technique.before_step(model, state.global_step, state.max_steps)
+
+    def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
+        rate = optimizer.param_groups[0]["lr"]
+        for technique in self.techniques:
+            technique.after_step(model, state.global_step, state.max_steps, rate)
+
+
+class _StopOnDivergence(TrainerCallback):
+    """Ends a run whose loss is no longer a number, with an error that says so."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        loss = (logs or {}).get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss became {loss} at step {state.global_step}: lower the learning rate "
+                f"(now {args.learning_rate})"
+            )
+
+
+class _KeepBest(TrainerCallback):
+    """Scores the finalized student now and then, and keeps the best weights beside the run."""
+
+    def __init__(
+        self, every: int, folder: Path, evaluate: Callable[[nn.Module], float], settled: float
+    ) -> None:
+        self.every, self.folder, self.evaluate, self.settled = every, folder, evaluate, settled
+        self.weights, self.note = folder / "best.safetensors", folder / "best.json"
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step % self.every and state.global_step < state.max_steps:
+            return
+        last = state.global_step == state.max_steps
+        if not last and state.global_step <= round(self.settled * state.max_steps):
+            return  # still on its way to its size: a bigger student may not win
+        best = json.loads(self.note.read_text())["score"] if self.note.exists() else -math.inf
+        found = self.evaluate(model)
+        if found > best:
+            tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+            save_file(tensors, self.weights)
+            write_json(self.note, {"score": found, "step": state.global_step})
+
+
+class _Progress(ProgressCallback):
+    """Trainer's progress bar with the loss beside it instead of printed lines."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is not None and "loss" in (logs or {}):
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.3g}")
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.training_bar = tqdm(total=state.max_steps, desc="training", leave=False)
+        self.current_step = 0

@@ -1,0 +1,35 @@
+"""What the machine does well."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+
+def bf16_is_fast(device: str | torch.device = "cpu") -> bool:
+    """Whether the processor multiplies bf16 matrices natively (AVX512-BF16, AMX, recent GPUs)."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep the memory that a step frees for the next step.
+
+    By default every gradient above 32 MB is a fresh mapping whose pages fault one by one: a
+    fifth of a MiniLM training step on a CPU. Does nothing where the C library has no ``mallopt``.
+    """
+    mmap_max, trim_threshold = -4, -1  # malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+
+
+def default_device() -> str:
+    """``cuda`` where there is one, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
