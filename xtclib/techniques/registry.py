@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from xtclib.files import unknown
 from xtclib.tasks.rows import Calibration
@@ -75,6 +75,17 @@ def technique(config: Technique | dict | str) -> Technique:
         if key not in known:
             raise unknown(f"key of {name}", key, known)
     return cls(**values)
+
+
+def held(config: PretrainedConfig) -> list[dict]:
+    """What an artefact's config lists as its techniques; nothing for an ordinary model's."""
+    found = getattr(config, "quantization_config", None) or {}
+    return found.get("techniques", []) if isinstance(found, dict) else found.techniques
+
+
+def listed(config: PretrainedConfig) -> list[Technique]:
+    """The techniques that an artefact's config lists."""
+    return [technique(item) for item in held(config)]
 
 
 def apply_all(

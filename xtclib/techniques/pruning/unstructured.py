@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from xtclib.bert import encoder_linears, replace_module_
+from xtclib.bert import encoder_linears, linear_of, replace_module_
 from xtclib.files import unknown
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import (
@@ -39,7 +39,6 @@ from xtclib.techniques.pruning.masks import (
     reweighting,
     soft_threshold,
 )
-from xtclib.techniques.quantization.layers import linear_of
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,14 @@ class Scheme:
         bits = "" if self.family in ("binary", "ternary") else str(self.bits)
         return f"{self.family}{bits}-{self.learned or self.granularity}{self.groups or ''}"
 
+    def to_dict(self) -> dict:
+        """The mapping that :meth:`parse` reads, without fields that are unset."""
+        held = {key: getattr(self, key) for key in _KEYS[1:]}
+        return {
+            "scheme": str(self).partition("-")[0],
+            **{key: value for key, value in held.items() if value is not None},
+        }
+
     def groups_of(self, rows: int) -> int:
         """How many scales ``rows`` rows get: 1, ``rows``, or the number of groups if it divides.
 
