@@ -157,7 +157,8 @@ class Held(NamedTuple):
 class Stored(nn.Module):
     """A layer as it is saved. It answers for itself, so that nothing outside knows its kind.
 
-    The layer that trains has a method ``stored`` that gives this one.
+    The layer that trains has a method ``stored`` that gives this one. One that stands for a linear
+    layer has its ``in_features`` and ``out_features``.
     """
 
     format: ClassVar[int] = 1  # of the artefact, that a reader needs

@@ -54,6 +54,12 @@ TECHNIQUES: dict[str, type[Technique]] = {
 }
 
 
+def register(cls: type[Technique]) -> type[Technique]:
+    """Makes a technique known by its name, to recipes and artefacts; a decorator."""
+    TECHNIQUES[cls.name] = cls
+    return cls
+
+
 def technique(config: Technique | dict | str) -> Technique:
     """Builds a technique from what a recipe or artefact holds: ``{name: {field: value}}``.
 
