@@ -29,14 +29,14 @@ def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 def set_encoder_layers_(model: PreTrainedModel, layers: Iterable[nn.Module]) -> None:
     """Gives the encoder these layers, in place, numbers them, and says in the config how many."""
-    base, layers = model.base_model, nn.ModuleList(layers)
-    for index, layer in enumerate(layers):
+    base, kept = model.base_model, nn.ModuleList(layers)
+    for index, layer in enumerate(kept):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index
     holder = getattr(base, "encoder", None) or base.transformer
-    holder.layer = layers
-    model.config.num_hidden_layers = len(layers)
+    holder.layer = kept
+    model.config.num_hidden_layers = len(kept)
 
 
 def word_embeddings(model: PreTrainedModel) -> nn.Module:

@@ -95,8 +95,9 @@ class XtcQuantizer(HfQuantizer):
         path = Path((checkpoint_files or [""])[0])
         shapes = check_file(path)
         check_config(model.config, path)
-        if surgery.saved_widths(model.config):
-            surgery.resize_(model, surgery.saved_widths(model.config))
+        widths = surgery.saved_widths(model.config)
+        if widths:
+            surgery.resize_(model, widths)
         for config in self.quantization_config.techniques:
             technique(config).rebuild(model)
         make_room_(model, shapes)

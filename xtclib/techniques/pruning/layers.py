@@ -98,7 +98,7 @@ class QuantMaskedLinear(QuantLinear):
 
     @classmethod
     def from_linear(
-        cls, linear: MaskedLinear, weights: Scheme, activations: Scheme | InputQuantizer | None
+        cls, linear: nn.Linear, weights: Scheme, activations: Scheme | InputQuantizer | None = None
     ) -> QuantMaskedLinear:
         """Wraps a masked layer, sharing its parameters and mask."""
         if weights.family != "int":

@@ -5,7 +5,7 @@ What they are stored as is in :mod:`.packed`; both compute by :mod:`.products`.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,7 @@ class QuantLinear(nn.Linear):
     refusal: ClassVar[str] = "comes before quantize: list it first"
     weights: Scheme
     inputs: InputQuantizer
-    input_clip: nn.Parameter | None  # of learned activations, (1,)
+    input_clip: Any  # of learned activations, (1,), else None
 
     @classmethod
     def from_linear(
@@ -89,7 +89,8 @@ class QuantLinear(nn.Linear):
 
     def _learned(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The input rounded between learned ends, its codes and their scale."""
-        top, how = self.activations.levels[1], self.activations.learned
+        scheme = cast(Scheme, self.activations)  # there is no clip without
+        top, how = scheme.levels[1], str(scheme.learned)
         if float(self.input_clip.detach()) == 0:
             self.input_clip.data.copy_(first_clip(x, top, how))
         clip = self.input_clip.abs()  # an end that crosses 0 is mirrored

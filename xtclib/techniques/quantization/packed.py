@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,9 @@ class Packed(Stored):
     another shape and type, so that a reader who does not know the format fails instead of guessing.
     """
 
-    trains_as: ClassVar[type]  # set by the layers that train
+    trains_as: ClassVar[Any]  # set by the layers that train
+    weight: Tensor
+    weight_scale: Tensor
 
     def __init__(self, rows: int, columns: int, weights: Scheme, device=None) -> None:
         super().__init__()

@@ -40,7 +40,7 @@ class InputQuantizer:
     @classmethod
     def of(cls, scheme: Scheme | InputQuantizer | None) -> InputQuantizer:
         """A shared one as it is, a scheme with a quantizer of its own."""
-        return scheme if isinstance(scheme, cls) else cls(scheme)
+        return scheme if isinstance(scheme, InputQuantizer) else cls(scheme)
 
     def __reduce__(self):  # copies start without an answer, and share as the originals do
         return InputQuantizer, (self.scheme,)
@@ -50,19 +50,20 @@ class InputQuantizer:
         if self.scheme is None:
             return x.to(dtype), None, None
         if x.is_inference():
-            return self._codes(x, dtype)
+            return _codes(x, self.scheme, dtype)
         tensor, key, found = self._last
         wanted = (x._version, self.scheme, dtype, torch.is_inference_mode_enabled())
         if tensor() is not x or key != wanted:
-            found = self._codes(x, dtype)
+            found = _codes(x, self.scheme, dtype)
             self._last = (weakref.ref(x), wanted, found)
         return found
 
-    def _codes(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
-        if self.scheme.family == "int" or dtype != torch.int8:
-            return *quantize(x, self.scheme, dtype)[:2], None
-        numbers, scale, zero = asymmetric(x, self.scheme)  # up to 255, which int8 misses
-        return numbers.sub_(128).to(dtype), scale, (128 - zero).int()
+
+def _codes(x: Tensor, scheme: Scheme, dtype: torch.dtype) -> tuple:
+    if scheme.family == "int" or dtype != torch.int8:
+        return *quantize(x, scheme, dtype)[:2], None
+    numbers, scale, zero = asymmetric(x, scheme)  # up to 255, which int8 misses
+    return numbers.sub_(128).to(dtype), scale, (128 - zero).int()
 
 
 @cache

@@ -145,12 +145,12 @@ class SplitTernary(Technique):
                 continue
             scheme = _binary(module.weights)
             if isinstance(module, PackedEmbedding):
-                shape = module.rows, module.columns, scheme, device
-                new = SplitEmbedding(PackedEmbedding(*shape), PackedEmbedding(*shape))
+                table = module.rows, module.columns, scheme, device
+                new: _Sum = SplitEmbedding(PackedEmbedding(*table), PackedEmbedding(*table))
             else:
                 shape = module.in_features, module.out_features, module.bias is not None
-                halves = (PackedLinear(*shape, scheme, module.inputs, device) for _ in range(2))
-                new = SplitLinear(*halves)
+                given = scheme, module.inputs, device
+                new = SplitLinear(PackedLinear(*shape, *given), PackedLinear(*shape, *given))
             replace_module_(model, name, new)
 
     def outline(self, model: PreTrainedModel) -> None:
