@@ -11,6 +11,7 @@ import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import Field as Field_
 from functools import cache, partial
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
@@ -21,8 +22,9 @@ from typing_extensions import dataclass_transform
 from xtclib.files import nearest, unknown
 
 T = TypeVar("T")
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 80, 80
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 3, 80, 80
+short = _REPR.repr  # what YAML's aliases can build is endless when printed
 
 
 class Expect:
@@ -32,7 +34,7 @@ class Expect:
         self.text = text
 
     def __get_pydantic_core_schema__(self, source, handler):
-        message = f"should be {self.text}"
+        message = f"must be {self.text}"
         return core_schema.custom_error_schema(
             handler(source), custom_error_type="expected", custom_error_message=message
         )
@@ -55,7 +57,7 @@ def _tuple(value: object) -> object:
     if isinstance(value, (list, tuple, range)):
         return tuple(value)
     hint = f": write [{value}]" if isinstance(value, str) else ""
-    raise PydanticCustomError("list", "should be a list{hint}", {"hint": hint})
+    raise PydanticCustomError("list", "must be a list{hint}", {"hint": hint})
 
 
 Flag = Annotated[bool, Expect("true or false")]
@@ -116,7 +118,7 @@ def read(cls: type[T], value: object, *first: object) -> T:
         return value
     if not isinstance(value, Mapping):
         pairs = f"{_owner(cls, first)} should be `name: value` pairs"
-        raise ValueError(f"{pairs}, received {_SHORT.repr(value)}")
+        raise ValueError(f"{pairs}, received {short(value)}")
     return cls(*first, **{str(name): each for name, each in value.items()})
 
 
@@ -127,12 +129,14 @@ def written(config: Any, whole: bool = True) -> dict:
     >>> written(Budget(steps=7, warmup=0.1), whole=False)
     {'steps': 7}
     """
-    held = {f.name: (getattr(config, f.name), f.default) for f in fields(config)}
-    return {
-        name: _plain(value, whole)
-        for name, (value, default) in held.items()
-        if whole or default is MISSING or value != default
-    }
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    if not whole:
+        values = {f.name: values[f.name] for f in fields(config) if values[f.name] != _default(f)}
+    return {name: _plain(value, whole) for name, value in values.items()}
+
+
+def _default(field: Field_) -> object:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def _plain(value: Any, whole: bool) -> Any:
@@ -176,7 +180,7 @@ class Registry(dict[str, type[T]], Generic[T]):
             value = {value: None}
         if not isinstance(value, Mapping) or len(value) != 1:
             one = f"a {self.kind} is one `name: {{fields}}`"
-            raise ValueError(f"{one}, received {_SHORT.repr(value)}")
+            raise ValueError(f"{one}, received {short(value)}")
         ((name, given),) = value.items()
         if name not in self:
             raise unknown(self.kind, name, self)
@@ -230,5 +234,5 @@ def _line(field: object, items: list, owner: str, known: list[str]) -> str:
         if kind == "literal_error" and isinstance(given, str):
             options = re.findall(r"'([^']*)'", item["ctx"]["expected"])
             return f"unknown {field} of {owner} {given!r}: {nearest(given, options)}"
-    told = " or ".join(dict.fromkeys(i["msg"].replace("Input should", "should") for i in items))
-    return f"{field} of {owner} {told}, received {_SHORT.repr(items[0]['input'])}"
+    told = " or ".join(dict.fromkeys(i["msg"].replace("Input should", "must") for i in items))
+    return f"{field} of {owner} {told}, received {short(items[0]['input'])}"

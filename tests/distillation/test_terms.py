@@ -159,11 +159,11 @@ def test_models_that_cannot_be_compared(bert, student, objective, message):
 @pytest.mark.parametrize(
     "value, message",
     [
-        ({"weight": -1}, "weight of patience must be a number of at least 0, got -1"),
-        (True, "weight of patience must be a number"),
+        ({"weight": -1}, "weight of term patience must be .* at least 0, received -1"),
+        (True, "weight of term patience must be a number"),
         ({"weigth": 1}, "unknown key of patience 'weigth': did you mean 'weight'"),
-        ({"weight": 1, "layers": "skip"}, "unknown layer map 'skip'"),
-        ({"weight": 1, "states": "firsts"}, "unknown states of patience 'firsts'"),
+        ({"weight": 1, "layers": "skip"}, "unknown layers of term patience 'skip'"),
+        ({"weight": 1, "states": "firsts"}, "unknown states of term patience 'firsts'"),
     ],
 )
 def test_bad_terms(value, message):
@@ -216,15 +216,27 @@ def test_progressive_transfer_needs_a_term_for_every_state(bert):
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"labels": True}, "weight of labels must be a number"),
-        ({"logits": 1, "temperature": "5"}, "temperature must be positive, received '5'"),
-        ({"logits": 1, "temperature": float("inf")}, "temperature must be positive"),
-        ({"patience": {"weight": 1, "layers": 3}}, "a layer map's name or a list, received 3"),
-        ({"patience": {"weight": 1, "states": ["last"]}}, "unknown states of patience"),
-        ({"logits": 1, "masked": "no"}, "masked must be true or false, received 'no'"),
-        ({"logits": 1, "per_class": 0}, "per_class must be true or false, received 0"),
-        ({"hidden_states": 1, "progressive": "no"}, "progressive must be true or false"),
-        ({"hidden_states": {"projection": "no"}}, "projection of hidden_states must be true or"),
+        ({"labels": True}, "labels of objective must be a number"),
+        (
+            {"logits": 1, "temperature": "5"},
+            "temperature of objective must be .* above 0, received '5'",
+        ),
+        ({"logits": 1, "temperature": float("inf")}, "temperature of objective must be a number"),
+        (
+            {"patience": {"weight": 1, "layers": 3}},
+            "layers of term patience must be .* or must be a list, received 3",
+        ),
+        ({"patience": {"weight": 1, "states": ["last"]}}, "states of term patience must be"),
+        ({"logits": 1, "masked": "no"}, "masked of objective must be true or false, received 'no'"),
+        ({"logits": 1, "per_class": 0}, "per_class of objective must be true or false, received 0"),
+        (
+            {"hidden_states": 1, "progressive": "no"},
+            "progressive of objective must be true or false",
+        ),
+        (
+            {"hidden_states": {"projection": "no"}},
+            "projection of term hidden_states must be true or",
+        ),
         ({"attention_scores": {"states": "all"}}, "the embeddings are in none: choose the states"),
         ({"key_relations": {"states": "embeddings"}}, "the embeddings are in none"),
     ],

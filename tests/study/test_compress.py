@@ -13,7 +13,7 @@ from xtclib.artefact import format
 from xtclib.distillation.objective import Objective
 from xtclib.recipes import recipe as recipes
 from xtclib.recipes.recipe import Recipe, Stage
-from xtclib.records import Record, record_path, records
+from xtclib.records import Record, record_path
 from xtclib.study import compress as study
 from xtclib.study import profiles, stages
 from xtclib.study import sweep as study_sweep
@@ -203,8 +203,8 @@ def test_a_record_reads_back_as_written(runs, tmp_path):
     path = record.save(tmp_path)
     assert path == tmp_path / "smoke" / "sst2" / "xtc-1bit-half-2steps-s0.json"
     assert Record.read(path) == record
-    assert records("smoke", tmp_path, recipe="xtc-1bit-half") == [record]
-    assert records("smoke", tmp_path, seed=1) == []
+    assert results.read("smoke", tmp_path, recipe="xtc-1bit-half") == [record]
+    assert results.read("smoke", tmp_path, seed=1) == []
 
 
 def test_a_record_of_another_version_is_refused(runs, tmp_path):
@@ -373,7 +373,7 @@ def test_a_recipe_may_start_from_the_backbone(cache):
 @pytest.mark.parametrize(
     "techniques, message",
     [
-        ((Sparsify(0.5, "movement", end=0.5), Quantize("int8", None, None)),
+        ((Sparsify(0.5, "movement", {"end": 0.5}), Quantize("int8", None, None)),
          "scores learn on full-precision weights"),
         ((ReweightedProximal(0.5), Quantize()), "reweighted_proximal comes last"),
     ],

@@ -16,9 +16,8 @@ from typing import Annotated, Literal
 
 import yaml
 from pydantic import BeforeValidator
-from pydantic_core import PydanticCustomError
 
-from xtclib.config import READ, Listed, Positive, config, read, written
+from xtclib.config import READ, Listed, Positive, config, read, short, written
 from xtclib.distillation.objective import Objective
 from xtclib.files import unknown
 from xtclib.tasks.augmentation import Augmentation
@@ -88,7 +87,7 @@ def _stage(value: object) -> Stage:
     if isinstance(value, Stage):
         return value
     if not isinstance(value, dict) or len(value) != 1:
-        raise PydanticCustomError("stage", "should be a list of `name: {fields}`, one a stage")
+        raise ValueError(f"a stage is one `name: {{…}}`, received {short(value)}")
     ((name, body),) = value.items()
     return read(Stage, {} if body is None else body, str(name))
 
