@@ -204,7 +204,9 @@ def _owner(cls: type, args: tuple = (), kwargs: Mapping = {}) -> str:  # noqa: B
     """Whose field it is: ``sparsify``, ``stage distillation``, ``term patience``."""
     kind = getattr(cls, "name", None) or cls.__name__.lower()
     first = fields(cls)[0].name if fields(cls) else ""
-    title = (args[0] if args else kwargs.get(first)) if first in ("name", "term") else None
+    title = (
+        (args[0] if args else kwargs.get(first)) if first in ("name", "term", "recipe") else None
+    )
     return f"{kind} {title}" if isinstance(title, str) else kind
 
 

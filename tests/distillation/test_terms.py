@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 
 from xtclib.bert import encoder_layers
 from xtclib.distillation.objective import Objective, distillation_loss
@@ -182,21 +181,6 @@ def test_a_term_reads_back_as_it_was_told():
         match = Match.read("key_relations", value)
         assert match.to_plain() == value and Match.read("key_relations", match.to_plain()) == match
     assert wanted([Match("key_relations"), Match("cosine")]) == {"keys", "hidden_states"}
-
-
-def test_a_new_loss_is_a_function_and_a_line(bert, make_bert, batch, monkeypatch):
-    from xtclib.distillation.terms import Term
-
-    def furthest(student, teacher, mask, power=1):
-        return (student - teacher).abs().amax() ** power
-
-    monkeypatch.setitem(TERMS, "furthest", Term(furthest, "hidden_states", "last"))
-    student = make_bert(2, seed=3)
-    objective = Objective(furthest={"weight": 1, "power": 2})
-    found = losses(objective, student, bert, batch)["furthest"]
-    with torch.no_grad():
-        ends = [m(**batch, output_hidden_states=True).hidden_states[-1] for m in (student, bert)]
-    assert float(found) == pytest.approx(float(nn.L1Loss(reduction="none")(*ends).max()) ** 2)
 
 
 def test_a_closed_reader_gives_the_attention_back(bert):

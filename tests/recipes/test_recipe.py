@@ -1,5 +1,6 @@
 import pytest
 
+from xtclib.config import config
 from xtclib.distillation.objective import Objective
 from xtclib.recipes import recipe as recipes
 from xtclib.recipes.recipe import Recipe, Stage
@@ -253,3 +254,29 @@ def test_techniques_without_brackets_are_refused():
         ValueError, match=r"techniques of stage s must be a list: write \[bilstm\], received"
     ):
         recipes.from_dict("x", {"stages": [{"s": {"techniques": "bilstm"}}]})
+
+
+def test_a_field_with_a_default_changes_no_hash_and_a_value_does():
+    @config
+    class Wider(LayerReduction):
+        """The technique as a later version has it."""
+
+        gap: int = 0
+
+    def hash_of(technique_, objective=None, **rest):
+        return recipes.custom("r", [Stage("s", (technique_,), objective, **rest)]).hash
+
+    plain = hash_of(LayerReduction("top", 3))
+    assert hash_of(Wider("top", 3)) == hash_of(Wider("top", 3, gap=0)) == plain
+    assert hash_of(Wider("top", 3, gap=1)) != plain != hash_of(LayerReduction("top", 2))
+    assert hash_of(LayerReduction("top", 3), length=1, rate=1.0, task="its own") == plain
+    assert hash_of(LayerReduction("top", 3), {"labels": 1}) == hash_of(
+        LayerReduction("top", 3), {"labels": 1.0, "masked": True, "cosine": 0}
+    )
+    assert hash_of(Quantize("binary")) == hash_of(Quantize()) != hash_of(Quantize("binary-row"))
+    assert Wider("top", 3).to_dict()["layer_reduction"] == {"keep": "top", "layers": 3, "gap": 0}
+
+
+def test_a_name_is_no_key_of_a_recipe_file():
+    with pytest.raises(ValueError, match="name of recipe r"):
+        recipes.from_dict("r", {"name": "s", "stages": [{"a": {}}]})
