@@ -15,6 +15,7 @@ from pathlib import Path
 import plotly.io as pio
 import torch
 
+from xtclib import records
 from xtclib.cache import ROOT
 from xtclib.costs.breakdown import break_down, sweep
 from xtclib.deployment import runtimes
@@ -25,7 +26,7 @@ from xtclib.figures import distillation as distillation_plots
 from xtclib.figures import pruning as pruning_plots
 from xtclib.figures import records as plots
 from xtclib.recipes import recipe as recipes
-from xtclib.records import RESULTS, Record, common, records
+from xtclib.records import RESULTS, Record, common
 
 WIDTH = 700
 CORE = ("xtc-", "cut-", "finetune-")  # shaped ones that stand beside the quantized too
@@ -102,7 +103,7 @@ def gallery(results: Path) -> dict:
         figures["deployment"] = deployment_plots.size_and_speed(rows, found["sizes"])
         figures["deployment-speed"] = deployment_plots.speed(found["rows"])
     for profile in sorted(p.name for p in results.glob("*") if p.is_dir()):
-        measured = records(profile, results)
+        measured = records.read(profile, results)
         pruned = [r for r in measured if family(r) == "pruned"]
         shaped = of_one_length(one_comparison([r for r in measured if family(r) == "shaped"]))
         found = [r for r in measured if family(r) == "quantized" or r.recipe.startswith(CORE)]

@@ -75,7 +75,7 @@ def section() -> str:
         ("minilm", "Real MiniLM (6 layers, 90.9 MB), real GLUE, one CPU"),
         ("mini", "Built-in tasks and 12-layer teacher"),
     ):
-        found = results.records(profile)
+        found = results.read(profile)
         tasks = sorted({r.task for r in found}, key=lambda t: (t != "sst2", t))
         if not tasks:
             continue

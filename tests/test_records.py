@@ -9,7 +9,7 @@ from xtclib import cache, records
 from xtclib.recipes import recipe
 from xtclib.study import compress, profiles
 
-RECORDS = [r for profile in profiles.PROFILES for r in records.records(profile)]
+RECORDS = [r for profile in profiles.PROFILES for r in records.read(profile)]
 
 
 def mean_score(metrics):
@@ -52,7 +52,7 @@ def test_the_readme_shows_the_committed_records():
 
 
 def test_a_committed_record_is_found_again_when_measured_again():
-    (old,) = records.records("mini", recipe="ptq-8bit", task="sst2")
+    (old,) = records.read("mini", recipe="ptq-8bit", task="sst2")
     new = compress.compress(
         "ptq-8bit", "sst2", "mini", progress=False, say=lambda line: None
     ).record

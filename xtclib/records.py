@@ -17,6 +17,7 @@ import transformers
 
 import xtclib
 from xtclib.cache import ROOT
+from xtclib.config import config
 from xtclib.files import write_json
 
 RESULTS = ROOT / "data" / "results"
@@ -66,41 +67,47 @@ def _commit() -> str:
         return "unknown"
 
 
-@dataclass(frozen=True)
+@config
 class Record:
-    """What was measured in one run; metrics in percent, sizes in bytes, times in ms and s."""
+    """What was measured in one run; metrics in percent, sizes in bytes, times in ms and s.
+
+    ``measures`` holds what only some families have: curves, thresholds, ranks. ``extra`` are
+    the fields of a newer version, which are written back as they were read.
+    """
 
     recipe: str
-    recipe_hash: str
     task: str
     profile: str
     budget: str
     seed: int
     metrics: dict[str, dict[str, float]]
-    teacher_metrics: dict[str, dict[str, float]]
-    majority: dict[str, dict[str, float]]
-    untrained: dict[str, dict[str, float]]
     bytes: int
-    folder_bytes: int
-    teacher_bytes: int
-    parameters: int
-    teacher_parameters: int
-    flops: int
-    teacher_flops: int
-    latency: dict
-    seconds: float
-    stages: list[dict]
-    data: str
-    data_fingerprint: str
-    teacher_key: str
-    left_out: str
-    selected_on: str
-    note: str
-    versions: dict[str, str]
-    machine: dict
-    commit: str
-    date: str
+    recipe_hash: str = ""
+    teacher_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    majority: dict[str, dict[str, float]] = field(default_factory=dict)
+    untrained: dict[str, dict[str, float]] = field(default_factory=dict)
+    folder_bytes: int = 0
+    teacher_bytes: int = 0
+    parameters: int = 0
+    teacher_parameters: int = 0
+    flops: int = 0
+    teacher_flops: int = 0
+    latency: dict = field(default_factory=dict)
+    seconds: float = 0.0
+    stages: list[dict] = field(default_factory=list)
+    data: str = ""
+    data_fingerprint: str = ""
+    teacher_key: str = ""
+    left_out: str = ""
+    selected_on: str = ""
+    note: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    machine: dict = field(default_factory=dict)
+    commit: str = ""
+    date: str = ""
     training_budget: dict = field(default_factory=dict)
+    measures: dict = field(default_factory=dict)
+    extra: dict = field(default_factory=dict)
 
     @property
     def score(self) -> float:
@@ -144,19 +151,22 @@ class Record:
     def save(self, folder: str | Path = RESULTS) -> Path:
         """Writes ``<folder>/<profile>/<task>/<recipe>-<budget>-s<seed>.json``."""
         path = record_path(folder, self.profile, self.task, self.recipe, self.budget, self.seed)
-        return write_json(path, asdict(self))
+        values = asdict(self)
+        return write_json(path, values | values.pop("extra"))
 
     @classmethod
     def read(cls, path: str | Path) -> Record:
-        """A record from its JSON; ``ValueError`` if a field is missing or unknown."""
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-        known = {f.name for f in fields(cls)}
-        if set(values) != known:
-            raise ValueError(
-                f"{path} is no record of this version: missing {sorted(known - set(values))}, "
-                f"unknown {sorted(set(values) - known)}; measure it again (`xtc results`)"
-            )
-        return cls(**values)
+        """A record from its JSON: what is missing takes its default, what is unknown is kept.
+
+        Raises ``ValueError`` with file and field for what no record can be made of.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            known = {f.name for f in fields(cls)} - {"extra"}
+            extra = {name: values.pop(name) for name in values.keys() - known}
+            return cls(**values, extra=extra)
+        except (ValueError, AttributeError) as error:  # no JSON, no mapping, or no such values
+            raise ValueError(f"{path} is no record: {error}") from None
 
 
 def record_path(
@@ -166,13 +176,13 @@ def record_path(
     return Path(folder) / profile_ / task / f"{recipe}-{budget}-s{seed}.json"
 
 
-def records(profile_: str, folder: str | Path = RESULTS, **where: object) -> list[Record]:
+def read(profile: str, folder: str | Path = RESULTS, **where: object) -> list[Record]:
     """The committed records of a profile, filtered by field values; sorted by file name.
 
-    >>> records("mini", recipe="no-such-recipe")
+    >>> read("mini", recipe="no-such-recipe")
     []
     """
-    paths = sorted(Path(folder, profile_).glob("*/*.json"))
+    paths = sorted(Path(folder, profile).glob("*/*.json"))
     found = [Record.read(path) for path in paths]
     return [r for r in found if all(getattr(r, k) == v for k, v in where.items())]
 

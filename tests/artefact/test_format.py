@@ -209,7 +209,7 @@ def test_a_fresh_process_reads_every_structure(
 
 
 NOTHING = {
-    "no zeros": [Sparsify(0.0, end=0.5)],
+    "no zeros": [Sparsify(0.0, schedule={"end": 0.5})],
     "no pull": [ReweightedProximal(0.0, until=0.5)],
     "all heads and neurons": [PruneHeads(1.0), PruneNeurons(1.0)],
     "all of the width": [PruneWidth(1.0)],

@@ -1,5 +1,6 @@
 import pytest
 
+from xtclib.config import config
 from xtclib.distillation.objective import Objective
 from xtclib.recipes import recipe as recipes
 from xtclib.recipes.recipe import Recipe, Stage
@@ -101,13 +102,22 @@ def test_bad_recipes_name_what_is_meant(values, message):
     "fields, message",
     [
         ({}, "the objective is empty: give at least one term a positive weight"),
-        ({"logits": -1}, "weight of logits must be a number of at least 0, got -1"),
-        ({"labels": float("nan")}, "weight of labels must be a number"),
-        ({"labels": float("inf")}, "weight of labels must be a number"),
-        ({"hidden_states": "1"}, "weight of hidden_states must be a number .* got '1'"),
-        ({"logits": 1, "logits_loss": "kl"}, "unknown logits loss 'kl'"),
-        ({"logits": 1, "layer_map": "unifrom"}, "unknown layer map 'unifrom': did you mean 'unif"),
-        ({"logits": 1, "temperature": 0}, "temperature must be positive, received 0"),
+        ({"logits": -1}, "logits of objective must be a number of at least 0, received -1"),
+        ({"labels": float("nan")}, "labels of objective must be a number"),
+        ({"labels": float("inf")}, "labels of objective must be a number"),
+        ({"hidden_states": "1"}, "weight of term hidden_states must be a number .* received '1'"),
+        (
+            {"logits": 1, "logits_loss": "kl"},
+            "unknown logits_loss of objective 'kl': Known",
+        ),
+        (
+            {"logits": 1, "layer_map": "unifrom"},
+            "unknown layer_map of objective 'unifrom': did you mean",
+        ),
+        (
+            {"logits": 1, "temperature": 0},
+            "temperature of objective must be a number above 0, received 0",
+        ),
     ],
 )
 def test_bad_objectives_are_refused(fields, message):
@@ -142,12 +152,21 @@ def test_steps_of_a_budget(budget, rows, steps):
     [
         ({}, "a budget needs epochs or steps, one of them; received epochs=None, steps=None"),
         ({"epochs": 1, "steps": 1}, "one of them; received epochs=1, steps=1"),
-        ({"epochs": 0}, "longer than nothing, received 0"),
-        ({"steps": -3}, "longer than nothing, received -3"),
-        ({"steps": 1, "keep": "held_out"}, "checkpoint rule 'held_out': did you mean 'held-out'"),
-        ({"steps": 1, "batch_size": 0}, "batch_size must be positive, received 0"),
-        ({"steps": 1, "learning_rate": 0.0}, "learning_rate must be positive, received 0.0"),
-        ({"steps": 1, "max_length": -1}, "max_length must be positive, received -1"),
+        ({"epochs": 0}, "epochs of budget must be a number above 0, received 0"),
+        ({"steps": -3}, "steps of budget must be a whole number from 1, received -3"),
+        (
+            {"steps": 1, "keep": "held_out"},
+            "unknown keep of budget 'held_out': did you mean 'held-out'",
+        ),
+        (
+            {"steps": 1, "batch_size": 0},
+            "batch_size of budget must be a whole number from 1, received 0",
+        ),
+        (
+            {"steps": 1, "learning_rate": 0.0},
+            "learning_rate of budget must be a number above 0, received 0.0",
+        ),
+        ({"steps": 1, "max_length": -1}, "max_length of budget must be a whole .*, received -1"),
     ],
 )
 def test_bad_budgets_are_refused(fields, message):
@@ -156,7 +175,9 @@ def test_bad_budgets_are_refused(fields, message):
 
 
 def test_a_budget_needs_at_least_one_evaluation():
-    with pytest.raises(ValueError, match="evaluations must be positive, received 0"):
+    with pytest.raises(
+        ValueError, match="evaluations of budget must be a whole number from 1, received 0"
+    ):
         Budget(steps=1, evaluations=0)
 
 
@@ -179,7 +200,7 @@ def test_budgets_by_letter_or_length():
         ("a", "unknown budget 'a': did you mean 'A'"),
         ("500step_s", "unknown budget '500step_s': did you mean '500steps'"),
         ("500", "unknown budget '500'.*Known budgets: A, B, 500steps, 2epochs"),
-        ("0steps", "longer than nothing, received 0"),
+        ("0steps", "steps of budget must be a whole number from 1, received 0"),
     ],
 )
 def test_unknown_budgets_name_the_nearest(name, message):
@@ -200,7 +221,7 @@ def test_a_sparsity_behind_the_name():
     assert nip.start == "backbone" and nip.source == recipes.load("nip").source
     with pytest.raises(ValueError, match="unknown recipe 'xtc-half-90': xtc-half prunes no single"):
         recipes.load("xtc-half-90")
-    with pytest.raises(ValueError, match="below 1, received 100.0"):
+    with pytest.raises(ValueError, match="sparsity of sparsify must be .* below 1, received 100.0"):
         recipes.load("nip-10000")
     with pytest.raises(ValueError, match="unknown recipe 'nipp-90'"):
         recipes.load("nipp-90")
@@ -213,19 +234,49 @@ def test_start_and_task_are_read_written_and_checked():
     assert told["start"] == "backbone"
     del told["start"]
     assert recipes.from_dict("m", told).hash != recipe.hash
-    with pytest.raises(ValueError, match="unknown start 'backbon': did you mean 'backbone'"):
+    with pytest.raises(
+        ValueError, match="unknown start of recipe m 'backbon': did you mean 'backbone'"
+    ):
         recipes.from_dict("m", {**told, "start": "backbon"})
-    with pytest.raises(ValueError, match="unknown task of a stage 'mlmm'"):
+    with pytest.raises(ValueError, match="unknown task of stage s 'mlmm': did you mean 'mlm'"):
         Stage("s", task="mlmm")
     with pytest.raises(ValueError, match="learn_gates learns scores, which mlm does not train"):
         Stage("s", (LearnGates(),), task="mlm")
-    for technique in (Sparsify(0.5, end=0.5), LearnGates(), ReweightedProximal(0.5)):
+    for technique in (Sparsify(0.5, schedule={"end": 0.5}), LearnGates(), ReweightedProximal(0.5)):
         with pytest.raises(ValueError, match="works while a stage trains, and this one does not"):
             Stage("s", (technique,))
-    with pytest.raises(ValueError, match="length multiplies the budget's, .* received 0"):
+    with pytest.raises(ValueError, match="length of stage s must be a number above 0, received 0"):
         Stage("s", length=0)
 
 
 def test_techniques_without_brackets_are_refused():
-    with pytest.raises(ValueError, match=r"is a list, received 'bilstm': write \[bilstm\]"):
+    with pytest.raises(
+        ValueError, match=r"techniques of stage s must be a list: write \[bilstm\], received"
+    ):
         recipes.from_dict("x", {"stages": [{"s": {"techniques": "bilstm"}}]})
+
+
+def test_a_field_with_a_default_changes_no_hash_and_a_value_does():
+    @config
+    class Wider(LayerReduction):
+        """The technique as a later version has it."""
+
+        gap: int = 0
+
+    def hash_of(technique_, objective=None, **rest):
+        return recipes.custom("r", [Stage("s", (technique_,), objective, **rest)]).hash
+
+    plain = hash_of(LayerReduction("top", 3))
+    assert hash_of(Wider("top", 3)) == hash_of(Wider("top", 3, gap=0)) == plain
+    assert hash_of(Wider("top", 3, gap=1)) != plain != hash_of(LayerReduction("top", 2))
+    assert hash_of(LayerReduction("top", 3), length=1, rate=1.0, task="its own") == plain
+    assert hash_of(LayerReduction("top", 3), {"labels": 1}) == hash_of(
+        LayerReduction("top", 3), {"labels": 1.0, "masked": True, "cosine": 0}
+    )
+    assert hash_of(Quantize("binary")) == hash_of(Quantize()) != hash_of(Quantize("binary-row"))
+    assert Wider("top", 3).to_dict()["layer_reduction"] == {"keep": "top", "layers": 3, "gap": 0}
+
+
+def test_a_name_is_no_key_of_a_recipe_file():
+    with pytest.raises(ValueError, match="name of recipe r"):
+        recipes.from_dict("r", {"name": "s", "stages": [{"a": {}}]})

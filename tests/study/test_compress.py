@@ -13,7 +13,7 @@ from xtclib.artefact import format
 from xtclib.distillation.objective import Objective
 from xtclib.recipes import recipe as recipes
 from xtclib.recipes.recipe import Recipe, Stage
-from xtclib.records import Record, record_path, records
+from xtclib.records import Record, record_path
 from xtclib.study import compress as study
 from xtclib.study import profiles, stages
 from xtclib.study import sweep as study_sweep
@@ -203,16 +203,41 @@ def test_a_record_reads_back_as_written(runs, tmp_path):
     path = record.save(tmp_path)
     assert path == tmp_path / "smoke" / "sst2" / "xtc-1bit-half-2steps-s0.json"
     assert Record.read(path) == record
-    assert records("smoke", tmp_path, recipe="xtc-1bit-half") == [record]
-    assert records("smoke", tmp_path, seed=1) == []
+    assert results.read("smoke", tmp_path, recipe="xtc-1bit-half") == [record]
+    assert results.read("smoke", tmp_path, seed=1) == []
 
 
-def test_a_record_of_another_version_is_refused(runs, tmp_path):
+def test_records_of_an_older_and_of_a_newer_field_set_are_read(runs, tmp_path):
+    record = runs["ptq-8bit"].record
+    values = json.loads((path := record.save(tmp_path)).read_text())
+    for name in ("measures", "training_budget", "note"):
+        del values[name]
+    path.write_text(json.dumps({**values, "energy": {"joules": 3}}))
+    read = Record.read(path)
+    assert (read.measures, read.note, read.extra) == ({}, "", {"energy": {"joules": 3}})
+    assert read.metrics == record.metrics
+    again = json.loads(read.save(tmp_path / "again").read_text())
+    assert again["energy"] == {"joules": 3} and "extra" not in again
+    curve = replace(record, measures={"exits": [0.1, 0.9]})
+    assert Record.read(curve.save(tmp_path)).measures == {"exits": [0.1, 0.9]}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"seed": "0"}, "is no record: seed of record ptq-8bit must be a valid integer, rec"),
+        ({"metrics": {"dev": {"score": "high"}}}, "is no record: metrics of record ptq-8bit must"),
+        ({"bytes": ...}, "is no record: record ptq-8bit lacks `bytes`"),
+    ],
+)
+def test_a_record_that_cannot_be_read_names_its_file_and_field(runs, tmp_path, change, message):
     path = runs["ptq-8bit"].record.save(tmp_path)
-    values = json.loads(path.read_text())
-    del values["bytes"]
-    path.write_text(json.dumps({**values, "size": 1}))
-    with pytest.raises(ValueError, match=r"missing \['bytes'\], unknown \['size'\]; measure"):
+    values = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({k: v for k, v in values.items() if v is not ...}))
+    with pytest.raises(ValueError, match=f"ptq-8bit-2steps-s0.json {message}"):
+        results.read("smoke", tmp_path)
+    path.write_text("[")
+    with pytest.raises(ValueError, match="ptq-8bit-2steps-s0.json is no record: Expecting value"):
         Record.read(path)
 
 
@@ -373,7 +398,7 @@ def test_a_recipe_may_start_from_the_backbone(cache):
 @pytest.mark.parametrize(
     "techniques, message",
     [
-        ((Sparsify(0.5, "movement", end=0.5), Quantize("int8", None, None)),
+        ((Sparsify(0.5, "movement", {"end": 0.5}), Quantize("int8", None, None)),
          "scores learn on full-precision weights"),
         ((ReweightedProximal(0.5), Quantize()), "reweighted_proximal comes last"),
     ],

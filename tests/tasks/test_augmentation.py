@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
+from xtclib.config import read
 from xtclib.distillation.objective import Objective
 from xtclib.recipes.recipe import Stage, from_dict
 from xtclib.tasks.augmentation import Augmentation, augment, candidates, load, save
@@ -98,15 +99,15 @@ def test_the_same_seed_gives_the_same_rows(words, tmp_path):
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"copies": 0}, "copies of an augmentation: at least 1, received 0"),
-        ({"probability": 0}, "probability of an augmentation lies above 0 and up to 1"),
+        ({"copies": 0}, "copies of augmentation must be a whole number from 1, received 0"),
+        ({"probability": 0}, "probability of augmentation must be a number above 0 and at"),
         ({"copys": 1}, "unknown key of augmentation 'copys': did you mean 'copies'"),
         (3, "augmentation should be `name: value` pairs, received 3"),
     ],
 )
 def test_bad_settings(values, message):
     with pytest.raises(ValueError, match=message):
-        Augmentation.read(values)
+        read(Augmentation, values)
 
 
 def test_a_stage_that_reads_no_rows_takes_no_augmentation():

@@ -45,17 +45,17 @@ def test_every_count_keeps_that_many_rising_layers(keep):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"keep": "evry-other"}, "unknown way to keep layers 'evry-other': did you mean 'every-ot"),
+        ({"keep": "evry-other"}, "unknown keep of layer_reduction 'evry-other': did you mean"),
         ({"keep": []}, "the list of layers to keep is empty"),
         ({"keep": [1, 2], "layers": 2}, "an explicit list of layers was given together with"),
         ({"keep": [0, 4]}, r"cannot keep layers \[4\]: the teacher has 4 layers, numbered 0 to 3"),
         ({"keep": [1, 1]}, "rising and without repeats"),
-        ({"layers": 0}, "cannot keep 0 layers: give a whole number from 1"),
+        ({"layers": 0}, "layers of layer_reduction must be a whole number from 1, or"),
         ({"layers": 5}, "cannot keep 5 of 4 layers"),
-        ({"layers": -0.5}, "cannot keep -0.5 layers: give a whole number from 1, or a frac"),
-        ({"layers": 2.5}, "cannot keep 2.5 layers"),
-        ({"layers": 1.0}, "cannot keep 1.0 layers: give a whole number"),
-        ({"layers": True}, "layers of layer_reduction must be a number, received True"),
+        ({"layers": -0.5}, "or a share of the teacher's below 1, received -0.5"),
+        ({"layers": 2.5}, "below 1, received 2.5"),
+        ({"layers": 1.0}, "must be a whole number from 1, .* received 1.0"),
+        ({"layers": True}, "layers of layer_reduction must be .* received True"),
     ],
 )
 def test_bad_layer_reductions_are_refused(bert, fields, message):

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Literal
 
 import torch.nn.functional as F
+from pydantic import model_validator
+from pydantic_core import ArgsKwargs
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from xtclib.bert import encoder_layers
+from xtclib.config import Flag, NotNegative, Positive, config, written
 from xtclib.distillation.losses import kl_divergence, logits_mse, soft_cross_entropy
-from xtclib.distillation.terms import LAYER_MAPS, TERMS, Match, Signals, is_number, wanted
+from xtclib.distillation.terms import INPUTS, STATES, TERMS, LayerMap, Match, Signals, Term, wanted
 from xtclib.files import unknown
 
-LOGITS_LOSSES = ("soft_cross_entropy", "kl_divergence", "mse")
-_ALWAYS_TOLD = ("hidden_states", "attention_scores")
 
-
-@dataclass(frozen=True, init=False)
+@config
 class Objective:
     """The terms of a stage's loss, each with its weight; 0 leaves a term out.
 
@@ -33,55 +35,33 @@ class Objective:
     True
     """
 
-    labels: float
-    logits: float
-    logits_loss: str
-    temperature: float
-    layer_map: str
-    masked: bool
-    per_class: bool
-    progressive: bool
-    matches: tuple[Match, ...]
+    labels: NotNegative = 0.0
+    logits: NotNegative = 0.0
+    logits_loss: Literal["soft_cross_entropy", "kl_divergence", "mse"] = "soft_cross_entropy"
+    temperature: Positive = 1.0
+    layer_map: LayerMap = "uniform"
+    masked: Flag = True
+    per_class: Flag = False
+    progressive: Flag = False
+    matches: tuple[Match, ...] = ()
 
-    def __init__(
-        self,
-        *,
-        labels: float = 0.0,
-        logits: float = 0.0,
-        logits_loss: str = "soft_cross_entropy",
-        temperature: float = 1.0,
-        layer_map: str = "uniform",
-        masked: bool = True,
-        per_class: bool = False,
-        progressive: bool = False,
-        **terms: float | dict | Match,
-    ) -> None:
-        for name in terms:
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, given: ArgsKwargs) -> ArgsKwargs:
+        """Keys that are no fields are terms; what weighs nothing is left out."""
+        values = dict(given.kwargs or {})
+        terms = {match.term: match for match in values.pop("matches", ())}
+        for name in [name for name in values if name not in _FIELDS]:
             if name not in TERMS:
-                raise unknown("key of objective", name, (*_OPTIONS, *TERMS))
-        found = {name: Match.read(name, value) for name, value in terms.items()}
-        matches = tuple(found[name] for name in TERMS if name in found and found[name].weight)
-        self.__dict__.update(
-            labels=labels, logits=logits, logits_loss=logits_loss, temperature=temperature,
-            layer_map=layer_map, masked=masked, per_class=per_class, progressive=progressive,
-            matches=matches,
-        )  # fmt: skip
-        for name in ("labels", "logits"):
-            value = getattr(self, name)
-            if not is_number(value) or not 0 <= value < float("inf"):
-                raise ValueError(f"weight of {name} must be a number of at least 0, got {value!r}")
-        if not (self.needs_teacher or labels):
+                raise unknown("key of objective", name, (*_FIELDS[:-1], *TERMS))
+            terms[name] = Match.read(name, values.pop(name))
+        matches = tuple(terms[name] for name in TERMS if name in terms and terms[name].weight)
+        return ArgsKwargs(given.args, values | {"matches": matches})
+
+    def __post_init__(self) -> None:
+        if not (self.needs_teacher or self.labels):
             raise ValueError("the objective is empty: give at least one term a positive weight")
-        if logits_loss not in LOGITS_LOSSES:
-            raise unknown("logits loss", logits_loss, LOGITS_LOSSES)
-        if layer_map not in LAYER_MAPS:
-            raise unknown("layer map", layer_map, LAYER_MAPS)
-        for name in ("masked", "per_class", "progressive"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, received {getattr(self, name)!r}")
-        if not is_number(temperature) or not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature must be positive, received {temperature!r}")
-        if progressive and (labels or logits or not matches):
+        if self.progressive and (self.labels or self.logits or not self.matches):
             raise ValueError(
                 "progressive transfer trains one layer at a time, by terms that compare layers: "
                 "put labels and logits into a stage of their own"
@@ -97,17 +77,15 @@ class Objective:
         """The signals that both models have to show beside their logits."""
         return wanted(self.matches)
 
-    def to_dict(self) -> dict:
-        """What recipes hold. Terms that were there from the start are told at 0 too: hashes stay.
+    def to_dict(self, whole: bool = True) -> dict:
+        """What recipes hold; not ``whole``: without what has its default.
 
-        >>> Objective(labels=1).to_dict()["hidden_states"]
-        0.0
+        >>> Objective(labels=1, cosine=2).to_dict(whole=False)
+        {'labels': 1.0, 'cosine': 2.0}
         """
-        values = {name: getattr(self, name) for name in _OPTIONS}
-        if not self.progressive:
-            del values["progressive"]
-        terms = dict.fromkeys(_ALWAYS_TOLD, 0.0)
-        return {**values, **terms, **{match.term: match.to_plain() for match in self.matches}}
+        values = written(self, whole)
+        values.pop("matches", None)
+        return values | {match.term: match.to_plain() for match in self.matches}
 
     def check(
         self, student: PreTrainedModel, teacher: PreTrainedModel, answers: bool = True
@@ -160,7 +138,26 @@ def _check_alike(student: PretrainedConfig, teacher: PretrainedConfig, answers: 
         )
 
 
-_OPTIONS = tuple(name for name in Objective.__dataclass_fields__ if name != "matches")
+_FIELDS = [field.name for field in fields(Objective)]
+
+
+def register_term(
+    name: str, loss: Callable[..., Tensor], reads: str = "hidden_states", states: str = "layers"
+) -> None:
+    """A loss ``(student, teacher, mask, **options) → scalar`` as a term that objectives can name.
+
+    ``reads``: the signal that it compares, ``hidden_states``, ``attention_scores`` or a name in
+    :data:`.terms.INPUTS`; ``states``: of which of the student's states, a name in
+    :data:`.terms.STATES`. Raises ``ValueError`` for other names, and for one that is taken.
+    """
+    signals = ("hidden_states", "attention_scores", *INPUTS)
+    if reads not in signals:
+        raise unknown("signal", reads, signals)
+    if states not in STATES:
+        raise unknown("choice of states", states, STATES)
+    if name in _FIELDS or name in TERMS:
+        raise ValueError(f"{name!r} is a key of objectives already: give the term another name")
+    TERMS[name] = Term(loss, reads, states)
 
 
 def distillation_loss(

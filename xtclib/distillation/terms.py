@@ -1,7 +1,7 @@
 """What a distillation term compares: which signal, in which layers, and through which projection.
 
-A term is one pure function of :mod:`xtclib.distillation` and one line in ``TERMS``. A recipe then
-names it with a weight, ``patience: 10``, or with more: ``patience: {weight: 10, layers: last}``.
+A term is one pure function and one call of :func:`.objective.register_term`. A recipe then names it
+with a weight, ``patience: 10``, or with more: ``patience: {weight: 10, layers: last}``.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xtclib import attention
 from xtclib.bert import encoder_layers
+from xtclib.config import Flag, Listed, NotNegative, config, written
 from xtclib.distillation import losses
 from xtclib.distillation.losses import check_relation_heads, layer_map
 from xtclib.files import unknown
 
-LAYER_MAPS = ("uniform", "last", "release")
+LayerMap = Literal["uniform", "last", "release"]
 # Which of a student's states 0 to S take part; state 0 is the embeddings, state i layer i's output.
 STATES: dict[str, Callable[[int], list[int]]] = {
     "all": lambda depth: list(range(depth + 1)),
@@ -47,7 +49,7 @@ class Term:
         return list(inspect.signature(self.loss).parameters)[3:]
 
 
-TERMS = {
+TERMS: dict[str, Term] = {
     "hidden_states": Term(losses.hidden_mse, "hidden_states", "all"),
     "embeddings": Term(losses.hidden_mse, "hidden_states", "embeddings"),
     "cosine": Term(losses.hidden_cosine, "hidden_states", "last"),
@@ -61,7 +63,7 @@ TERMS = {
 }
 
 
-@dataclass(frozen=True)
+@config
 class Match:
     """One term of an objective: its weight, the states it compares, and the loss's own options.
 
@@ -71,32 +73,17 @@ class Match:
     teacher's. Raises ``ValueError`` for what is none of these.
     """
 
+    name: ClassVar[str] = "term"
     term: str
-    weight: float = 1.0
-    states: str | None = None
-    layers: str | tuple[int, ...] | None = None
-    projection: bool = False
+    weight: NotNegative = 1.0
+    states: Literal["all", "layers", "inner", "last", "embeddings"] | None = None
+    layers: LayerMap | Listed[int] | None = None
+    projection: Flag = False
     options: tuple[tuple[str, object], ...] = ()
 
     def __post_init__(self) -> None:
-        if not is_number(self.weight) or not 0 <= self.weight < float("inf"):
-            raise ValueError(
-                f"weight of {self.term} must be a number of at least 0, got {self.weight!r}"
-            )
-        if self.states is not None and str(self.states) not in STATES:
-            raise unknown(f"states of {self.term}", str(self.states), STATES)
-        if isinstance(self.layers, str) and self.layers not in LAYER_MAPS:
-            raise unknown("layer map", self.layers, LAYER_MAPS)
-        if isinstance(self.layers, (list, tuple)):
-            object.__setattr__(self, "layers", tuple(self.layers))
-        elif self.layers is not None and not isinstance(self.layers, str):
-            raise ValueError(
-                f"layers of {self.term} is a layer map's name or a list, received {self.layers!r}"
-            )
-        if not isinstance(self.projection, bool):
-            raise ValueError(
-                f"projection of {self.term} must be true or false, received {self.projection!r}"
-            )
+        if self.term not in TERMS:
+            raise unknown("term", self.term, TERMS)
         if self._term.reads != "hidden_states" and self.states in ("all", "embeddings"):
             raise ValueError(
                 f"{self.term} compares what is inside layers, and the embeddings are in none: "
@@ -130,12 +117,9 @@ class Match:
 
     def to_plain(self) -> float | dict:
         """What :meth:`read` takes: a number where only the weight is set."""
-        said = {
-            f.name: list(value) if isinstance(value := getattr(self, f.name), tuple) else value
-            for f in fields(self)
-            if f.name not in ("term", "options") and getattr(self, f.name) != f.default
-        }
-        said |= dict(self.options)
+        said = written(self, whole=False) | dict(self.options)
+        del said["term"]
+        said.pop("options", None)
         return {"weight": self.weight, **said} if said.keys() - {"weight"} else self.weight
 
     def pairs(self, student: int, teacher: int, kind: str = "uniform") -> list[tuple[int, int]]:
@@ -305,8 +289,3 @@ def _heads(layer: nn.Module) -> int:
 def _input(layer: nn.Module, name: str) -> nn.Module:
     inner = getattr(layer.attention, "self", layer.attention)
     return next(getattr(inner, n) for n in INPUTS[name] if hasattr(inner, n))
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a number, which True and False are not here."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

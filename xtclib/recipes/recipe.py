@@ -9,44 +9,24 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Annotated, Literal
 
 import yaml
+from pydantic import BeforeValidator
 
+from xtclib.config import READ, Listed, Positive, config, read, short, written
 from xtclib.distillation.objective import Objective
 from xtclib.files import unknown
 from xtclib.tasks.augmentation import Augmentation
-from xtclib.techniques.base import Technique
-from xtclib.techniques.embeddings.technique import SmallVocabulary
-from xtclib.techniques.pruning.unstructured import Sparsify
-from xtclib.techniques.registry import technique
-from xtclib.techniques.students.theseus import KeepSuccessors, ReplaceModules
+from xtclib.techniques import registry  # noqa: F401 - the built-in techniques register there
+from xtclib.techniques.base import TECHNIQUES, Technique
 from xtclib.training.budget import Budget
 
 
-def _check_keys(cls, values: dict, what: str) -> dict:
-    if not isinstance(values, dict):
-        raise ValueError(f"{what} should be `name: value` pairs, received {values!r}")
-    known = [f.name for f in fields(cls)]
-    for key in values:
-        if key not in known:
-            raise unknown(f"key of {what}", key, known)
-    return values
-
-
-def _objective(values: dict) -> Objective:
-    if not isinstance(values, dict):
-        raise ValueError(f"objective should be `name: value` pairs, received {values!r}")
-    return Objective(**values)
-
-
-TASKS_OF_A_STAGE = ("its own", "mlm", "dual")
-STARTS = ("teacher", "backbone")
-
-
-@dataclass(frozen=True)
+@config
 class Stage:
     """Techniques and what trains them; without an objective nothing is trained.
 
@@ -59,51 +39,26 @@ class Stage:
     """
 
     name: str
-    techniques: tuple[Technique, ...] = ()
-    objective: Objective | None = None
-    task: str = "its own"
-    length: float = 1.0
-    rate: float = 1.0
-    augmentation: Augmentation | None = None
+    techniques: Listed[Annotated[Technique, TECHNIQUES]] = ()
+    objective: Annotated[Objective, READ] | None = None
+    task: Literal["its own", "mlm", "dual"] = "its own"
+    length: Positive = 1.0
+    rate: Positive = 1.0
+    augmentation: Annotated[Augmentation, READ] | None = None
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS_OF_A_STAGE:
-            raise unknown("task of a stage", self.task, TASKS_OF_A_STAGE)
-        kinds = {type(t) for t in self.techniques}
-        if {ReplaceModules, KeepSuccessors} <= kinds:
-            raise ValueError(
-                f"stage {self.name!r} replaces modules and keeps their successors at once: train "
-                "in between, and list keep_successors in the next stage"
-            )
-        dual = any(isinstance(t, SmallVocabulary) for t in self.techniques)
-        if dual != (self.task == "dual") or (dual and self.objective):
+        for technique in self.techniques:
+            technique.check(self)
+        if self.task == "dual" and all(t.needs_task != "dual" for t in self.techniques):
             raise ValueError(
                 f"stage {self.name!r}: a stage whose task is dual needs small_vocabulary among its "
-                "techniques and has a loss of its own, and no other stage takes that technique"
+                "techniques"
             )
         if self.augmentation and (self.task != "its own" or not self.objective):
             raise ValueError(
                 f"stage {self.name!r}: augmentation makes more rows of the task, and this stage "
                 "does not train on them: leave it out"
             )
-        for name in ("length", "rate"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise ValueError(
-                    f"stage {self.name!r}: {name} multiplies the budget's, so it must be a "
-                    f"positive number, received {value!r}"
-                )
-        for technique_ in self.techniques:
-            if technique_.learns and self.task != "its own":
-                raise ValueError(
-                    f"stage {self.name!r}: {technique_.name} learns scores, which {self.task} does "
-                    "not train: give it a stage with an objective"
-                )
-            if (technique_.learns or technique_.settled) and not self.trains:
-                raise ValueError(
-                    f"stage {self.name!r}: {technique_.name} works while a stage trains, and this "
-                    "one does not: give it an objective"
-                )
 
     @property
     def trains(self) -> bool:
@@ -127,22 +82,33 @@ class Stage:
         )
 
 
-@dataclass(frozen=True)
+def _stage(value: object) -> Stage:
+    """A stage from ``{name: {…}}``."""
+    if isinstance(value, Stage):
+        return value
+    if not isinstance(value, dict) or len(value) != 1:
+        raise ValueError(f"a stage is one `name: {{…}}`, received {short(value)}")
+    ((name, body),) = value.items()
+    return read(Stage, {} if body is None else body, str(name))
+
+
+@config
 class Recipe:
-    """A named list of stages, what it is, and where it comes from."""
+    """A named list of stages, what it is, and where it comes from.
+
+    ``start``: the teacher, or its pre-trained ``backbone`` under a fresh classifier.
+    """
 
     name: str
-    summary: str
-    source: str
-    stages: tuple[Stage, ...]
+    summary: str = ""
+    source: str = ""
+    stages: Listed[Annotated[Stage, BeforeValidator(_stage)]] = ()
     left_out: str = ""
-    start: str = "teacher"  # or the pre-trained backbone under a fresh classifier
+    start: Literal["teacher", "backbone"] = "teacher"
 
     def __post_init__(self) -> None:
         if not self.stages:
             raise ValueError(f"recipe {self.name!r} has no stages")
-        if self.start not in STARTS:
-            raise unknown("start", self.start, STARTS)
 
     @property
     def trains(self) -> bool:
@@ -175,72 +141,27 @@ class Recipe:
         return [t for stage in self.stages for t in stage.techniques]
 
     def to_dict(self) -> dict:
-        """The recipe as YAML holds it."""
-        return {
-            "summary": self.summary,
-            "source": self.source,
-            **({"left_out": self.left_out} if self.left_out else {}),
-            **({"start": self.start} if self.start != "teacher" else {}),
-            "stages": [
-                {
-                    s.name: {
-                        "techniques": [t.to_dict() for t in s.techniques],
-                        **({"objective": s.objective.to_dict()} if s.objective else {}),
-                        **({"task": s.task} if s.task != "its own" else {}),
-                        **{n: getattr(s, n) for n in ("length", "rate") if getattr(s, n) != 1},
-                        **({"augmentation": s.augmentation.to_dict()} if s.augmentation else {}),
-                    }
-                }
-                for s in self.stages
-            ],
-        }
+        """The recipe as YAML holds it, without what has its default."""
+        values = written(self, whole=False)
+        del values["name"]
+        stages = [written(stage, whole=False) for stage in self.stages]
+        return {**values, "stages": [{s.pop("name"): s} for s in stages]}
 
     @property
     def hash(self) -> str:
-        """Twelve hex digits over everything that changes results: the stages and their start.
+        """Twelve hex digits over what changes results: stages and start, where no default.
 
         >>> load("xtc-1bit").hash == load("xtc-2bit").hash
         False
         """
         values = self.to_dict()
-        decides = [values["stages"], values["start"]] if "start" in values else values["stages"]
-        text = json.dumps(decides, sort_keys=True)
+        text = json.dumps([values["stages"], values.get("start")], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def from_dict(name: str, values: dict) -> Recipe:
     """Builds a recipe from what its YAML holds; ``ValueError`` names any unknown key."""
-    known = ("summary", "source", "left_out", "start", "stages")
-    for key in values:
-        if key not in known:
-            raise unknown(f"key of recipe {name}", key, known)
-    stages = []
-    for entry in values.get("stages") or ():
-        if not isinstance(entry, dict) or len(entry) != 1:
-            raise ValueError(f"recipe {name!r}: a stage is one `name: {{…}}`, received {entry!r}")
-        ((title, body),) = entry.items()
-        body = _check_keys(Stage, body or {}, f"stage {title}")
-        objective = body.get("objective")
-        if objective is not None:
-            objective = _objective(objective)
-        listed = body.get("techniques") or ()
-        if not isinstance(listed, (list, tuple)):
-            raise ValueError(
-                f"techniques of stage {title!r} is a list, received {listed!r}: write [{listed}]"
-            )
-        techniques = tuple(technique(t) for t in listed)
-        rest = {k: v for k, v in body.items() if k in ("task", "length", "rate")}
-        if body.get("augmentation") is not None:
-            rest["augmentation"] = Augmentation.read(body["augmentation"])
-        stages.append(Stage(title, techniques, objective, **rest))
-    return Recipe(
-        name,
-        values.get("summary", ""),
-        values.get("source", ""),
-        tuple(stages),
-        values.get("left_out", ""),
-        values.get("start", "teacher"),
-    )
+    return read(Recipe, values, name)
 
 
 def names() -> list[str]:
@@ -281,7 +202,7 @@ def load(recipe: str | Recipe | Path) -> Recipe:
 
 def at_sparsity(recipe: Recipe, sparsity: float, name: str) -> Recipe:
     """A recipe that prunes single weights, at another sparsity and under a name of its own."""
-    if not any(isinstance(t, Sparsify) for t in recipe.techniques):
+    if not any(t.percent for t in recipe.techniques):
         raise ValueError(
             f"unknown recipe {name!r}: {recipe.name} prunes no single weights, so no sparsity can "
             "be given"
@@ -290,7 +211,9 @@ def at_sparsity(recipe: Recipe, sparsity: float, name: str) -> Recipe:
         replace(
             stage,
             techniques=tuple(
-                replace(t, sparsity=sparsity) if getattr(t, "sparsity", None) is not None else t
+                replace(t, **{t.percent: sparsity})
+                if t.percent and getattr(t, t.percent) is not None
+                else t
                 for t in stage.techniques
             ),
         )

@@ -33,7 +33,6 @@ from xtclib.teachers import Teacher, load_classifier, load_tokenizer
 from xtclib.techniques.base import Technique
 from xtclib.techniques.embeddings.technique import SmallVocabulary
 from xtclib.techniques.pruning import surgery
-from xtclib.techniques.students.theseus import ReplaceModules, being_replaced
 from xtclib.training import dual, mlm
 from xtclib.training.budget import Budget
 from xtclib.training.device import bf16_is_fast, default_device
@@ -98,31 +97,22 @@ def check_applies(job: Job, begun: PreTrainedModel) -> tuple[PreTrainedModel, ob
     Every bad setting shows here, before training: each stage's schedules run for one idle step.
     """
     model = begun
-    stages = job.stages
+    stages, techniques = job.stages, []
     for stage in stages:
+        techniques += stage.techniques
         model, job = applied(job, model, stage.techniques)
         idle = copy.deepcopy(model)
         for technique in stage.techniques if stage.trains else ():
             technique.before_step(idle, 0, 2)
             technique.after_step(idle, 0, 2, 0.0)
+        for technique in techniques:
+            technique.check_student(stage, idle)
         _check_stage(job, stage, idle)
-    techniques = [technique for stage in stages for technique in stage.techniques]
     return format.finalize(model, techniques), job.teacher.tokenizer
 
 
 def _check_stage(job: Job, stage: Stage, student: PreTrainedModel) -> None:
     """Raises for an objective by which this student and its teacher cannot be compared."""
-    replaced = being_replaced(student)
-    if replaced and stage.trains and not _replaces(stage):
-        raise ValueError(
-            f"stage {stage.name!r} would train modules that are still being replaced: list "
-            "keep_successors first among its techniques"
-        )
-    if replaced and stage.objective and stage.objective.matches:
-        raise ValueError(
-            f"stage {stage.name!r} compares layers while modules are being replaced, where chance "
-            "decides which layers there are: leave labels and logits"
-        )
     if stage.augmentation and job.budget.keep == "held-out":
         raise ValueError(
             f"stage {stage.name!r} augments its rows, and copies of held-out rows would be "
@@ -154,10 +144,6 @@ def _check_stage(job: Job, stage: Stage, student: PreTrainedModel) -> None:
             student = mlm.under_head(student, path, job.seed)
         if stage.objective:
             mlm.check_comparable(stage.objective, student, mlm.load_masked_lm(path, job.seed))
-
-
-def _replaces(stage: Stage) -> bool:
-    return any(isinstance(technique, ReplaceModules) for technique in stage.techniques)
 
 
 def _has_head(stage: Stage) -> bool:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
@@ -63,8 +62,8 @@ def planned(
             for budget, seed in runs if recipe.trains else itertools.islice(runs, 1):
                 path = record_path(folder, chosen.name, data.task.name, recipe.name, budget, seed)
                 spent = asdict(training_budget.budget(budget, chosen.budgets))
-                current = _is_current(path, recipe, data, spent, teacher_key)
-                yield Planned(task, recipe, budget, seed, Record.read(path) if current else None)
+                record = _current(path, recipe, data, spent, teacher_key)
+                yield Planned(task, recipe, budget, seed, record)
 
 
 def sweep(
@@ -99,19 +98,19 @@ def sweep(
     return found
 
 
-def _is_current(
+def _current(
     path: Path, recipe: Recipe, data: TaskData, spent: dict, teacher_key: Callable[..., str]
-) -> bool:
-    if not path.is_file():
-        return False
-    values = json.loads(path.read_text(encoding="utf-8"))
-    if set(values) != {f.name for f in fields(Record)}:
-        return False  # of another version of this project
-    record = Record(**values)
-    made_with = (record.versions["torch"], record.versions["transformers"])
-    return (
+) -> Record | None:
+    """The record at a path, if it reads and nothing that it was made from has changed."""
+    try:
+        record = Record.read(path)
+    except (FileNotFoundError, ValueError):  # an unreadable one is measured again
+        return None
+    made_with = [record.versions.get(name, "") for name in ("torch", "transformers")]
+    same = (
         record.recipe_hash == recipe.hash
         and record.data_fingerprint == data.fingerprint
         and record.training_budget == spent
         and record.teacher_key == teacher_key(*made_with)
     )
+    return record if same else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from xtclib.files import unknown, write_json
+from xtclib.config import Count, Share, config, written
+from xtclib.files import write_json
 from xtclib.tasks.glue import Split
 
 # Words that carry the sentence's form: exchanging them breaks it more often than not.
@@ -23,7 +23,7 @@ FUNCTION_WORDS = frozenset(
 )
 
 
-@dataclass(frozen=True)
+@config
 class Augmentation:
     """How training rows are multiplied: ``copies`` of each beside itself.
 
@@ -33,37 +33,13 @@ class Augmentation:
     The label is kept. Source: TinyBERT, arXiv:1909.10351, algorithm 1, with GloVe replaced.
     """
 
-    copies: int = 10
-    probability: float = 0.4
-    candidates: int = 15
+    copies: Count = 10
+    probability: Share = 0.4
+    candidates: Count = 15
 
-    def __post_init__(self) -> None:
-        for name in ("copies", "candidates"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} of an augmentation: at least 1, received {value!r}")
-        chance = self.probability
-        if isinstance(chance, bool) or not isinstance(chance, (int, float)) or not 0 < chance <= 1:
-            raise ValueError(
-                f"probability of an augmentation lies above 0 and up to 1, received {chance!r}"
-            )
-
-    @classmethod
-    def read(cls, values: dict | Augmentation) -> Augmentation:
-        """From what a recipe holds; ``ValueError`` names an unknown key."""
-        if isinstance(values, cls):
-            return values
-        if not isinstance(values, dict):
-            raise ValueError(f"augmentation should be `name: value` pairs, received {values!r}")
-        known = list(cls.__dataclass_fields__)
-        for key in values:
-            if key not in known:
-                raise unknown("key of augmentation", key, known)
-        return cls(**values)
-
-    def to_dict(self) -> dict:
+    def to_dict(self, whole: bool = True) -> dict:
         """``{field: value}``."""
-        return asdict(self)
+        return written(self, whole)
 
 
 def augment(

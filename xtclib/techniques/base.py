@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -14,18 +14,36 @@ from transformers import (
 )
 
 from xtclib.bert import encoder_linears, replace_module_
+from xtclib.config import Named, Registry
 from xtclib.tasks.rows import Calibration
 
 
-class Technique:
+class Technique(Named):
     """The interface; every method but ``apply`` has a default that does nothing.
 
     Schedules are two plain functions of the step, ``before_step`` and ``after_step``, rather than
     a ``TrainerCallback``: any training loop can call them.
     """
 
-    name: ClassVar[str]
     prunes: ClassVar[bool] = False  # removes weights, heads, neurons, width or vocabulary
+    needs_task: ClassVar[str | None] = None  # the one task of a stage that it goes with
+    percent: ClassVar[str | None] = None  # the field that `nip-90` sets, in hundredths
+
+    def check(self, stage) -> None:
+        """Raises ``ValueError`` for a stage (:class:`xtclib.recipes.Stage`) it cannot work in."""
+        if self.learns and stage.task != "its own":
+            raise ValueError(
+                f"stage {stage.name!r}: {self.name} learns scores, which {stage.task} does not "
+                "train: give it a stage with an objective"
+            )
+        if (self.learns or self.settled) and not stage.trains:
+            raise ValueError(
+                f"stage {stage.name!r}: {self.name} works while a stage trains, and this one does "
+                "not: give it an objective"
+            )
+
+    def check_student(self, stage, student: PreTrainedModel) -> None:
+        """The same for what it has made of a student, in its own stage and in every later one."""
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         """The model with the technique on, ready to train. The input model is left as it is."""
@@ -86,35 +104,9 @@ class Technique:
         self.rebuild(model)
         return model
 
-    def to_dict(self) -> dict:
-        """``{name: fields}``: what recipes and artefacts hold."""
-        return {self.name: {f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
 
-
-def check_numbers(config: Technique, *names: str) -> None:
-    """Raises ``ValueError`` for a field that is neither a number nor ``None``."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise ValueError(f"{name} of {config.name} must be a number, received {value!r}")
-
-
-def check_whole(config: Technique, *names: str) -> None:
-    """Raises ``ValueError`` for a field that is no whole number from 0."""
-    for name in names:
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ValueError(
-                f"{name} of {config.name} is a whole number from 0, received {value!r}"
-            )
-
-
-def check_flags(config: Technique, *names: str) -> None:
-    """Raises ``ValueError`` for a field that is not true or false: ``"no"`` would count as true."""
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, bool):
-            raise ValueError(f"{name} of {config.name} must be true or false, received {value!r}")
+TECHNIQUES = Registry("technique", Technique)
+register = TECHNIQUES.register
 
 
 def needs(data: Calibration | None, what: str) -> Calibration:
@@ -125,12 +117,6 @@ def needs(data: Calibration | None, what: str) -> Calibration:
             "(`compress` does)"
         )
     return data
-
-
-def _plain(value):
-    if hasattr(value, "to_dict"):
-        return value.to_dict()
-    return list(value) if isinstance(value, tuple) else value
 
 
 def check_finite(model: nn.Module, what: str) -> None:
@@ -208,9 +194,3 @@ def check_plain(model: nn.Module, what: str, allowed: type | tuple[type, ...] = 
         refusal = getattr(linear, "refusal", None)
         if refusal and not isinstance(linear, allowed):
             raise ValueError(f"{what} {refusal}")
-
-
-def _check_share(config: Technique) -> None:
-    check_numbers(config, "keep")
-    if config.keep is None or not 0 < config.keep <= 1:
-        raise ValueError(f"keep must be above 0 and at most 1, received {config.keep}")

@@ -6,19 +6,17 @@ width it is stored in) and ``rebuild`` (the same structure on an empty model, so
 artefact can load). They compose in a list.
 """
 
+# ruff: noqa: F401 - each of the modules below registers what it defines
+
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from xtclib.files import unknown
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import (
-    Technique,
-)
+from xtclib.techniques.base import TECHNIQUES, Technique, register
 from xtclib.techniques.embeddings.technique import PruneVocabulary, SmallVocabulary
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.pruning.structured import LearnGates, PruneHeads, PruneNeurons, PruneWidth
@@ -28,37 +26,6 @@ from xtclib.techniques.quantization.technique import Quantize, Storage
 from xtclib.techniques.students.technique import CNN, BiLSTM, Bottleneck, Compact, DistilBert
 from xtclib.techniques.students.theseus import KeepSuccessors, ReplaceModules
 
-TECHNIQUES: dict[str, type[Technique]] = {
-    c.name: c
-    for c in (
-        LayerReduction,
-        Compact,
-        DistilBert,
-        Bottleneck,
-        BiLSTM,
-        CNN,
-        SmallVocabulary,
-        ReplaceModules,
-        KeepSuccessors,
-        PruneHeads,
-        PruneNeurons,
-        PruneWidth,
-        PruneVocabulary,
-        LearnGates,
-        Sparsify,
-        ReweightedProximal,
-        Quantize,
-        SplitTernary,
-        Storage,
-    )
-}
-
-
-def register(cls: type[Technique]) -> type[Technique]:
-    """Makes a technique known by its name, to recipes and artefacts; a decorator."""
-    TECHNIQUES[cls.name] = cls
-    return cls
-
 
 def technique(config: Technique | dict | str) -> Technique:
     """Builds a technique from what a recipe or artefact holds: ``{name: {field: value}}``.
@@ -66,21 +33,7 @@ def technique(config: Technique | dict | str) -> Technique:
     >>> technique({"layer_reduction": {"keep": [1, 3]}})
     LayerReduction(keep=(1, 3), layers=None)
     """
-    if isinstance(config, Technique):
-        return config
-    if isinstance(config, str):
-        config = {config: {}}
-    if not isinstance(config, dict) or len(config) != 1:
-        raise ValueError(f"a technique is one `name: {{fields}}`, received {config!r}")
-    ((name, values),) = config.items()
-    if name not in TECHNIQUES:
-        raise unknown("technique", name, TECHNIQUES)
-    cls, values = TECHNIQUES[name], values or {}
-    known = [f.name for f in fields(cls)]
-    for key in values:
-        if key not in known:
-            raise unknown(f"key of {name}", key, known)
-    return cls(**values)
+    return TECHNIQUES.read(config)
 
 
 def held(config: PretrainedConfig) -> list[dict]:

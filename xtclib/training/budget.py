@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from xtclib.config import Count, Expect, NotNegative, Part, Positive, config
 from xtclib.files import unknown
 
-KEEP = ("last", "held-out", "evaluation")
 
-
-@dataclass(frozen=True)
+@config
 class Budget:
     """How long, in which batches and how fast a stage trains.
 
@@ -20,18 +22,19 @@ class Budget:
     in epochs; ``dropout`` replaces the model's own.
     """
 
-    epochs: float | None = None
-    steps: int | None = None
-    batch_size: int = 32
-    learning_rate: float = 5e-5
-    warmup: float = 0.1
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    max_length: int = 128
-    keep: str = "last"
-    evaluations: int = 5
-    dropout: float | None = None
-    at_most: int | None = None
+    # Whole epochs stay whole numbers: teachers are kept under a key that holds them.
+    epochs: Annotated[int | float, Field(gt=0), Expect("a number above 0")] | None = None
+    steps: Count | None = None
+    batch_size: Count = 32
+    learning_rate: Positive = 5e-5
+    warmup: Part = 0.1
+    weight_decay: NotNegative = 0.01
+    clip: NotNegative = 1.0
+    max_length: Count = 128
+    keep: Literal["last", "held-out", "evaluation"] = "last"
+    evaluations: Count = 5
+    dropout: Part | None = None
+    at_most: Count | None = None
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
@@ -39,14 +42,6 @@ class Budget:
                 f"a budget needs epochs or steps, one of them; received epochs={self.epochs}, "
                 f"steps={self.steps}"
             )
-        length = self.epochs if self.steps is None else self.steps
-        if not length > 0:
-            raise ValueError(f"a budget must be longer than nothing, received {length}")
-        if self.keep not in KEEP:
-            raise unknown("checkpoint rule", self.keep, KEEP)
-        for name in ("batch_size", "learning_rate", "max_length", "evaluations"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, received {getattr(self, name)}")
 
     def total_steps(self, rows: int) -> int:
         """Optimizer steps for a training set of ``rows``.

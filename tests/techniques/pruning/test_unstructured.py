@@ -15,7 +15,12 @@ from xtclib.tasks.rows import Calibration
 from xtclib.techniques.embeddings.technique import PruneVocabulary
 from xtclib.techniques.pruning.layers import MaskedLinear, QuantMaskedLinear, SparseLinear
 from xtclib.techniques.pruning.structured import LearnGates, PruneWidth
-from xtclib.techniques.pruning.unstructured import ReweightedProximal, Sparsify, sparsity_of
+from xtclib.techniques.pruning.unstructured import (
+    ReweightedProximal,
+    Schedule,
+    Sparsify,
+    sparsity_of,
+)
 from xtclib.techniques.quantization.packing import encode, pack
 from xtclib.techniques.quantization.technique import Quantize
 from xtclib.techniques.registry import PruneHeads, apply_all, technique
@@ -54,7 +59,7 @@ def test_nothing_pruned_is_the_original_model(bert, batch):
         {"sparsity": 0.75, "criterion": "random"},
         {"sparsity": 0.75, "pattern": "4x8"},
         {"pattern": "1:4"},
-        {"sparsity": 0.75, "criterion": "movement", "end": 0.5},
+        {"sparsity": 0.75, "criterion": "movement", "schedule": {"end": 0.5}},
     ],
 )
 def test_the_share_is_gone_and_a_mask_computes_as_zeros_do(bert, batch, values):
@@ -95,7 +100,7 @@ def trained(bert, tokenizer, data, folder, techniques, steps=10, **budget):
 def test_sparsity_rises_by_the_schedule_and_then_stands_still(
     bert, tokenizer, data, tmp_path, criterion
 ):
-    technique_ = Sparsify(0.8, criterion, begin=0.2, end=0.6, every=1)
+    technique_ = Sparsify(0.8, criterion, Schedule(0.2, 0.6, 1))
     seen, masks_ = [], []
     inner = technique_.before_step
 
@@ -115,7 +120,7 @@ def test_sparsity_rises_by_the_schedule_and_then_stands_still(
 @pytest.mark.parametrize("total", [1, 2, 3, 7, 83, 87, 169, 203, 500])
 def test_a_cut_in_one_step_comes_whatever_the_length(bert, total):
     """0.6 · 83 = 49.8: a share of steps turned into steps and back must not miss its step."""
-    late = Sparsify(0.8, begin=0.6, end=0.6)
+    late = Sparsify(0.8, schedule=Schedule(0.6, 0.6))
     model = late.apply(bert)
     for step in range(total):
         late.before_step(model, step, total)
@@ -123,7 +128,7 @@ def test_a_cut_in_one_step_comes_whatever_the_length(bert, total):
 
 
 def test_two_of_four_waits_for_its_step(bert):
-    late = Sparsify(pattern="2:4", begin=0.5, end=0.5)
+    late = Sparsify(pattern="2:4", schedule=Schedule(0.5, 0.5))
     model = late.apply(bert)
     late.before_step(model, 0, 10)
     assert shares(model) == {0.0}
@@ -142,8 +147,8 @@ def test_an_exported_sparse_model_is_its_dense_self(bert, tokenizer, batch, name
 
 
 def test_movement_scores_are_minus_the_sum_of_gradient_times_weight(bert, batch):
-    model = Sparsify(0.5, "movement", end=0.5).apply(bert).requires_grad_(True)
-    technique_, wanted = Sparsify(0.5, "movement", end=0.5), 0
+    model = Sparsify(0.5, "movement", Schedule(end=0.5)).apply(bert).requires_grad_(True)
+    technique_, wanted = Sparsify(0.5, "movement", Schedule(end=0.5)), 0
     for step in range(3):
         model.zero_grad()
         technique_.before_step(model, 0, 100)  # nothing masked yet
@@ -166,7 +171,8 @@ def test_a_masked_weight_learns_a_score_but_not_a_value():
 def test_the_release_scores_learn_at_a_rate_of_their_own(bert, tokenizer, data, tmp_path):
     slow, fast = (
         trained(bert, tokenizer, data, tmp_path / str(rate),
-                [Sparsify(0.5, "movement", end=0.5, score_learning_rate=rate)], steps=4)[0]
+                [Sparsify(0.5, {"movement": {"score_learning_rate": rate}}, Schedule(end=0.5))],
+                steps=4)[0]
         for rate in (1e-3, 1e-1)
     )  # fmt: skip
     ratio = layers(fast)[0].scores.abs().mean() / layers(slow)[0].scores.abs().mean()
@@ -176,9 +182,12 @@ def test_the_release_scores_learn_at_a_rate_of_their_own(bert, tokenizer, data, 
 @pytest.mark.parametrize(
     "techniques",
     [
-        [Sparsify(0.7, begin=0.1, end=0.8, every=2)],
-        [Sparsify(0.7, "movement", begin=0.1, end=0.8, every=2)],
-        [Sparsify(0.7, begin=0.9, end=0.9), ReweightedProximal(0.7, reweight=3, until=0.9)],
+        [Sparsify(0.7, schedule=Schedule(0.1, 0.8, 2))],
+        [Sparsify(0.7, "movement", Schedule(0.1, 0.8, 2))],
+        [
+            Sparsify(0.7, schedule=Schedule(0.9, 0.9)),
+            ReweightedProximal(0.7, reweight=3, until=0.9),
+        ],
     ],
     ids=["magnitude", "movement", "rpp"],
 )
@@ -299,7 +308,9 @@ def test_int8_values_are_those_of_the_dense_int8_layer(bert):
 
 
 def test_a_later_stage_quantizes_behind_the_mask(bert, tokenizer, data, tmp_path):
-    first, _ = trained(bert, tokenizer, data, tmp_path / "1", [Sparsify(0.5, end=0.5, every=1)])
+    first, _ = trained(
+        bert, tokenizer, data, tmp_path / "1", [Sparsify(0.5, schedule=Schedule(0, 0.5, 1))]
+    )
     second = Quantize("int8-row", None, "int8-token").apply(first)
     before = [layer.mask.clone() for layer in layers(second)]
     student, _ = train_stage(
@@ -312,7 +323,7 @@ def test_a_later_stage_quantizes_behind_the_mask(bert, tokenizer, data, tmp_path
 
 def test_pre_training_prunes_too(bert, tokenizer, tmp_path):
     bert.save_pretrained(tmp_path / "backbone")
-    technique_ = Sparsify(0.6, end=0.5, every=1)
+    technique_ = Sparsify(0.6, schedule=Schedule(0, 0.5, 1))
     student = technique_.apply(bert).requires_grad_(True)
     masked = mlm.under_head(student, tmp_path / "backbone")
     texts = [f"w{i} w{i + 1} w{i + 2} w{i + 3}" for i in range(40)]
@@ -337,7 +348,7 @@ def test_a_cut_model_gets_a_fresh_head_for_masked_words(bert, data, tokenizer, t
 
 
 def test_the_best_checkpoint_is_one_of_the_final_size(bert, tokenizer, data, tmp_path):
-    techniques = [Sparsify(0.5, begin=0.1, end=0.7, every=1)]
+    techniques = [Sparsify(0.5, schedule=Schedule(0.1, 0.7, 1))]
     student, notes = trained(
         bert, tokenizer, data, tmp_path, techniques, keep="evaluation", evaluations=10
     )
@@ -347,25 +358,32 @@ def test_the_best_checkpoint_is_one_of_the_final_size(bert, tokenizer, data, tmp
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"sparsity": 1.0}, "sparsity must be at least 0 and below 1, received 1.0"),
-        ({"sparsity": -0.1}, "sparsity must be at least 0 and below 1, received -0.1"),
-        ({}, "sparsity must be at least 0 and below 1, received None"),
+        ({"sparsity": 1.0}, "sparsity of sparsify must be .* below 1, received 1.0"),
+        ({"sparsity": -0.1}, "must be a number of at least 0 and below 1, received -0.1"),
+        ({}, "sparsify needs a sparsity, the share of weights that goes"),
         ({"sparsity": 0.5, "criterion": "magnitud"}, "did you mean 'magnitude'"),
         ({"sparsity": 0.5, "scope": "layers"}, "did you mean 'layer'"),
         ({"sparsity": 0.9, "pattern": "2:4"}, "2:4 is a sparsity of 0.5, received sparsity=0.9"),
-        ({"pattern": "2:4", "end": 0.5}, "2:4 prunes in one step"),
-        ({"sparsity": 0.5, "begin": 0.6, "end": 0.5}, "expected 0 ≤ begin ≤ end < 1"),
-        ({"sparsity": 0.5, "end": 1.0}, "expected 0 ≤ begin ≤ end < 1"),
-        ({"sparsity": 0.5, "every": 0}, "every counts whole steps from 1, received 0"),
-        ({"sparsity": 0.5, "every": 2.5}, "every counts whole steps from 1, received 2.5"),
-        ({"sparsity": "0.5"}, "sparsity of sparsify must be a number, received '0.5'"),
-        ({"sparsity": 0.5, "score_noise": 1.0}, "magnitude learns no scores"),
+        ({"pattern": "2:4", "schedule": {"end": 0.5}}, "2:4 prunes in one step"),
+        ({"sparsity": 0.5, "schedule": {"begin": 0.6, "end": 0.5}}, "expected 0 ≤ begin ≤ end < 1"),
+        ({"sparsity": 0.5, "schedule": {"end": 1.0}}, "end of schedule must be .* below 1"),
+        ({"sparsity": 0.5, "schedule": {"every": 0}}, "every of schedule .* from 1, received 0"),
+        ({"sparsity": 0.5, "schedule": {"every": 2.5}}, "every of schedule .*, received 2.5"),
         (
-            {"sparsity": 0.5, "criterion": "movement", "end": 0.5, "score_noise": -1},
-            "expected score_learning_rate > 0 and score_noise ≥ 0",
+            {"sparsity": 0.5, "schedule": {"ends": 0.5}},
+            "key of schedule 'ends': did you mean 'end'",
         ),
-        ({"sparsity": 0.5, "criterion": "movement"}, "give an end after 0, such as 0.7"),
-        ({"sparsity": 0.5, "recover": True, "end": 0.5}, "leave begin and end 0"),
+        ({"sparsity": "0.5"}, "sparsity of sparsify must be a number .* received '0.5'"),
+        (
+            {"sparsity": 0.5, "criterion": {"magnitude": {"score_noise": 1.0}}},
+            "unknown key of magnitude 'score_noise'",
+        ),
+        (
+            {"sparsity": 0.5, "criterion": {"movement": {"score_noise": -1}}},
+            "score_noise of movement must be a number of at least 0, received -1",
+        ),
+        ({"sparsity": 0.5, "criterion": "movement"}, "give the schedule an end after 0"),
+        ({"sparsity": 0.5, "recover": True, "schedule": {"end": 0.5}}, "give no schedule"),
     ],
 )
 def test_bad_settings(values, message):
@@ -377,11 +395,11 @@ def test_bad_settings(values, message):
     "values, message",
     [
         ({}, "takes a sparsity to aim at or a strength, one of them"),
-        ({"sparsity": 0.5, "strength": 1}, "one of them; received sparsity=0.5, strength=1"),
-        ({"sparsity": 1}, "at least 0 and below 1, received 1"),
-        ({"strength": -1}, "expected strength ≥ 0"),
-        ({"sparsity": 0.5, "epsilon": 0}, "epsilon > 0"),
-        ({"sparsity": 0.5, "until": 0}, "until is a share of the run"),
+        ({"sparsity": 0.5, "strength": 1}, "one of them; received sparsity=0.5, strength=1.0"),
+        ({"sparsity": 1}, "sparsity of reweighted_proximal must be .* below 1, received 1"),
+        ({"strength": -1}, "strength of reweighted_proximal must be .* at least 0"),
+        ({"sparsity": 0.5, "epsilon": 0}, "epsilon of .* above 0, received 0"),
+        ({"sparsity": 0.5, "until": 0}, "until of .* above 0 and at most 1"),
     ],
 )
 def test_bad_pulls(values, message):
@@ -412,7 +430,7 @@ def test_bad_uses(bert):
         apply_all(bert, [Sparsify(0.5), Quantize()])
     with pytest.raises(ValueError, match="unknown key of sparsify 'sparsty'"):
         technique({"sparsify": {"sparsty": 0.5}})
-    late = Sparsify(0.5, "movement", end=0.5)
+    late = Sparsify(0.5, "movement", Schedule(end=0.5))
     model = apply_all(bert, [late, Quantize("int8", None, None)])
     with pytest.raises(ValueError, match="scores learn on full-precision weights"):
         late.before_step(model, 0, 10)

@@ -195,10 +195,10 @@ def test_nan_and_infinity_are_refused(scheme, bad):
         ("binary-rows", "unknown granularity 'rows': did you mean 'row'"),
         ("int8-row-token", "unknown granularity 'row-token'"),
         ("int4-group", "granularity 'group' was given groups=None"),
-        ("int4-group0", "groups must be at least 1, received 0"),
+        ("int4-group0", "groups of scheme must be a whole number from 1, received 0"),
         ("int4-row128", "granularity 'row' was given groups=128"),
         ({"scheme": "int4", "granulrity": "row"}, "'granulrity': did you mean 'granularity'"),
-        ({"scheme": "ternary", "clip": -1}, "clip must be positive, received -1"),
+        ({"scheme": "ternary", "clip": -1}, "clip of scheme must be a number above 0, received -1"),
     ],
 )
 def test_bad_schemes_name_what_is_meant(text, message):
@@ -209,10 +209,10 @@ def test_bad_schemes_name_what_is_meant(text, message):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"family": "tern"}, "unknown quantization scheme 'tern'"),
+        ({"family": "tern"}, "unknown family of scheme 'tern': did you mean 'ternary'"),
         ({"family": "int", "bits": 9}, "int quantization was given 9 bits; it exists for 2, 3"),
         ({"family": "binary", "bits": 2}, "binary quantization was given 2 bits"),
-        ({"granularity": "column"}, "unknown granularity 'column'"),
+        ({"granularity": "column"}, "unknown granularity of scheme 'column'"),
     ],
 )
 def test_bad_fields_are_refused(fields, message):

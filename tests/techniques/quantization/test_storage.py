@@ -13,7 +13,6 @@ from transformers import (
 
 from xtclib.artefact import format
 from xtclib.artefact.ledger import byte_ledger
-from xtclib.recipes import recipe
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear
 from xtclib.techniques.quantization.technique import Quantize, Storage
@@ -104,7 +103,6 @@ def test_the_classifier_has_a_width_of_its_own(bert, tmp_path):
         assert torch.equal(again(ids).logits, packed(ids).logits)
         base = AutoModel.from_pretrained(tmp_path / "a")  # without the head
         assert torch.equal(base(ids).last_hidden_state, packed.bert(ids).last_hidden_state)
-    assert "classifier" not in Storage().to_dict()["storage"]  # older hashes stay what they were
 
 
 def test_storage_trains_what_it_stores(bert):
@@ -127,18 +125,14 @@ def test_input_past_the_trimmed_positions_is_refused_also_after_loading(bert, tm
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"ternary": 3}, "1.6 or 2 bits, received 3"),
+        ({"ternary": 3}, "ternary of storage must be 2 or 1.6, received 3"),
+        ({"length": 0}, "length of storage must be a whole number from 1, received 0"),
         ({"pooler": "int9"}, "unknown quantization scheme 'int9'"),
     ],
 )
 def test_bad_settings(values, message):
     with pytest.raises(ValueError, match=message):
         Storage(**values)
-
-
-def test_a_length_of_none_at_all(bert):
-    with pytest.raises(ValueError, match="trimmed to 1 to 64, received 0"):
-        Storage(length=0).apply(bert)
 
 
 def test_a_longer_length_leaves_the_positions_there_are(bert, tmp_path):
@@ -148,8 +142,3 @@ def test_a_longer_length_leaves_the_positions_there_are(bert, tmp_path):
         assert found.config.max_position_embeddings == 64
         with pytest.raises(ValueError, match="received 65 tokens, .* has 64 positions"):
             found(torch.full((1, 65), 5))
-
-
-def test_recipes_without_storage_keep_their_hash():
-    """Records and caches of earlier measurements stay valid."""
-    assert recipe.load("xtc-1bit").hash == "a52030441212"

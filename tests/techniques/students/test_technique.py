@@ -138,25 +138,31 @@ def test_a_small_vocabulary_spells_the_task(bert, data, tokenizer):
     "config, message",
     [
         ({"compact": {"layers": 5}}, "cannot make 5 layers of 4"),
-        ({"compact": {"layers": 0}}, "cannot make 0 layers of 4"),
+        ({"compact": {"layers": 0}}, "layers of compact must be a whole number from 1, or a share"),
         ({"compact": {"hidden": 15}}, "a hidden width of 15 does not divide into 2 heads"),
         (
             {"compact": {"initial": "slices"}},
-            "unknown initialisation 'slices': did you mean",
+            "unknown initial of compact 'slices': did you mean",
         ),
         ({"compact": {"hiden": 3}}, "unknown key of compact 'hiden': did you mean 'hidden'"),
         (
             {"bilstm": {"hidden": "8"}},
-            "hidden of bilstm must be a whole number above 0, received '8'",
+            "hidden of bilstm must be a whole number from 1, received '8'",
         ),
-        ({"bilstm": {"hidden": 1.5}}, "hidden of bilstm must be a whole number above 0"),
-        ({"cnn": {"widths": [0]}}, r"widths of cnn is a list of numbers from 1 up, received \[0\]"),
-        ({"cnn": {"widths": 3}}, "widths of cnn is a list of numbers"),
+        ({"bilstm": {"hidden": 1.5}}, "hidden of bilstm must be a whole number from 1"),
+        ({"cnn": {"widths": [0]}}, "widths of cnn must be a whole number from 1, received 0"),
+        ({"cnn": {"widths": 3}}, "widths of cnn must be a list, received 3"),
         ({"bottleneck": {"inner": -1}}, "inner of bottleneck must be a number above 0"),
-        ({"bottleneck": {"feed_forwards": 0}}, "feed_forwards of bottleneck must be a number"),
+        (
+            {"bottleneck": {"feed_forwards": 0}},
+            "feed_forwards of bottleneck must be a whole number",
+        ),
         ({"compact": {"heads": 1}}, "1 heads of 32 dimensions cannot be sliced from heads of 16"),
-        ({"small_vocabulary": {"projection": "sideways"}}, "unknown projection 'sideways'"),
-        ({"small_vocabulary": {"mix": 2}}, "mix is a share of the words, received 2"),
+        (
+            {"small_vocabulary": {"projection": "sideways"}},
+            "unknown projection of small_vocabulary 'sideways'",
+        ),
+        ({"small_vocabulary": {"mix": 2}}, "mix of small_vocabulary must be a number from 0 to 1"),
         ({"small_vocabulary": {}}, "small_vocabulary looks at the task's rows"),
     ],
 )
@@ -192,9 +198,11 @@ def test_layers_of_distilbert_can_be_removed(bert, batch):
 
 
 def test_a_small_vocabulary_belongs_to_dual_training():
-    for stage in ({"techniques": (SmallVocabulary(),)}, {"task": "dual"}):
-        with pytest.raises(ValueError, match="needs small_vocabulary among its techniques"):
-            Stage("s", **stage)
+    with pytest.raises(ValueError, match="needs small_vocabulary among its techniques"):
+        Stage("s", task="dual")
+    for stage in ({}, {"task": "dual", "objective": {"labels": 1}}):
+        with pytest.raises(ValueError, match="write `task: dual`, and no objective"):
+            Stage("s", (SmallVocabulary(),), **stage)
 
 
 def test_shallow_students_open_by_the_auto_class_alone(bert, tmp_path):

@@ -91,10 +91,10 @@ def test_a_finalized_model_keeps_its_successors_alone(bert, tokenizer, batch, tm
     "config, message",
     [
         ({"layers": 3}, "4 layers do not divide into 3 modules"),
-        ({"layers": 0}, "4 layers do not divide into 0 modules"),
-        ({"rate": 1.5}, "the rate starts between 0 and 1"),
-        ({"full": 0}, "after a share of the stage above 0"),
-        ({"initial": "last"}, "unknown initialisation 'last'"),
+        ({"layers": 0}, "layers of replace_modules must be a whole number from 1"),
+        ({"rate": 1.5}, "rate of replace_modules must be a number from 0 to 1"),
+        ({"full": 0}, "full of replace_modules must be a number above 0"),
+        ({"initial": "last"}, "unknown initial of replace_modules 'last'"),
         ({"rat": 1}, "unknown key of replace_modules 'rat': did you mean 'rate'"),
     ],
 )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -14,20 +13,20 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from xtclib.files import unknown
+from xtclib.config import NotNegative, Part, Share, Size, config
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import (
     Technique,
-    _check_share,
-    check_numbers,
     needs,
     refuse_packed,
+    register,
 )
 from xtclib.techniques.embeddings import vocabulary
 from xtclib.techniques.students.technique import Compact, _count, _Student
 
 
-@dataclass(frozen=True)
+@register
+@config
 class PruneVocabulary(Technique):
     """Removes tokens that the task's training rows use least, from word table and tokenizer.
 
@@ -39,11 +38,7 @@ class PruneVocabulary(Technique):
 
     name: ClassVar[str] = "prune_vocabulary"
     prunes: ClassVar[bool] = True
-    keep: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.keep is not None:
-            _check_share(self)
+    keep: Share | None = None
 
     @property
     def stored(self) -> bool:
@@ -74,10 +69,8 @@ class PruneVocabulary(Technique):
         return model, vocabulary.cut_tokenizer(tokenizer, ids)
 
 
-PROJECTIONS = ("none", "down", "up")
-
-
-@dataclass(frozen=True)
+@register
+@config
 class SmallVocabulary(_Student):
     """DualTrain's student: as deep as its teacher, narrower, with a vocabulary of its own.
 
@@ -91,19 +84,21 @@ class SmallVocabulary(_Student):
     """
 
     name: ClassVar[str] = "small_vocabulary"
-    vocabulary: int | float = 4928
-    hidden: int | float = 0.25
-    intermediate: int | float = 0.25
-    projection: str = "none"
-    mix: float = 0.5
-    weight: float = 1.0
+    needs_task: ClassVar[str | None] = "dual"
+    vocabulary: Size = 4928
+    hidden: Size = 0.25
+    intermediate: Size = 0.25
+    projection: Literal["none", "down", "up"] = "none"
+    mix: Part = 0.5
+    weight: NotNegative = 1.0
 
-    def __post_init__(self) -> None:
-        check_numbers(self, "vocabulary", "hidden", "intermediate", "mix", "weight")
-        if self.projection not in PROJECTIONS:
-            raise unknown("projection", self.projection, PROJECTIONS)
-        if self.mix is None or not 0 <= self.mix <= 1:
-            raise ValueError(f"mix is a share of the words, received {self.mix}")
+    def check(self, stage) -> None:
+        super().check(stage)
+        if stage.task != "dual" or stage.objective:
+            raise ValueError(
+                f"stage {stage.name!r}: small_vocabulary learns beside its teacher, with a loss of "
+                "its own: write `task: dual`, and no objective"
+            )
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         narrow = Compact(hidden=self.hidden, intermediate=self.intermediate)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -14,20 +13,19 @@ from xtclib.bert import (
     spread,
     validate_keep,
 )
-from xtclib.files import unknown
+from xtclib.config import Listed, Size, config
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import (
     Technique,
-    check_numbers,
     needs,
     refuse_packed,
+    register,
 )
 from xtclib.techniques.pruning.importance import best, layer_influence
 
-KEEP_NAMES = ("every-other", "top", "bottom", "importance")
 
-
-@dataclass(frozen=True)
+@register
+@config
 class LayerReduction(Technique):
     """Keeps some of the teacher's layers (XTC, arXiv:2206.01859, section 4).
 
@@ -43,34 +41,16 @@ class LayerReduction(Technique):
     """
 
     name: ClassVar[str] = "layer_reduction"
-    keep: str | tuple[int, ...] = "every-other"
-    layers: int | float | None = None
+    keep: Literal["every-other", "top", "bottom", "importance"] | Listed[int] = "every-other"
+    layers: Size | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.keep, str):
-            if self.keep not in KEEP_NAMES:
-                raise unknown("way to keep layers", self.keep, KEEP_NAMES)
-        elif not isinstance(self.keep, (list, tuple, range)):
+        if not self.keep:
+            raise ValueError("the list of layers to keep is empty: keep at least one layer")
+        if not isinstance(self.keep, str) and self.layers is not None:
             raise ValueError(
-                f"keep must be a list of layers or one of {', '.join(KEEP_NAMES)}, "
-                f"received {self.keep!r}"
-            )
-        else:
-            object.__setattr__(self, "keep", tuple(self.keep))
-            if not self.keep:
-                raise ValueError("the list of layers to keep is empty: keep at least one layer")
-            if self.layers is not None:
-                raise ValueError(
-                    f"an explicit list of layers was given together with layers={self.layers}; "
-                    "leave one of them out"
-                )
-        check_numbers(self, "layers")
-        if self.layers is not None and not (
-            0 < self.layers < 1 or (self.layers >= 1 and isinstance(self.layers, int))
-        ):
-            raise ValueError(
-                f"cannot keep {self.layers} layers: give a whole number from 1, or a fraction of "
-                "the teacher's below 1"
+                f"an explicit list of layers was given together with layers={self.layers}; leave "
+                "one of them out"
             )
 
     def indices(self, depth: int) -> list[int]:

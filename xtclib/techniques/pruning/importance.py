@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from xtclib.config import Named, NotNegative, Positive, Registry, config
 from xtclib.techniques.pruning.layers import (
     GatedLinear,
     HardConcrete,
@@ -141,23 +143,63 @@ def best(scores: Sequence[Tensor], keep: float, scope: str = "layer") -> list[li
     ]
 
 
-def _magnitude(layer: nn.Linear, generator: torch.Generator) -> Tensor:
-    return layer.weight.detach().abs()
+class Criterion(Named):
+    """How much each single weight matters; :class:`.unstructured.Sparsify` drops the lowest.
+
+    A new one is a class with a ``name`` and :meth:`scores`, under ``@register_criterion``; settings
+    of its own are fields under ``@config``.
+    """
+
+    learns: ClassVar[bool] = False  # its scores are layers' parameters, which training moves
+    score_learning_rate: float | None = None
+    score_noise: float = 0.0
+
+    def scores(self, layer: nn.Linear, generator: torch.Generator) -> Tensor:
+        """One number a weight: (out_features, in_features)."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it scores")
 
 
-def _random(layer: nn.Linear, generator: torch.Generator) -> Tensor:
-    return torch.rand(layer.weight.shape, generator=generator).to(layer.weight.device)
+CRITERIA = Registry("criterion", Criterion)
+register_criterion = CRITERIA.register
 
 
-def _movement(layer: nn.Linear, generator: torch.Generator) -> Tensor:
-    return layer.scores.detach()
+@register_criterion
+@config
+class Magnitude(Criterion):
+    """``|w|``."""
+
+    name: ClassVar[str] = "magnitude"
+
+    def scores(self, layer: nn.Linear, generator: torch.Generator) -> Tensor:
+        return layer.weight.detach().abs()
 
 
-CRITERIA: dict[str, Callable[[nn.Linear, torch.Generator], Tensor]] = {
-    "magnitude": _magnitude,  # |w|
-    "random": _random,  # the control
-    "movement": _movement,  # learned
-}
+@register_criterion
+@config
+class Random(Criterion):
+    """Chance, the control."""
+
+    name: ClassVar[str] = "random"
+
+    def scores(self, layer: nn.Linear, generator: torch.Generator) -> Tensor:
+        return torch.rand(layer.weight.shape, generator=generator).to(layer.weight.device)
 
 
-MOVES = ("movement",)  # criteria that need training
+@register_criterion
+@config
+class Movement(Criterion):
+    """``S = −Σ ∂L/∂W' ⊙ W`` over the steps so far: what moves away from zero stays.
+
+    Of a clipped step it is the clipped gradient; at ``score_learning_rate`` what Adam makes of that
+    gradient, as the release has it. ``score_noise`` starts scores at uniform numbers up to it (the
+    release's ``mask_init``): what goes first is then chance, not what one batch's gradient points
+    at. Source: Sanh et al. 2020, arXiv:2005.07683, equation 3.
+    """
+
+    name: ClassVar[str] = "movement"
+    learns: ClassVar[bool] = True
+    score_learning_rate: Positive | None = None
+    score_noise: NotNegative = 0.0
+
+    def scores(self, layer: nn.Linear, generator: torch.Generator) -> Tensor:
+        return layer.scores.detach()

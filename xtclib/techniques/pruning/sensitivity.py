@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from xtclib.bert import encoder_linears
 from xtclib.files import unknown
 from xtclib.techniques.base import refuse_packed
-from xtclib.techniques.pruning.importance import CRITERIA, MOVES
+from xtclib.techniques.pruning.importance import CRITERIA
 from xtclib.techniques.pruning.masks import masks
 from xtclib.techniques.pruning.surgery import HEADS, readers
 
@@ -60,7 +60,7 @@ def weights(
     """
     if by not in GROUPS:
         raise unknown("grouping", by, GROUPS)
-    known = [name for name in CRITERIA if name not in MOVES]
+    known = [name for name, kind in CRITERIA.items() if not kind.learns]
     if criterion not in known:
         raise unknown("criterion", criterion, known)
     wrong = [share for share in shares if not 0 <= share < 1]
@@ -78,7 +78,7 @@ def weights(
     for part, linears in parts.items():
         for share in shares:
             generator = torch.Generator().manual_seed(0)
-            scores = [CRITERIA[criterion](linear, generator) for linear in linears]
+            scores = [CRITERIA[criterion]().scores(linear, generator) for linear in linears]
             with _zeroed(linears, masks(scores, share)):
                 found.append(Point(part, share, score(model)))
             bar.update()

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xtclib.bert import encoder_layers
-from xtclib.files import unknown
+from xtclib.config import NotNegative, Positive, Share, Whole, config
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import (
     Technique,
-    _check_share,
     check_finite,
-    check_numbers,
     check_plain,
-    check_whole,
     needs,
     refuse_packed,
+    register,
 )
 from xtclib.techniques.pruning import importance, surgery
 from xtclib.techniques.pruning.layers import HardConcrete, closed
-from xtclib.techniques.pruning.masks import SCOPES
 from xtclib.techniques.pruning.surgery import HEADS, NEURONS
 
 
@@ -49,7 +45,7 @@ CRITERIA: dict[str, Callable[[PreTrainedModel, Calibration | None, str], list[Te
 }
 
 
-@dataclass(frozen=True)
+@config
 class _Narrow(Technique):
     """Removes a part of every layer for good; matrices get smaller, uneven if ``scope`` says so.
 
@@ -60,22 +56,14 @@ class _Narrow(Technique):
     ``quantize`` and ``sparsify``.
     """
 
-    keep: float = 0.5
-    criterion: str = "magnitude"
-    scope: str = "layer"
-    seed: int = 0
+    keep: Share = 0.5
+    criterion: Literal["magnitude", "gradient", "gates", "random"] = "magnitude"
+    scope: Literal["layer", "model"] = "layer"
+    seed: Whole = 0
 
     prunes: ClassVar[bool] = True
     part: ClassVar[str]
     cut_: ClassVar[Callable[[nn.Module, Sequence[int]], None]]
-
-    def __post_init__(self) -> None:
-        _check_share(self)
-        check_whole(self, "seed")
-        if self.criterion not in (*CRITERIA, "random"):
-            raise unknown("criterion", self.criterion, (*CRITERIA, "random"))
-        if self.scope not in SCOPES:
-            raise unknown("scope", self.scope, SCOPES)
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         refuse_packed(model)
@@ -99,7 +87,8 @@ class _Narrow(Technique):
         return model
 
 
-@dataclass(frozen=True)
+@register
+@config
 class PruneHeads(_Narrow):
     """Removes attention heads: their rows of query, key and value, their columns of the output.
 
@@ -115,7 +104,8 @@ class PruneHeads(_Narrow):
     cut_ = staticmethod(surgery.keep_heads_)
 
 
-@dataclass(frozen=True)
+@register
+@config
 class PruneNeurons(_Narrow):
     """Removes feed-forward neurons: a row of the first matrix and a column of the second.
 
@@ -127,7 +117,8 @@ class PruneNeurons(_Narrow):
     cut_ = staticmethod(surgery.keep_neurons_)
 
 
-@dataclass(frozen=True)
+@register
+@config
 class LearnGates(Technique):
     """Gates on every head or neuron, pressed towards 0 while the stage trains.
 
@@ -137,19 +128,9 @@ class LearnGates(Technique):
     """
 
     name: ClassVar[str] = "learn_gates"
-    part: str = HEADS
-    penalty_weight: float = 1.0
-    learning_rate: float = 0.05
-
-    def __post_init__(self) -> None:
-        if self.part not in (HEADS, NEURONS):
-            raise unknown("part", self.part, (HEADS, NEURONS))
-        check_numbers(self, "penalty_weight", "learning_rate")
-        if not (self.penalty_weight >= 0 and self.learning_rate > 0):
-            raise ValueError(
-                "expected penalty_weight ≥ 0 and learning_rate > 0, received "
-                f"{self.penalty_weight} and {self.learning_rate}"
-            )
+    part: Literal["heads", "neurons"] = "heads"
+    penalty_weight: NotNegative = 1.0
+    learning_rate: Positive = 0.05
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         refuse_packed(model)
@@ -180,7 +161,8 @@ class LearnGates(Technique):
         return model
 
 
-@dataclass(frozen=True)
+@register
+@config
 class PruneWidth(Technique):
     """Removes hidden dimensions from the whole model, embeddings to classifier.
 
@@ -191,15 +173,9 @@ class PruneWidth(Technique):
 
     name: ClassVar[str] = "prune_width"
     prunes: ClassVar[bool] = True
-    keep: float = 0.5
-    criterion: str = "magnitude"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _check_share(self)
-        check_whole(self, "seed")
-        if self.criterion not in ("magnitude", "random"):
-            raise unknown("criterion", self.criterion, ("magnitude", "random"))
+    keep: Share = 0.5
+    criterion: Literal["magnitude", "random"] = "magnitude"
+    seed: Whole = 0
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         refuse_packed(model)

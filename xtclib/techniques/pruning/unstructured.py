@@ -7,132 +7,122 @@ one). Embeddings, LayerNorm, biases, pooler and classifier are not pruned.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel
 
 from xtclib.bert import encoder_linears, linear_of, replace_module_
-from xtclib.files import unknown
+from xtclib.config import READ, Count, Expect, Flag, NotNegative, Positive, Share, Whole, config
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import (
     Technique,
     check_finite,
-    check_flags,
-    check_numbers,
     check_plain,
-    check_whole,
     pack_,
     refuse_packed,
+    register,
 )
-from xtclib.techniques.pruning.importance import CRITERIA, MOVES
+from xtclib.techniques.pruning.importance import CRITERIA, Criterion, Magnitude
 from xtclib.techniques.pruning.layers import MaskedLinear, SparseLinear
 from xtclib.techniques.pruning.masks import (
-    SCOPES,
     check_pattern,
     cubic,
     masks,
-    parse_pattern,
     pattern_sparsity,
     reweighting,
     soft_threshold,
 )
 
+Fraction = Annotated[float, Field(ge=0, lt=1), Expect("a number of at least 0 and below 1")]
 
-@dataclass(frozen=True)
+
+@config
+class Schedule:
+    """When weights go: from ``begin`` to ``end``, shares of the run, anew every ``every`` steps.
+
+    ``end=0`` prunes once, before training; after ``end`` masks stand still (movement's release goes
+    on moving them).
+
+    >>> [round(share, 3) for t in range(6) if (share := Schedule(end=0.5, every=1).at(t, 6, 0.8))]
+    [0.563, 0.77, 0.8]
+    """
+
+    begin: Fraction = 0.0
+    end: Fraction = 0.0
+    every: Count = 10
+
+    def __post_init__(self) -> None:
+        if self.begin > self.end:
+            raise ValueError(
+                "pruning begins and ends within the run: expected 0 ≤ begin ≤ end < 1, received "
+                f"begin={self.begin}, end={self.end}"
+            )
+
+    def at(self, step: int, total: int, final: float) -> float | None:
+        """The sparsity at a step of ``total``, by :func:`.masks.cubic`; ``None``: masks stay."""
+        last = min(round(self.end * total), total - 1)
+        first = min(round(self.begin * total), last)
+        due = step in (0, last) or (step >= first and step % self.every == 0)
+        return cubic(step, first, last, final) if self.end and step <= last and due else None
+
+
+@register
+@config
 class Sparsify(Technique):
     """Sets a share of the encoder's weights to zero and keeps them there.
 
-    ``criterion``: ``magnitude``; ``random`` by ``seed``; or ``movement`` (Sanh et al. 2020,
-    arXiv:2005.07683), whose scores are ``S = −Σ ∂L/∂W' ⊙ W`` over the steps so far (its equation
-    3; of a clipped step, the clipped gradient), or what Adam makes of that gradient at
-    ``score_learning_rate``, as the release has it.
-    ``score_noise`` starts scores at uniform numbers up to it (the release's ``mask_init``): what
-    goes first is then chance, not what one batch's gradient points at.
+    ``criterion``: ``magnitude``, ``random`` by ``seed``, ``movement``, or one of your own
+    (:class:`.importance.Criterion`). By its ``schedule`` the sparsity rises while a stage trains.
+    ``scope`` and ``pattern``: see :func:`.masks.masks`; ``n:m`` needs no ``sparsity``.
+    ``recover=True`` lets the zeros train on: information is deleted, capacity is not (Gordon et al.
+    2020, arXiv:2002.08307, section 3.2).
 
-    The sparsity rises from 0 at ``begin`` to ``sparsity`` at ``end``, shares of the run, by
-    :func:`.masks.cubic`, masks being drawn anew every ``every`` steps; then they stand still
-    (movement's release goes on moving them). ``end=0`` prunes once, before training. ``scope`` and
-    ``pattern``: see :func:`.masks.masks`; ``n:m`` needs no ``sparsity``. ``recover=True`` lets
-    the zeros train on: information is deleted, capacity is not (Gordon et al. 2020,
-    arXiv:2002.08307, section 3.2).
-
-    >>> Sparsify(pattern="2:4").sparsity, Sparsify(0.9, end=0.7).settled
+    >>> Sparsify(pattern="2:4").sparsity, Sparsify(0.9, schedule={"end": 0.7}).settled
     (0.5, 0.7)
     """
 
     name: ClassVar[str] = "sparsify"
     prunes: ClassVar[bool] = True
-    sparsity: float | None = None
-    criterion: str = "magnitude"
-    scope: str = "layer"
+    percent: ClassVar[str | None] = "sparsity"
+    sparsity: Fraction | None = None
+    criterion: Annotated[Criterion, CRITERIA] = Magnitude()
+    schedule: Annotated[Schedule, READ] = Schedule()
+    scope: Literal["layer", "model"] = "layer"
     pattern: str | None = None
-    begin: float = 0.0
-    end: float = 0.0
-    every: int = 10
-    seed: int = 0
-    score_learning_rate: float | None = None
-    score_noise: float = 0.0
-    recover: bool = False
+    seed: Whole = 0
+    recover: Flag = False
 
     def __post_init__(self) -> None:
-        numbers = "sparsity begin end every score_learning_rate score_noise"
-        check_numbers(self, *numbers.split())
-        check_flags(self, "recover")
-        check_whole(self, "seed")
-        kind, *_ = parse_pattern(self.pattern)
-        if kind == "n:m":
-            implied = pattern_sparsity(self.pattern)
+        implied = pattern_sparsity(self.pattern)
+        if implied is not None:
             if self.sparsity not in (None, implied):
                 raise ValueError(
                     f"the pattern {self.pattern} is a sparsity of {implied:g}, received "
                     f"sparsity={self.sparsity}: leave it out"
                 )
-            if self.begin != self.end:
+            if self.schedule.begin != self.schedule.end:
                 raise ValueError(f"{self.pattern} prunes in one step: give begin and end one value")
             object.__setattr__(self, "sparsity", implied)
-        if not isinstance(self.sparsity, (int, float)) or not 0 <= self.sparsity < 1:
+        if self.sparsity is None:
+            raise ValueError("sparsify needs a sparsity, the share of weights that goes, or n:m")
+        if self.learns and not self.settled:
             raise ValueError(
-                f"sparsity must be at least 0 and below 1, received {self.sparsity}: it is the "
-                "share of the weights that goes"
+                f"{self.criterion.name} learns its scores while it prunes: give the schedule an "
+                "end after 0, such as 0.7"
             )
-        if self.criterion not in CRITERIA:
-            raise unknown("criterion", self.criterion, CRITERIA)
-        if self.scope not in SCOPES:
-            raise unknown("scope", self.scope, SCOPES)
-        if not 0 <= self.begin <= self.end < 1:
-            raise ValueError(
-                "pruning begins and ends within the run: expected 0 ≤ begin ≤ end < 1, received "
-                f"begin={self.begin}, end={self.end}"
-            )
-        if self.every < 1 or self.every != int(self.every):
-            raise ValueError(f"every counts whole steps from 1, received {self.every}")
-        if not self.learns and (self.score_learning_rate is not None or self.score_noise):
-            raise ValueError(
-                f"{self.criterion} learns no scores: leave out score_…, or use movement"
-            )
-        rate = 1.0 if self.score_learning_rate is None else self.score_learning_rate
-        if not (rate > 0 and self.score_noise >= 0):
-            raise ValueError(
-                "expected score_learning_rate > 0 and score_noise ≥ 0, received "
-                f"{self.score_learning_rate} and {self.score_noise}"
-            )
-        if self.learns and not self.end:
-            raise ValueError(
-                "movement learns its scores while it prunes: give an end after 0, such as 0.7"
-            )
-        if self.recover and self.end:
-            raise ValueError("recover deletes weights once, before training: leave begin and end 0")
+        if self.recover and self.settled:
+            raise ValueError("recover deletes weights once, before training: give no schedule")
 
     @property
     def learns(self) -> bool:
-        return self.criterion in MOVES
+        return self.criterion.learns
 
     @property
     def settled(self) -> float:
-        return self.end
+        return self.schedule.end
 
     @property
     def stored(self) -> bool:
@@ -155,41 +145,39 @@ class Sparsify(Technique):
         if self._idle:
             return model
         for name, linear in encoder_linears(model).items():
-            masked = MaskedLinear.from_linear(linear, self.learns, self.score_learning_rate)
+            rate = self.criterion.score_learning_rate
+            masked = MaskedLinear.from_linear(linear, self.learns, rate)
             replace_module_(model, name, masked)
-        if self.score_noise and self.learns:
+        if self.criterion.score_noise and self.learns:
             generator = torch.Generator().manual_seed(self.seed)
             for masked in encoder_linears(model).values():
                 noise = torch.rand(masked.weight.shape, generator=generator) * 2 - 1
-                masked.scores.data.add_(self.score_noise * noise.to(masked.scores.device))
+                masked.scores.data.add_(self.criterion.score_noise * noise.to(masked.scores.device))
         # What is there before any training: movement has no scores yet, and takes magnitudes.
-        self._draw_(model, self.sparsity, "magnitude" if self.learns else self.criterion)
+        self._draw_(model, self.sparsity, Magnitude() if self.learns else self.criterion)
         return _deleted_(model) if self.recover else model
 
     def before_step(self, model: PreTrainedModel, step: int, total: int) -> None:
-        if self._idle or self.recover or not self.end:
-            return
-        last = min(round(self.end * total), total - 1)
-        first = min(round(self.begin * total), last)
-        if step <= last and (step in (0, last) or (step >= first and step % self.every == 0)):
-            share = cubic(step, first, last, self.sparsity)
+        share = self.schedule.at(step, total, self.sparsity)
+        if share is not None and not self._idle:
             self._draw_(model, share, self.criterion)
 
     @torch.no_grad()
     def after_step(self, model: PreTrainedModel, step: int, total: int, rate: float) -> None:
-        if not self._idle and self.learns and self.score_learning_rate is None:
+        if not self._idle and self.learns and self.criterion.score_learning_rate is None:
             for layer in encoder_linears(model, MaskedLinear).values():
                 if layer.scores.grad is not None:
                     layer.scores -= layer.scores.grad
 
-    def _draw_(self, model: PreTrainedModel, sparsity: float, criterion: str) -> None:
+    def _draw_(self, model: PreTrainedModel, sparsity: float, criterion: Criterion) -> None:
         layers = list(encoder_linears(model).values())
-        if criterion == "movement" and getattr(layers[0], "scores", None) is None:
+        if criterion.learns and getattr(layers[0], "scores", None) is None:
             raise ValueError(
-                "movement's scores learn on full-precision weights: quantize in a later stage"
+                f"{criterion.name}'s scores learn on full-precision weights: quantize in a later "
+                "stage"
             )
         generator = torch.Generator().manual_seed(self.seed)
-        scores = [CRITERIA[criterion](layer, generator) for layer in layers]
+        scores = [criterion.scores(layer, generator) for layer in layers]
         found = masks(scores, sparsity, self.scope, self.pattern)
         for layer, mask in zip(layers, found, strict=True):
             layer.mask.copy_(mask)
@@ -223,7 +211,8 @@ def _deleted_(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-@dataclass(frozen=True)
+@register
+@config
 class ReweightedProximal(Technique):
     """RPP: after each optimizer step, every encoder weight is pulled towards zero by its own force.
 
@@ -240,28 +229,19 @@ class ReweightedProximal(Technique):
     """
 
     name: ClassVar[str] = "reweighted_proximal"
-    sparsity: float | None = None
-    strength: float | None = None
-    epsilon: float = 1e-3
-    reweight: int = 10
-    until: float = 0.5
+    percent: ClassVar[str | None] = "sparsity"
+    sparsity: Fraction | None = None
+    strength: NotNegative | None = None
+    epsilon: Positive = 1e-3
+    reweight: Count = 10
+    until: Share = 0.5
 
     def __post_init__(self) -> None:
-        check_numbers(self, "sparsity", "strength", "epsilon", "reweight", "until")
         if (self.sparsity is None) == (self.strength is None):
             raise ValueError(
                 "reweighted_proximal takes a sparsity to aim at or a strength, one of them; "
                 f"received sparsity={self.sparsity}, strength={self.strength}"
             )
-        if self.sparsity is not None and not 0 <= self.sparsity < 1:
-            raise ValueError(f"sparsity must be at least 0 and below 1, received {self.sparsity}")
-        if not ((self.strength or 0) >= 0 and self.epsilon > 0 and self.reweight >= 1):
-            raise ValueError(
-                "expected strength ≥ 0, epsilon > 0 and reweight ≥ 1, received "
-                f"strength={self.strength}, epsilon={self.epsilon}, reweight={self.reweight}"
-            )
-        if not 0 < self.until <= 1:
-            raise ValueError(f"until is a share of the run, above 0 to 1, received {self.until}")
 
     @property
     def settled(self) -> float:

@@ -20,21 +20,23 @@ a token (the last dimension of an activation).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Annotated, Literal, NamedTuple
 
 import torch
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
+from xtclib.config import Count, Positive, config, written
 from xtclib.files import unknown
 
-FAMILIES = ("binary", "ternary", "int", "uint")
 GRANULARITIES = ("tensor", "row", "group", "token")
 _KEYS = ("scheme", "granularity", "groups", "clip", "learned")
 _NAMES = ("binary", "ternary", *(f"{f}{k}" for f in ("int", "uint") for k in range(2, 9)))
 
 
-@dataclass(frozen=True)
+@config
 class Scheme:
     """How a tensor is quantized: which integers, and how many values share a scale.
 
@@ -48,25 +50,19 @@ class Scheme:
     'binary-row'
     """
 
-    family: str = "binary"
+    family: Literal["binary", "ternary", "int", "uint"] = "binary"
     bits: int = 1
-    granularity: str = "tensor"
-    groups: int | None = None
-    clip: float | None = None
-    learned: str | None = None
+    granularity: Literal["tensor", "row", "group", "token"] = "tensor"
+    groups: Count | None = None
+    clip: Positive | None = None
+    learned: Literal["lsq", "pact"] | None = None
 
     def __post_init__(self) -> None:
-        if self.learned is not None and (
-            self.learned not in LEARNED or (self.family, self.granularity) != ("int", "tensor")
-        ):
+        if self.learned and (self.family, self.granularity) != ("int", "tensor"):
             raise ValueError(
                 f"learned={self.learned!r} was given for {self.family}-{self.granularity}: "
                 "'lsq' or 'pact' train the ends of an int scheme, such as 'int8-lsq'"
             )
-        if self.family not in FAMILIES:
-            raise unknown("quantization scheme", self.family, FAMILIES)
-        if self.granularity not in GRANULARITIES:
-            raise unknown("granularity", self.granularity, GRANULARITIES)
         allowed = {"binary": (1,), "ternary": (2,)}.get(self.family, tuple(range(2, 9)))
         if self.bits not in allowed:
             raise ValueError(
@@ -78,10 +74,6 @@ class Scheme:
                 f"granularity {self.granularity!r} was given groups={self.groups}; "
                 "'group' needs a number of groups, such as 'int4-group128', and only 'group' does"
             )
-        if self.groups is not None and self.groups < 1:
-            raise ValueError(f"groups must be at least 1, received {self.groups}")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip must be positive, received {self.clip}")
 
     @classmethod
     def parse(cls, text: str | Scheme | dict) -> Scheme:
@@ -110,17 +102,15 @@ class Scheme:
         bits = {"binary": 1, "ternary": 2}.get(name) or int(name[len(family) :])
         return cls(family, bits, match[1], int(match[2]) if match[2] else None)
 
+    def to_dict(self, whole: bool = True) -> dict:
+        """What :meth:`parse` reads: the scheme's name with its bits, and what else is set."""
+        said = {name: value for name, value in written(self, whole).items() if name in _KEYS}
+        head = str(self).partition("-")[0]
+        return {"scheme": head, **{name: v for name, v in said.items() if v is not None}}
+
     def __str__(self) -> str:
         bits = "" if self.family in ("binary", "ternary") else str(self.bits)
         return f"{self.family}{bits}-{self.learned or self.granularity}{self.groups or ''}"
-
-    def to_dict(self) -> dict:
-        """The mapping that :meth:`parse` reads, without fields that are unset."""
-        held = {key: getattr(self, key) for key in _KEYS[1:]}
-        return {
-            "scheme": str(self).partition("-")[0],
-            **{key: value for key, value in held.items() if value is not None},
-        }
 
     def groups_of(self, rows: int) -> int:
         """How many scales ``rows`` rows get: 1, ``rows``, or the number of groups if it divides.
@@ -151,6 +141,30 @@ class Scheme:
             return 0, 2**self.bits - 1
         top = 1 if self.family in ("binary", "ternary") else 2 ** (self.bits - 1) - 1
         return -top, top
+
+
+def _no_learned_ends(scheme: Scheme) -> Scheme:
+    if scheme.learned:
+        raise PydanticCustomError(
+            "learned",
+            "takes a scheme such as 'int8': only the inputs of layers learn ends",
+        )
+    return scheme
+
+
+# What a field takes for a scheme: its name, or a mapping. Stored ones are not learned.
+AsScheme = Annotated[
+    Scheme,
+    BeforeValidator(Scheme.parse),
+    WithJsonSchema({
+        "anyOf": [
+            {"type": "string", "pattern": f"^({'|'.join(_NAMES)})(-|$)"},
+            {"type": "object", "properties": {key: {} for key in _KEYS}},
+        ],
+        "description": "such as binary, ternary-row, int4-group128, int8-token",
+    }),
+]  # fmt: skip
+StoredScheme = Annotated[AsScheme, AfterValidator(_no_learned_ends)]
 
 
 class Quantized(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -11,8 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xtclib.bert import encoder_linears, linear_of, replace_module_
+from xtclib.config import config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import Technique
+from xtclib.techniques.base import Technique, register
 from xtclib.techniques.quantization.layers import QuantEmbedding, QuantLinear
 from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear
 from xtclib.techniques.quantization.quantizers import Scheme, _grouped
@@ -102,7 +102,8 @@ class SplitEmbedding(_Sum):
         return cls(*halves)
 
 
-@dataclass(frozen=True)
+@register
+@config
 class SplitTernary(Technique):
     """Turns every ternary layer of a trained model into the sum of two binary ones.
 

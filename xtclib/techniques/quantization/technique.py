@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -22,6 +21,7 @@ from xtclib.bert import (
     trim_positions_,
     word_embeddings,
 )
+from xtclib.config import Count, config
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import (
     Stored,
@@ -29,12 +29,17 @@ from xtclib.techniques.base import (
     check_finite,
     pack_,
     refuse_packed,
+    register,
 )
 from xtclib.techniques.quantization.layers import QuantEmbedding, QuantLinear, quantizing
 from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear
-from xtclib.techniques.quantization.packing import TRIT
 from xtclib.techniques.quantization.products import InputQuantizer
-from xtclib.techniques.quantization.quantizers import Scheme, fake_quantize
+from xtclib.techniques.quantization.quantizers import (
+    AsScheme,
+    Scheme,
+    StoredScheme,
+    fake_quantize,
+)
 
 
 def quantize_attention_(model: PreTrainedModel, scheme: Scheme) -> None:
@@ -50,7 +55,8 @@ def quantize_attention_(model: PreTrainedModel, scheme: Scheme) -> None:
         module.attention_scheme, module.rounded = scheme, partial(fake_quantize, scheme=scheme)
 
 
-@dataclass(frozen=True)
+@register
+@config
 class Quantize(Technique):
     """Quantizes encoder weights, word embeddings and activations, and trains through it.
 
@@ -62,23 +68,12 @@ class Quantize(Technique):
     """
 
     name: ClassVar[str] = "quantize"
-    weights: Scheme | None = Scheme("binary")
-    embeddings: Scheme | None = Scheme("binary", granularity="row")
-    activations: Scheme | None = Scheme("int", 8, "token")
-    attention: Scheme | None = None
+    weights: StoredScheme | None = Scheme("binary")
+    embeddings: StoredScheme | None = Scheme("binary", granularity="row")
+    activations: AsScheme | None = Scheme("int", 8, "token")
+    attention: StoredScheme | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None:
-                object.__setattr__(self, field.name, Scheme.parse(value))
-        for field in ("weights", "embeddings", "attention"):
-            scheme = getattr(self, field)
-            if scheme is not None and scheme.learned:
-                raise ValueError(
-                    f"{field}={scheme}: only the inputs of linear layers learn their ends; give "
-                    f"{field} a scheme such as 'int8'"
-                )
         if self.weights is None and self.activations is not None:
             raise ValueError(
                 f"activations={self.activations} without weights: an integer product needs both; "
@@ -133,7 +128,8 @@ class Quantize(Technique):
         return PackedLinear(*shape, self.weights, inputs, device)
 
 
-@dataclass(frozen=True)
+@register
+@config
 class Storage(Technique):
     """How the rest of the file is stored: what :class:`Quantize` leaves in fp16. List it after.
 
@@ -147,21 +143,11 @@ class Storage(Technique):
     """
 
     name: ClassVar[str] = "storage"
-    pooler: Scheme | None = None
-    positions: Scheme | None = None
-    length: int | None = None
-    ternary: float = 2
-    classifier: Scheme | None = None
-
-    def __post_init__(self) -> None:
-        for field in ("pooler", "positions", "classifier"):
-            if getattr(self, field) is not None:
-                scheme = Scheme.parse(getattr(self, field))
-                if scheme.learned:
-                    raise ValueError(f"{field}={scheme}: weights do not learn their ends, try int8")
-                object.__setattr__(self, field, scheme)
-        if self.ternary not in (TRIT, 2):
-            raise ValueError(f"ternary weights take 1.6 or 2 bits, received {self.ternary}")
+    pooler: StoredScheme | None = None
+    positions: StoredScheme | None = None
+    length: Count | None = None
+    ternary: Literal[2, 1.6] = 2  # type: ignore[valid-type]
+    classifier: StoredScheme | None = None
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         embeddings(model)  # or an error that says what it lacks
@@ -206,11 +192,6 @@ class Storage(Technique):
             trim_positions_(model, min(self.length, _positions(model)))
         self.rebuild(model)
         return model
-
-    def to_dict(self) -> dict:
-        """Without ``classifier`` where it is unset, as before there was one: hashes stay."""
-        values = super().to_dict()[self.name]
-        return {self.name: {k: v for k, v in values.items() if k != "classifier" or v is not None}}
 
     def _linears(self, model: PreTrainedModel) -> dict[str, Scheme]:
         """Names and schemes of the linear layers outside the encoder that are packed."""

@@ -7,10 +7,10 @@ counterpart in the teacher are drawn anew, by the run's seed.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -21,14 +21,12 @@ from transformers import (
 )
 
 from xtclib.bert import embeddings, encoder_layers, keep_layers, spread
-from xtclib.files import unknown
+from xtclib.config import Count, Listed, Positive, Size, config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import Technique, check_numbers, check_plain, refuse_packed
+from xtclib.techniques.base import Technique, check_plain, refuse_packed, register
 from xtclib.techniques.pruning import surgery
 from xtclib.techniques.students.shallow import BiLSTMConfig, CNNConfig
 from xtclib.techniques.students.theseus import being_replaced
-
-INITIAL = ("sliced", "random")
 
 
 class _Student(Technique):
@@ -62,7 +60,8 @@ class _Student(Technique):
             return AutoModelForSequenceClassification.from_config(config)
 
 
-@dataclass(frozen=True)
+@register
+@config
 class Compact(_Student):
     """A smaller model of the teacher's kind: fewer layers, narrower, ordinary in every way.
 
@@ -78,16 +77,11 @@ class Compact(_Student):
     """
 
     name: ClassVar[str] = "compact"
-    layers: int | float | None = None
-    hidden: int | float | None = None
-    intermediate: int | float | None = None
-    heads: int | float | None = None
-    initial: str = "sliced"
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "layers", "hidden", "intermediate", "heads")
-        if self.initial not in INITIAL:
-            raise unknown("initialisation", self.initial, INITIAL)
+    layers: Size | None = None
+    hidden: Size | None = None
+    intermediate: Size | None = None
+    heads: Size | None = None
+    initial: Literal["sliced", "random"] = "sliced"
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         config = copy.deepcopy(teacher)
@@ -127,7 +121,8 @@ class Compact(_Student):
             ours.copy_(_sliced(name, theirs[name], ours.shape, size, other))
 
 
-@dataclass(frozen=True)
+@register
+@config
 class DistilBert(_Student):
     """DistilBERT's architecture, from a teacher's layers: no segments, no pooler.
 
@@ -137,10 +132,7 @@ class DistilBert(_Student):
     """
 
     name: ClassVar[str] = "distilbert"
-    layers: int | float = 0.5
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "layers")
+    layers: Size = 0.5
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         return DistilBertConfig(
@@ -183,7 +175,8 @@ _DISTILBERT = {
 }
 
 
-@dataclass(frozen=True)
+@register
+@config
 class Bottleneck(_Student):
     """MobileBERT's architecture at the teacher's depth and width between its blocks.
 
@@ -194,15 +187,11 @@ class Bottleneck(_Student):
     """
 
     name: ClassVar[str] = "bottleneck"
-    inner: float = 0.25
-    embedding: float = 0.25
-    intermediate: float = 1.0
-    feed_forwards: int = 4
-    layers: int | float | None = None
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "layers")
-        _positive(self, "inner", "embedding", "intermediate", "feed_forwards")
+    inner: Positive = 0.25
+    embedding: Positive = 0.25
+    intermediate: Positive = 1.0
+    feed_forwards: Count = 4
+    layers: Size | None = None
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         width, heads = teacher.hidden_size, teacher.num_attention_heads
@@ -220,7 +209,8 @@ class Bottleneck(_Student):
         )
 
 
-@dataclass(frozen=True)
+@register
+@config
 class BiLSTM(_Student):
     """One bidirectional LSTM over word vectors (:class:`.shallow.BiLSTMClassifier`).
 
@@ -228,19 +218,17 @@ class BiLSTM(_Student):
     """
 
     name: ClassVar[str] = "bilstm"
-    embedding: int = 300
-    hidden: int = 150
-    dense: int = 200
-
-    def __post_init__(self) -> None:
-        _positive(self, "embedding", "hidden", "dense", whole=True)
+    embedding: Count = 300
+    hidden: Count = 150
+    dense: Count = 200
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         sizes = {"hidden_size": self.hidden, "dense_size": self.dense}
         return BiLSTMConfig(embedding_size=self.embedding, **sizes)
 
 
-@dataclass(frozen=True)
+@register
+@config
 class CNN(_Student):
     """Convolutions of several widths over word vectors (:class:`.shallow.CNNClassifier`).
 
@@ -248,32 +236,13 @@ class CNN(_Student):
     """
 
     name: ClassVar[str] = "cnn"
-    embedding: int = 300
-    filters: int = 100
-    widths: tuple[int, ...] = (3, 4, 5)
-
-    def __post_init__(self) -> None:
-        _positive(self, "embedding", "filters", whole=True)
-        widths = self.widths
-        if not isinstance(widths, (list, tuple)) or not widths or min(widths) < 1:
-            raise ValueError(f"widths of cnn is a list of numbers from 1 up, received {widths!r}")
-        object.__setattr__(self, "widths", tuple(widths))
+    embedding: Count = 300
+    filters: Count = 100
+    widths: Annotated[Listed[Count], Field(min_length=1)] = (3, 4, 5)
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         sizes = {"filters": self.filters, "widths": list(self.widths)}
         return CNNConfig(embedding_size=self.embedding, **sizes)
-
-
-def _positive(config: Technique, *names: str, whole: bool = False) -> None:
-    """Raises ``ValueError`` for a field that is no number above 0, or no whole one."""
-    for name in names:
-        value = getattr(config, name)
-        kinds = int if whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
-            raise ValueError(
-                f"{name} of {config.name} must be a {'whole ' * whole}number above 0, received "
-                f"{value!r}"
-            )
 
 
 def _as_teacher(config: PretrainedConfig, teacher: PretrainedConfig) -> PretrainedConfig:

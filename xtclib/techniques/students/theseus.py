@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xtclib.bert import encoder_layers, set_encoder_layers_
-from xtclib.files import unknown
+from xtclib.config import Part, Share, Size, config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import Technique, check_numbers, refuse_packed
-
-INITIAL = ("first", "own")
+from xtclib.techniques.base import Technique, refuse_packed, register
 
 
 class Replaced(nn.Module):
@@ -51,7 +48,8 @@ class Replaced(nn.Module):
         return self.successor.output
 
 
-@dataclass(frozen=True)
+@register
+@config
 class ReplaceModules(Technique):
     """Divides the encoder into modules and trains one new layer to stand in for each.
 
@@ -66,20 +64,10 @@ class ReplaceModules(Technique):
     """
 
     name: ClassVar[str] = "replace_modules"
-    layers: int | float = 0.5
-    rate: float = 0.3
-    full: float = 1.0
-    initial: str = "first"
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "layers", "rate", "full")
-        if not 0 <= self.rate <= 1 or not 0 < self.full <= 1:
-            raise ValueError(
-                f"replace_modules was given rate={self.rate}, full={self.full}: the rate starts "
-                "between 0 and 1 and is 1 after a share of the stage above 0"
-            )
-        if self.initial not in INITIAL:
-            raise unknown("initialisation", self.initial, INITIAL)
+    layers: Size = 0.5
+    rate: Part = 0.3
+    full: Share = 1.0
+    initial: Literal["first", "own"] = "first"
 
     def at(self, step: int, total: int) -> float:
         """The replacement rate at a step, 0-based."""
@@ -113,6 +101,28 @@ class ReplaceModules(Technique):
             )
         return count
 
+    def check(self, stage) -> None:
+        super().check(stage)
+        if any(isinstance(technique, KeepSuccessors) for technique in stage.techniques):
+            raise ValueError(
+                f"stage {stage.name!r} replaces modules and keeps their successors at once: train "
+                "in between, and list keep_successors in the next stage"
+            )
+
+    def check_student(self, stage, student: PreTrainedModel) -> None:
+        if not (stage.trains and being_replaced(student)):
+            return
+        if self not in stage.techniques:
+            raise ValueError(
+                f"stage {stage.name!r} would train modules that are still being replaced: list "
+                "keep_successors first among its techniques"
+            )
+        if stage.objective and stage.objective.matches:
+            raise ValueError(
+                f"stage {stage.name!r} compares layers while modules are being replaced, where "
+                "chance decides which layers there are: leave labels and logits"
+            )
+
     def before_step(self, model: PreTrainedModel, step: int, total: int) -> None:
         for module in being_replaced(model):
             module.rate = self.at(step, total)
@@ -128,7 +138,8 @@ class ReplaceModules(Technique):
         return keep_successors_(self.apply(model))
 
 
-@dataclass(frozen=True)
+@register
+@config
 class KeepSuccessors(Technique):
     """Leaves a model its new layers alone: the student that successor fine-tuning starts from."""
 
