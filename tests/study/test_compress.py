@@ -15,7 +15,7 @@ from xtclib.recipes import recipe as recipes
 from xtclib.recipes.recipe import Recipe, Stage
 from xtclib.records import Record, record_path, records
 from xtclib.study import compress as study
-from xtclib.study import profiles, stages
+from xtclib.study import lessons, profiles
 from xtclib.study import sweep as study_sweep
 from xtclib.study.compress import compress
 from xtclib.study.sweep import sweep
@@ -122,7 +122,7 @@ def test_a_repeated_run_is_read_from_the_cache(runs, cache, monkeypatch):
         raise AssertionError("trained again")
 
     kept = measured(runs["xtc-1bit-half"].record)
-    monkeypatch.setattr(stages, "train_stage", never)
+    monkeypatch.setattr(lessons, "train", never)
     assert measured(run_smoke("xtc-1bit-half", cache).record) == kept
 
 
@@ -142,7 +142,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(cache, tmp_path, monkeypatch,
     whole = run_smoke(name, cache, budget="8steps", seed=1)
     clip, calls = torch.nn.utils.clip_grad_norm_, []
 
-    def killed(*args, **kwargs):  # once in every step of every loop
+    def killed(*args, **kwargs):  # once in every step
         calls.append(1)
         if len(calls) == at:
             raise KeyboardInterrupt
@@ -191,6 +191,7 @@ def test_an_out_that_is_a_file_is_refused_before_training(tmp_path, monkeypatch)
         ({"profile": "smok"}, "unknown profile 'smok': did you mean 'smoke'"),
         ({"budget": "5step_s"}, "unknown budget '5step_s'"),
         ({"budget": "a"}, "unknown budget 'a': did you mean 'A'"),
+        ({"report_to": "tensorbord"}, "unknown integration 'tensorbord': did you mean 'tensorbo"),
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest(kwargs, message):
@@ -291,7 +292,7 @@ def counted(runs, monkeypatch):
             training_budget=asdict(training_budget.budget(budget, chosen.budgets)),
             data_fingerprint=data.fingerprint,
         )
-        return study.Run(record, None, None, None, data, Path())
+        return study.Result(record, None, None, None, data, Path())
 
     monkeypatch.setattr(study_sweep, "compress", pretend)
     return calls
@@ -382,7 +383,7 @@ def test_a_wrong_order_shows_before_any_stage_trains(cache, monkeypatch, techniq
     def trained(*args, **kwargs):
         raise AssertionError("training began")
 
-    monkeypatch.setattr(stages, "train_stage", trained)
+    monkeypatch.setattr(lessons, "train", trained)
     two = (Stage("first", (), Objective(labels=1)), Stage("s", techniques, Objective(labels=1)))
     with pytest.raises(ValueError, match=message):
         run_smoke(Recipe("x", "", "", two), cache)

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xtclib.files import unknown, write_json
-from xtclib.tasks.glue import Split
+from xtclib.tasks.rows import Split
 
 # Words that carry the sentence's form: exchanging them breaks it more often than not.
 FUNCTION_WORDS = frozenset(
