@@ -146,7 +146,7 @@ def pretrain(
     from xtclib import cache, files, teachers
     from xtclib.distillation.objective import Objective
     from xtclib.study import profiles
-    from xtclib.tasks import masked
+    from xtclib.tasks import evaluation, masked
     from xtclib.training.budget import Budget
     from xtclib.training.trainer import Lesson, Run, train
 
@@ -162,12 +162,13 @@ def pretrain(
     source = text or cache.ROOT / "data" / "mini" / "corpus.txt"
     texts, held_out = masked.split_texts(masked.unlabelled(source), seed=seed)
     typer.echo(f"data     {source.name}: {len(texts)} documents, {len(held_out)} kept apart")
+    data = masked.MASKED.data(texts, held_out)
     path = profiles.backbone_for("mini") if model == "mini" else model
     student = masked.MASKED.load_model(path, seed)
     tokenizer = teachers.load_tokenizer(path, max_length)
 
     def show(when: str) -> None:
-        found = masked.evaluate_masked(student, tokenizer, held_out, seed, max_length)
+        found = evaluation.evaluate(student, tokenizer, data, max_length)["held out"]
         typer.echo(
             f"{when:<8} {found['accuracy']:.1f} % of masked tokens, "
             f"perplexity {found['perplexity']:.1f}"
@@ -177,7 +178,7 @@ def pretrain(
     budget = Budget(
         steps=steps, batch_size=batch, learning_rate=learning_rate, max_length=max_length
     )
-    lesson = Lesson(masked.MASKED.data(texts), tokenizer, budget, Objective(labels=1))
+    lesson = Lesson(data, tokenizer, budget, Objective(labels=1))
     made_of = cache.key(teachers.weights_id(path), texts, seed, asdict(budget))
     folder = cache.cache_dir() / "runs" / made_of
     train(student, lesson, Run(folder, seed, progress=not quiet, report_to=report_to))

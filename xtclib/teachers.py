@@ -110,25 +110,17 @@ def fine_tuned(
     with locked(f"teacher-{name}"):
         cached = folder.is_dir()  # written whole or not at all
         if not cached:
-            _fine_tune(backbone, data, budget, seed, precision, progress, device, made_from, folder)
+            run = Run(cache_dir() / "runs" / folder.name, seed, precision, device, progress)
+            tokenizer = load_tokenizer(backbone, budget.max_length)
+            lesson = Lesson(data, tokenizer, budget, Objective(labels=1))
+            model, notes = train(data.task.load_model(backbone, seed), lesson, run)
+            with staged_folder(folder) as partial:
+                model.save_pretrained(partial)
+                tokenizer.save_pretrained(partial)
+                write_json(partial / "made_from.json", {**made_from, "training": notes})
+            shutil.rmtree(run.folder, ignore_errors=True)
     teacher = load_teacher(folder, data.task)
     return replace(teacher, key=name, made_from=made_from, cached=cached)
-
-
-def _fine_tune(
-    backbone, data, budget, seed, precision, progress, device, made_from, folder
-) -> None:
-    """Trains and writes the folder whole or not at all; its checkpoints go when it is there."""
-    run = cache_dir() / "runs" / folder.name
-    tokenizer = load_tokenizer(backbone, budget.max_length)
-    model = data.task.load_model(backbone, seed)
-    lesson = Lesson(data, tokenizer, budget, Objective(labels=1))
-    model, notes = train(model, lesson, Run(run, seed, precision, device, progress))
-    with staged_folder(folder) as partial:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        write_json(partial / "made_from.json", {**made_from, "training": notes})
-    shutil.rmtree(run, ignore_errors=True)
 
 
 def load_tokenizer(path: str | Path, max_length: int = 128) -> PreTrainedTokenizerBase:

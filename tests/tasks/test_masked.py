@@ -7,17 +7,21 @@ from made import taught
 from transformers import BertConfig, BertForMaskedLM
 
 from xtclib.distillation.objective import Objective
+from xtclib.tasks.evaluation import evaluate
 from xtclib.tasks.masked import (
     IGNORED,
     MASKED,
     MaskedWords,
-    evaluate_masked,
     split_texts,
     unlabelled,
 )
 from xtclib.techniques.base import Technique
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.training.budget import Budget
+
+
+def judged(model, tokenizer, texts):
+    return evaluate(model, tokenizer, MASKED.data(texts, texts), 64)["held out"]
 
 
 def rows_of(ids):
@@ -128,16 +132,16 @@ def test_masked_accuracy_by_a_model_that_always_says_one_word(tokenizer):
         model.cls.predictions.bias.fill_(-1e4)
         model.cls.predictions.bias[tokenizer.convert_tokens_to_ids("w3")] = 1e4
     texts = ["w3 w3 w3 w3 w3 w3 w3 w3." for _ in range(30)]
-    found = evaluate_masked(model, tokenizer, texts)
-    assert found == evaluate_masked(model, tokenizer, texts) and not model.training
+    found = judged(model, tokenizer, texts)
+    assert found == judged(model, tokenizer, texts) and not model.training
     assert 80 < found["accuracy"] <= 100  # full stops are guessed too, or are unknown
     other = ["w5 w5 w5 w5 w5 w5 w5 w5" for _ in range(30)]
-    assert evaluate_masked(model, tokenizer, other)["accuracy"] == 0
+    assert judged(model, tokenizer, other)["accuracy"] == 0
 
 
 def test_an_untrained_models_perplexity_is_near_the_vocabulary(tokenizer):
     texts = [f"w{i} w{i + 1} w{i + 2} w{i + 3}" for i in range(100)]
-    found = evaluate_masked(masked_lm(), tokenizer, texts)
+    found = judged(masked_lm(), tokenizer, texts)
     assert found["perplexity"] == pytest.approx(200, rel=0.1)
 
 

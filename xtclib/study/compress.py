@@ -137,41 +137,24 @@ def _measure(
     batch, width = chosen.latency
     layer_flops = [breakdown.flops(m.config, 1, width) for m in (student, teacher_model)]
     times = latency.of_models({"teacher": teacher_model, "student": student}, batch, width)
+    note = verdict(
+        recipe, *(mean_score(found) for found in (metrics, floor, start)),
+        steps=sum(s["steps"] for s in stages),
+        rows=sum(len(split) for split in data.evaluation.values()),
+    )  # fmt: skip
     record = Record(
-        recipe=recipe.name,
-        recipe_hash=recipe.hash,
-        task=data.task.name,
-        profile=chosen.name,
-        budget=job.budget_name,
-        seed=job.seed,
-        metrics=metrics,
-        teacher_metrics=teacher_metrics,
-        majority=floor,
-        untrained=start,
-        bytes=(target / format.WEIGHTS).stat().st_size,
-        folder_bytes=folder_bytes(target),
-        teacher_bytes=_saved_bytes(teacher_model),
+        recipe=recipe.name, recipe_hash=recipe.hash, task=data.task.name, profile=chosen.name,
+        budget=job.budget_name, seed=job.seed, metrics=metrics, teacher_metrics=teacher_metrics,
+        majority=floor, untrained=start, bytes=(target / format.WEIGHTS).stat().st_size,
+        folder_bytes=folder_bytes(target), teacher_bytes=_saved_bytes(teacher_model),
         parameters=breakdown.parameters(student),
         teacher_parameters=breakdown.parameters(teacher_model),
-        flops=layer_flops[0],
-        teacher_flops=layer_flops[1],
-        latency=times,
-        seconds=round(sum(s["seconds"] for s in stages), 1),
-        stages=stages,
-        data=data.source,
-        data_fingerprint=data.fingerprint,
-        teacher_key=teacher.key,
-        left_out=recipe.left_out,
-        selected_on=job.budget.keep if recipe.trains else "nothing is trained",
-        note=verdict(
-            recipe,
-            *(mean_score(found) for found in (metrics, floor, start)),
-            steps=sum(s["steps"] for s in stages),
-            rows=sum(len(split) for split in data.evaluation.values()),
-        ),
-        **circumstances(),
-        training_budget=asdict(job.budget),
-    )
+        flops=layer_flops[0], teacher_flops=layer_flops[1], latency=times,
+        seconds=round(sum(s["seconds"] for s in stages), 1), stages=stages, data=data.source,
+        data_fingerprint=data.fingerprint, teacher_key=teacher.key, left_out=recipe.left_out,
+        selected_on=job.budget.keep if recipe.trains else "nothing is trained", note=note,
+        **circumstances(), training_budget=asdict(job.budget),
+    )  # fmt: skip
     say(f"artefact {target} ({record.bytes / 1e6:.2f} MB, {record.ratio:.1f} × smaller)")
     return Result(record, student, tokenizer, teacher, data, target)
 

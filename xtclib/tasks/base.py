@@ -89,7 +89,7 @@ class Task(ABC):
     def answering(
         self, model: PreTrainedModel, labels: Tensor
     ) -> contextlib.AbstractContextManager:
-        """Around a forward pass in training: a head may be told here what it is asked for."""
+        """Around a forward pass: a head may be told here which answers are wanted."""
         return contextlib.nullcontext()
 
     def logits(self, output) -> Tensor:

@@ -44,7 +44,9 @@ def _batches(
         chosen = order[start : start + batch_size]
         batch = task.collate([rows[i] for i in chosen], tokenizer)
         given = {k: v.to(model.device) for k, v in batch.items() if k != "labels"}
-        yield chosen, task.logits(model(**given)).float().cpu().numpy(), batch
+        with task.answering(model, batch["labels"].to(model.device)):
+            logits = task.logits(model(**given)).float().cpu().numpy()
+        yield chosen, logits, batch
     model.train(was_training)
 
 

@@ -52,15 +52,16 @@ class MaskedWords(Task):
     always: tuple[int, ...] = ()
     others: float = 1.0
 
-    def data(self, texts: Sequence[str], source: str = "texts") -> TaskData:
-        """Texts to train on; ``ValueError`` if there are none.
+    def data(self, texts: Sequence[str], held_out: Sequence[str] = ()) -> TaskData:
+        """Texts to train on, and some kept apart to judge by; ``ValueError`` if there are none.
 
         >>> len(MaskedWords().data(["One text.", "Another."]).train)
         2
         """
         if not texts:
             raise ValueError("nothing to train on: received no texts")
-        return TaskData(self, Split(list(texts), None, list(texts)), {}, source, "")
+        train, apart = (Split(list(rows), None, list(rows)) for rows in (texts, held_out))
+        return TaskData(self, train, {"held out": apart} if held_out else {}, "texts", "held out")
 
     def load_model(self, path: str | Path, seed: int = 0) -> PreTrainedModel:
         """A masked language model from a folder or Hub id.
@@ -141,13 +142,19 @@ class MaskedWords(Task):
             return loss.mean()
         return loss[first].mean() + self.others * loss[~first].mean()
 
-    def decide(self, logits: np.ndarray, batch=None) -> np.ndarray:
-        return logits.argmax(-1)
+    def decide(self, logits: np.ndarray, batch: dict[str, Tensor]) -> list[np.ndarray]:
+        """For each row, of each token that it hides: whether it is guessed, and its loss."""
+        guessed = batch["labels"] != IGNORED
+        labels, logits = batch["labels"][guessed], torch.from_numpy(logits)
+        loss = F.cross_entropy(logits, labels, reduction="none")
+        found = torch.stack([(logits.argmax(-1) == labels).float(), loss], 1)
+        return [row.numpy() for row in found.split(guessed.sum(1).tolist())]
 
-    def score(self, answers: Sequence[int], references: Sequence[int]) -> dict[str, float]:
-        """The share of the tokens that are guessed right."""
-        right = 100 * float(np.mean(np.asarray(answers) == np.asarray(references)))
-        return {"accuracy": right, "score": right}
+    def score(self, answers: Sequence[np.ndarray], references: Sequence) -> dict[str, float]:
+        """The share of the hidden tokens that are guessed, in percent, and the perplexity."""
+        right, loss = np.concatenate(answers).astype(float).mean(0).tolist()
+        return {"accuracy": 100 * right, "perplexity": math.exp(min(loss, 700)),
+                "score": 100 * right}  # fmt: skip
 
     def majority(self, split: Split, train: Split | None = None) -> dict[str, float]:
         raise NotImplementedError("masked words have no answer that is right most often")
@@ -216,33 +223,6 @@ def split_texts(texts: Sequence[str], share: float = 0.05, seed: int = 0) -> tup
     order = np.random.default_rng(seed).permutation(len(texts)).tolist()
     count = min(max(round(share * len(texts)), 1), 1000)
     return [texts[i] for i in order[count:]], [texts[i] for i in order[:count]]
-
-
-@torch.inference_mode()
-def evaluate_masked(
-    model: PreTrainedModel, tokenizer, texts: list[str], seed: int = 0, max_length: int = 64
-) -> dict[str, float]:
-    """How well masked tokens are guessed: ``accuracy`` in percent, and ``perplexity``.
-
-    The same seed masks the same tokens, so that models can be compared.
-    """
-    was_training = model.training
-    model.eval()
-    rows = MASKED.tokenize(MASKED.data(texts).train, tokenizer, max_length)
-    answers, wanted, loss = [], [], 0.0
-    for start in range(0, len(rows), 64):
-        part = [rows[i] for i in range(start, min(start + 64, len(rows)))]
-        batch = MASKED.collate(part, tokenizer, draw=seed + start)
-        batch = {name: value.to(model.device) for name, value in batch.items()}
-        labels = batch.pop("labels")
-        with MASKED.answering(model, labels):
-            logits, labels = MASKED.answers(model(**batch), labels)
-        loss += float(F.cross_entropy(logits.float(), labels, reduction="sum"))
-        answers += MASKED.decide(logits.cpu().numpy()).tolist()
-        wanted += labels.tolist()
-    model.train(was_training)
-    perplexity = math.exp(min(loss / len(wanted), 700))
-    return {"accuracy": MASKED.score(answers, wanted)["accuracy"], "perplexity": perplexity}
 
 
 def unlabelled(source: str | os.PathLike[str]) -> list[str]:

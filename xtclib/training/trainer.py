@@ -292,29 +292,16 @@ def _arguments(budget: Budget, run: Run, rows: int) -> TrainingArguments:
     """A budget and a run in Trainer's words."""
     total = budget.total_steps(rows)
     return TrainingArguments(
-        output_dir=str(run.folder),
-        run_name=run.folder.name,
-        max_steps=total,
-        per_device_train_batch_size=budget.batch_size,
-        learning_rate=budget.learning_rate,
-        weight_decay=budget.weight_decay,
-        max_grad_norm=budget.clip,
-        warmup_steps=round(budget.warmup * total),
-        lr_scheduler_type="linear",
-        use_cpu=run.device == "cpu",
-        seed=run.seed,
-        data_seed=run.seed,
-        save_strategy="steps",
-        save_steps=max(-(-total // CHECKPOINTS), 1),
-        save_total_limit=1,
-        logging_steps=max(total // 20, 1),
-        logging_nan_inf_filter=False,
-        report_to=run.report_to,
-        disable_tqdm=not run.progress,
-        remove_unused_columns=False,
-        dataloader_num_workers=0,
+        output_dir=str(run.folder), run_name=run.folder.name, max_steps=total,
+        per_device_train_batch_size=budget.batch_size, learning_rate=budget.learning_rate,
+        weight_decay=budget.weight_decay, max_grad_norm=budget.clip,
+        warmup_steps=round(budget.warmup * total), lr_scheduler_type="linear",
+        use_cpu=run.device == "cpu", seed=run.seed, data_seed=run.seed, save_strategy="steps",
+        save_steps=max(-(-total // CHECKPOINTS), 1), save_total_limit=1,
+        logging_steps=max(total // 20, 1), logging_nan_inf_filter=False, report_to=run.report_to,
+        disable_tqdm=not run.progress, remove_unused_columns=False, dataloader_num_workers=0,
         dataloader_pin_memory=run.device != "cpu",
-    )
+    )  # fmt: skip
 
 
 def _best(lesson: Lesson, run: Run, total: int, held_out: Split | None) -> _KeepBest | None:
