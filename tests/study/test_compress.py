@@ -16,7 +16,7 @@ from xtclib.recipes import recipe as recipes
 from xtclib.recipes.recipe import Recipe, Stage
 from xtclib.records import Record, record_path, records
 from xtclib.study import compress as study
-from xtclib.study import lessons, profiles
+from xtclib.study import profiles, stages
 from xtclib.study import sweep as study_sweep
 from xtclib.study.compress import compress
 from xtclib.study.sweep import sweep
@@ -124,7 +124,7 @@ def test_a_repeated_run_is_read_from_the_cache(runs, cache, monkeypatch):
         raise AssertionError("trained again")
 
     kept = measured(runs["xtc-1bit-half"].record)
-    monkeypatch.setattr(lessons, "train", never)
+    monkeypatch.setattr(stages, "train", never)
     assert measured(run_smoke("xtc-1bit-half", cache).record) == kept
 
 
@@ -385,7 +385,7 @@ def test_a_wrong_order_shows_before_any_stage_trains(cache, monkeypatch, techniq
     def trained(*args, **kwargs):
         raise AssertionError("training began")
 
-    monkeypatch.setattr(lessons, "train", trained)
+    monkeypatch.setattr(stages, "train", trained)
     two = (Stage("first", (), Objective(labels=1)), Stage("s", techniques, Objective(labels=1)))
     with pytest.raises(ValueError, match=message):
         run_smoke(Recipe("x", "", "", two), cache)

@@ -25,9 +25,8 @@ from xtclib.recipes import recipe as recipes
 from xtclib.recipes.recipe import Recipe
 from xtclib.records import Record, circumstances, mean_score
 from xtclib.study import profiles
-from xtclib.study.lessons import Job, Pair
 from xtclib.study.profiles import Profile
-from xtclib.study.stages import applied, begun, check_applies, steps_of, trained
+from xtclib.study.stages import Job, Pair, applied, begun, check_applies, steps_of, trained
 from xtclib.tasks.base import TaskData, find_task
 from xtclib.tasks.evaluation import evaluate
 from xtclib.teachers import Teacher

@@ -346,6 +346,8 @@ def _trainer(
     for callback in list(trainer.callback_handler.callbacks):  # one bar, no tables in notebooks
         if type(callback).__name__ in PRINTERS:
             trainer.remove_callback(callback)
+        if getattr(callback, "logging_dir", "") is None:  # TensorBoard's: the run's folder goes
+            callback.logging_dir = f"runs/{run.folder.name}"
     if run.progress:
         trainer.add_callback(_Progress)
     return trainer
