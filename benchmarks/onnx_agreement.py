@@ -21,10 +21,10 @@ import torch
 import transformers
 
 from xtclib import files, records
-from xtclib.artefact import format
 from xtclib.deployment import onnx, runtimes
 from xtclib.study import compress
 from xtclib.tasks import evaluation, metrics
+from xtclib.techniques.quantization.technique import with_activations
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def compare(name: str, run: compress.Run) -> list[dict]:
     """Rows of one student: what runs, against what, metric, agreement."""
     ((split_name, split),) = run.data.evaluation.items()
     trained = run.student
-    tensor = format.with_activations(trained, onnx.DYNAMIC)
+    tensor = with_activations(trained, onnx.DYNAMIC)
     with tempfile.TemporaryDirectory() as folder:
         onnx_files = {
             chosen: runtimes.OnnxModel(

@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from torch import nn
 
 from xtclib import attention
 from xtclib.techniques.quantization import technique
-from xtclib.techniques.quantization.quantizers import Scheme
+from xtclib.techniques.quantization.quantizers import Scheme, fake_quantize
 
 
 def eager(model):
@@ -73,7 +74,7 @@ def test_without_a_mask_nothing_is_hidden():
 
 def test_quantized_products_by_hand(bert):
     module = nn.Module().eval()
-    module.attention_scheme = Scheme.parse("int8-tensor")
+    module.rounded = partial(fake_quantize, scheme=Scheme.parse("int8-tensor"))
     q, k, v = torch.randn(3, 1, 2, 5, 4, generator=torch.Generator().manual_seed(0))
 
     def fake(x):

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
-from xtclib.techniques.quantization.quantizers import Scheme, fake_quantize
-
 NAME = "xtc"
 
 
@@ -28,24 +26,24 @@ def score_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    rounded: Callable[[Tensor, Scheme], Tensor] = fake_quantize,
+    rounded: Callable[[Tensor], Tensor] | None = None,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
     """``softmax(q·kᵀ·scaling + mask)·v`` and the scores; q, k, v (batch, heads, length, head dim).
 
-    If the module carries ``attention_scheme``, query, key, value and probabilities are
-    fake-quantized by it, as TernaryBERT does (arXiv:2009.12812, section 3.2 and its release).
-    ``rounded``: how, for a runtime that has its own way.
+    If the module carries a function ``rounded``, query, key, value and probabilities go through
+    it, as TernaryBERT quantizes them (arXiv:2009.12812, section 3.2 and its release). A runtime
+    with a way of its own hands it in.
     """
-    scheme: Scheme | None = getattr(module, "attention_scheme", None)
-    if scheme is not None:
-        query, key, value = (rounded(x, scheme) for x in (query, key, value))
+    rounded = rounded or getattr(module, "rounded", None)
+    if rounded is not None:
+        query, key, value = (rounded(x) for x in (query, key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
     masked = scores if attention_mask is None else scores + attention_mask
     probabilities = F.dropout(F.softmax(masked, dim=-1), dropout, module.training)
-    if scheme is not None:
-        probabilities = rounded(probabilities, scheme)
+    if rounded is not None:
+        probabilities = rounded(probabilities)
     context = torch.matmul(probabilities.to(value.dtype), value)
     return context.transpose(1, 2).contiguous(), scores
 

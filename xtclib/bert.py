@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
@@ -29,14 +29,14 @@ def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 def set_encoder_layers_(model: PreTrainedModel, layers: Iterable[nn.Module]) -> None:
     """Gives the encoder these layers, in place, numbers them, and says in the config how many."""
-    base, layers = model.base_model, nn.ModuleList(layers)
-    for index, layer in enumerate(layers):
+    base, kept = model.base_model, nn.ModuleList(layers)
+    for index, layer in enumerate(kept):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index
     holder = getattr(base, "encoder", None) or base.transformer
-    holder.layer = layers
-    model.config.num_hidden_layers = len(layers)
+    holder.layer = kept
+    model.config.num_hidden_layers = len(kept)
 
 
 def word_embeddings(model: PreTrainedModel) -> nn.Module:
@@ -107,6 +107,19 @@ def _refuse(length: int, block: nn.Module, inputs: tuple, named: dict) -> None:
             f"received {ids.shape[1]} tokens, but this model has {length} positions: truncate the "
             "input (its tokenizer does by truncation=True)"
         )
+
+
+def linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """A plain linear layer around these tensors, which it does not copy.
+
+    >>> linear_of(nn.Linear(3, 2).weight).out_features
+    2
+    """
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    linear.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
+    if bias is not None:
+        linear.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias)
+    return linear
 
 
 def replace_module_(model: nn.Module, name: str, new: nn.Module) -> None:

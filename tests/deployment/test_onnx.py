@@ -18,7 +18,7 @@ from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.quantization.layers import QuantEmbedding, QuantLinear
 from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear
 from xtclib.techniques.quantization.quantizers import Scheme
-from xtclib.techniques.quantization.technique import Quantize, Storage
+from xtclib.techniques.quantization.technique import Quantize, Storage, with_activations
 from xtclib.techniques.registry import apply_all
 
 onnx = pytest.importorskip("onnx")
@@ -82,7 +82,7 @@ def linear(weights, activations, columns):
 def side_by_side():
     """Every kind of layer, and ONNX Runtime's answers for all of them."""
     ours = [linear(*case) for case in CASES]
-    theirs = [onnx_export._OnnxLinear(layer, layer.activations) for layer in ours]
+    theirs = [onnx_export._OnnxLinear(layer, "trained") for layer in ours]
     content = onnx_export.trace(SideBySide(theirs), {"x": torch.randn(3, 5, 43)}, "y")
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return ours, lambda x: torch.from_numpy(session.run(["y"], {"x": x.numpy()})[0])
@@ -104,7 +104,7 @@ def test_a_model_gives_the_logits_of_the_scheme_it_deploys(name, make_bert, batc
     trained = onnx_export.export_onnx(model, tmp_path / "t.onnx", "trained")
     dynamic = onnx_export.export_onnx(model, tmp_path / "d.onnx")
     assert difference(OnnxModel(trained), model, batch) < 1e-3
-    deployed = format.with_activations(model, UINT8)
+    deployed = with_activations(model, UINT8)
     assert difference(OnnxModel(dynamic), deployed, batch) < 1e-3
     if name != "xtc-1bit-uint8":
         assert difference(deployed, model, batch) > 1e-4  # the schemes differ, so the test can fail
@@ -289,7 +289,7 @@ def test_an_encoder_layer_agrees_on_equal_input(make_bert):
     for name, module in list(exported.named_modules()):
         if isinstance(module, PackedLinear):
             owner, _, own = name.rpartition(".")
-            wrapped = onnx_export._OnnxLinear(module, module.activations)
+            wrapped = onnx_export._OnnxLinear(module, "trained")
             setattr(exported.get_submodule(owner), own, wrapped)
     torch.manual_seed(0)
     states = torch.randn(3, 7, model.config.hidden_size)
@@ -319,7 +319,8 @@ def test_embeddings_gather_packed_rows_and_open_only_those(weights):
         QuantEmbedding.from_embedding(nn.Embedding(211, 40), Scheme.parse(weights))
     )
     ids = torch.randint(0, 211, (3, 7))
-    content = onnx_export.trace(Alone(onnx_export._OnnxEmbedding(table)), {"ids": ids}, "rows")
+    alone = Alone(onnx_export._OnnxEmbedding(table, "trained"))
+    content = onnx_export.trace(alone, {"ids": ids}, "rows")
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     found = torch.from_numpy(session.run(["rows"], {"ids": ids.numpy()})[0])
     with torch.no_grad():

@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig, PreTrainedModel
 
 from xtclib.cache import digest
-from xtclib.techniques.pruning.layers import SparseLinear
+from xtclib.techniques import registry
+from xtclib.techniques.base import Stored
 
 WEIGHTS = "model.safetensors"
 
@@ -33,22 +34,17 @@ _NUMERIC = (
 
 def numeric(config: PretrainedConfig) -> dict:
     found = {name: getattr(config, name) for name in _NUMERIC if hasattr(config, name)}
-    return {**found, "techniques": techniques_of(config)}
+    return {**found, "techniques": registry.held(config)}
 
 
-def techniques_of(config: PretrainedConfig) -> list[dict]:
-    held = getattr(config, "quantization_config", None) or {}
-    return held.get("techniques", []) if isinstance(held, dict) else held.techniques
-
-
-class Stored(NamedTuple):
+class OnDisk(NamedTuple):
     """What a file says of a tensor."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
 
-def check_file(path: Path) -> dict[str, Stored]:
+def check_file(path: Path) -> dict[str, OnDisk]:
     """Shapes and types of the tensors in an artefact's file, after checking every one.
 
     Raises ``ValueError`` for a missing, truncated, foreign or altered file, and for NaN in it.
@@ -87,7 +83,7 @@ def check_file(path: Path) -> dict[str, Stored]:
                         f"{path.name}: tensor {name!r} holds a scale below 0; the model was "
                         "damaged before it was saved, pack it again"
                     )
-                shapes[name] = Stored(tensor.shape, tensor.dtype)
+                shapes[name] = OnDisk(tensor.shape, tensor.dtype)
     except SafetensorError as error:
         raise ValueError(
             f"{path.name} in {path.parent.name} cannot be read ({error}); the file is truncated or "
@@ -124,16 +120,20 @@ def check_config(config: PretrainedConfig, path: Path) -> None:
             )
 
 
-def make_room_(model: PreTrainedModel, shapes: dict[str, Stored]) -> None:
-    """How many values a sparse matrix keeps is in the file alone."""
+def make_room_(model: PreTrainedModel, shapes: dict[str, OnDisk]) -> None:
+    """Some sizes are in the file alone, such as how many values a sparse matrix keeps."""
+    base = f"{model.base_model_prefix}."
     for name, module in model.named_modules():
-        if isinstance(module, SparseLinear):
-            known = f"{name}.weight_values", f"{model.base_model_prefix}.{name}.weight_values"
-            shape = next((shapes[key].shape for key in known if key in shapes), (0,))
-            module.set_count_(min(shape[0], module.rows * module.columns))
+        if isinstance(module, Stored):
+            own = {}
+            for tensor, on_disk in shapes.items():
+                owner, _, last = tensor.rpartition(".")
+                if owner in (name, base + name):
+                    own[last] = on_disk.shape
+            module.make_room_(own)
 
 
-def check_tensors(model: PreTrainedModel, shapes: dict[str, Stored], path: Path) -> None:
+def check_tensors(model: PreTrainedModel, shapes: dict[str, OnDisk], path: Path) -> None:
     """Missing and unexpected tensors are errors: nothing may be initialised at random."""
     wanted = model.state_dict()
     base = model.base_model_prefix + "."

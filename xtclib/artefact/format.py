@@ -8,15 +8,13 @@ imported ``xtclib`` finds bytes of another shape where it expects a weight, and 
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -35,25 +33,15 @@ from xtclib.artefact.checks import (
     check_tensors,
     make_room_,
     numeric,
-    techniques_of,
 )
 from xtclib.bert import replace_module_
 from xtclib.cache import digest
 from xtclib.files import first_line, staged_folder
-from xtclib.techniques.base import pack_
-from xtclib.techniques.pruning import surgery  # noqa: F401 - registers its models
-from xtclib.techniques.pruning.layers import MaskedLinear, SparseLinear
-from xtclib.techniques.pruning.unstructured import Sparsify
-from xtclib.techniques.quantization.layers import QuantEmbedding, QuantLinear, linear_of
-from xtclib.techniques.quantization.packed import PackedLinear, _Packed
-from xtclib.techniques.quantization.quantizers import Scheme
-from xtclib.techniques.quantization.splitting import SplitTernary
-from xtclib.techniques.quantization.technique import Quantize, Storage
-from xtclib.techniques.registry import Technique, finalize_all, technique
+from xtclib.techniques.base import Stored, Technique, pack_
+from xtclib.techniques.pruning import surgery
+from xtclib.techniques.registry import finalize_all, technique
 
-# 2 knows `storage`, 3 `layers`, 4 `sparsify` and `head_size`, 5 `split_ternary` and learned
-# activations, 6 the sealed weight; else 1 is written.
-FORMAT = 6
+FORMAT = 1  # the highest that this xtclib reads
 
 
 @register_quantization_config("xtc")
@@ -107,18 +95,18 @@ class XtcQuantizer(HfQuantizer):
         path = Path((checkpoint_files or [""])[0])
         shapes = check_file(path)
         check_config(model.config, path)
-        if surgery.saved_widths(model.config):
-            surgery.resize_(model, surgery.saved_widths(model.config))
+        widths = surgery.saved_widths(model.config)
+        if widths:
+            surgery.resize_(model, widths)
         for config in self.quantization_config.techniques:
             technique(config).rebuild(model)
         make_room_(model, shapes)
-        if self.quantization_config.format >= 6:
-            _reshape_sealed_(model, lambda weight: weight.unsqueeze(-1))
+        self._sealed = sealed(model)
+        _reshape_(model, self._sealed, lambda weight: weight.unsqueeze(-1))
         check_tensors(model, shapes, path)
 
     def _process_model_after_weight_loading(self, model, **kwargs):
-        if self.quantization_config.format >= 6:
-            _reshape_sealed_(model, lambda weight: weight.squeeze(-1))
+        _reshape_(model, self._sealed, lambda weight: weight.squeeze(-1))
         return model
 
     def get_state_dict_and_metadata(self, model):
@@ -127,33 +115,27 @@ class XtcQuantizer(HfQuantizer):
             name: (t.detach().half() if t.is_floating_point() else t.detach()).cpu().contiguous()
             for name, t in model.state_dict().items()
         }
-        sealed = _sealed(model)
-        if sealed and model.config.quantization_config.format >= 6:  # an older one stays as it was
-            tensors[sealed] = tensors[sealed].unsqueeze(-1)
-        sums = {name: digest(t) for name, t in tensors.items()}
-        return tensors, {"xtc": json.dumps(sums), "xtc_config": json.dumps(numeric(model.config))}
+        if sealed(model):
+            tensors[sealed(model)] = tensors[sealed(model)].unsqueeze(-1)
+        said = {
+            "xtc": {name: digest(tensor) for name, tensor in tensors.items()},
+            "xtc_config": numeric(model.config),
+        }
+        return tensors, {key: json.dumps(value, sort_keys=True) for key, value in said.items()}
 
 
-def _sealed(model: PreTrainedModel) -> str | None:
+def sealed(model: PreTrainedModel) -> str | None:
     """The plain weight that is stored as a column, so that a program without xtclib stops at it.
 
-    Only where no packed matrix stands under a weight's own name to stop it: where every one is
-    split in two, and where nothing but attention's operands is quantized.
+    Packed bytes under a weight's own name stop it too, but not every technique leaves some.
     """
-    listed = {name for held in techniques_of(model.config) for name in held}
-    packed = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, _Packed) and not name.endswith((".first", ".second"))
-    ]
-    if packed or not listed & {Quantize.name, SplitTernary.name}:
-        return None
-    plain = ((n, p) for n, p in model.named_parameters() if n.endswith(".weight") and p.dim() <= 2)
-    return next(name for name, parameter in plain if parameter.squeeze(-1).dim() == 1)
+    for name, parameter in model.named_parameters():
+        if name.endswith(".weight") and parameter.dim() == 1:
+            return name
+    return None
 
 
-def _reshape_sealed_(model: PreTrainedModel, change: Callable[[Tensor], Tensor]) -> None:
-    name = _sealed(model)
+def _reshape_(model: PreTrainedModel, name: str | None, change: Callable) -> None:
     if name:
         owner, _, own = name.rpartition(".")
         module = model.get_submodule(owner)
@@ -170,79 +152,30 @@ def finalize(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrai
     model = finalize_all(model, techniques).eval()
     config = model.config
     if config._attn_implementation == attention.NAME and not any(
-        getattr(t, "attention", None) for t in techniques
+        hasattr(module, "rounded") for module in model.modules()
     ):
         model.set_attn_implementation("sdpa")
     stored = [t for t in techniques if t.stored]
     layers = surgery.uneven(model)
     if stored or layers:
         model = pack_(model)  # where nothing is quantized: rounds to fp16, as it is stored
-        config.quantization_config = XtcConfig([t.to_dict() for t in stored], layers=layers)
-        config.quantization_config.format = _version(model, {type(t) for t in stored}, layers)
+        config.quantization_config = XtcConfig(
+            [technique.to_dict() for technique in stored],
+            max((m.format for m in model.modules() if isinstance(m, Stored)), default=1),
+            layers,
+        )
         model.hf_quantizer = XtcQuantizer(config.quantization_config, pre_quantized=True)
         model.is_quantized = True
     return model
 
 
-def _version(model: PreTrainedModel, kinds: set[type], layers: Sequence[dict] | None) -> int:
-    """The oldest format that holds all that a model has."""
-    if _sealed(model):
-        return 6
-    if SplitTernary in kinds or any(hasattr(m, "input_clip") for m in model.modules()):
-        return 5
-    if Sparsify in kinds or any("head_size" in layer for layer in layers or ()):
-        return 4
-    return 3 if layers else 2 if Storage in kinds else 1
-
-
 def unpack(model: PreTrainedModel) -> PreTrainedModel:
     """A packed model as one that trains: dequantized weights, same quantizers; in place."""
     for name, module in list(model.named_modules()):
-        if not isinstance(module, _Packed):
-            continue
-        weight = nn.Parameter(module.quantized().dequantize())
-        if isinstance(module, PackedLinear):
-            linear = linear_of(weight, module.bias)
-            if isinstance(module, SparseLinear):
-                linear = MaskedLinear.from_linear(linear)
-                linear.mask.copy_(module.present())
-            if isinstance(module, SparseLinear) and not module.quantizes:
-                replace_module_(model, name, linear)
-                continue
-            new = QuantLinear.from_linear(linear, module.weights, module.activations)
-            if new.input_clip is not None:
-                new.input_clip.data.copy_(module.input_clip)
-        else:
-            table = nn.Embedding(module.rows, module.columns, device="meta")
-            table.weight = weight
-            new = QuantEmbedding.from_embedding(table, module.weights)
-        replace_module_(model, name, new)
+        if isinstance(module, Stored):
+            replace_module_(model, name, module.trainable())
     if getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer.remove_quantization_config(model)
-    return model
-
-
-def with_activations(model: PreTrainedModel, scheme: Scheme | str) -> PreTrainedModel:
-    """A copy of a packed model whose quantized inputs are rounded by another scheme.
-
-    What a runtime with a scheme of its own computes: ``uint8-tensor`` is ONNX's. Weights and the
-    layers whose inputs are not quantized stay.
-    """
-    scheme, model = Scheme.parse(scheme), copy.deepcopy(model)
-    linears = [m for m in model.modules() if isinstance(m, PackedLinear) and m.activations]
-    if not linears:
-        raise ValueError(
-            f"this {type(model).__name__} has no packed layer that quantizes its input: "
-            "compress it first, with `activations`"
-        )
-    for linear in linears:
-        linear.activations = scheme
-        linear._buffers.pop("input_clip", None)
-    held = model.config.quantization_config
-    held.techniques = [  # what is saved says what is computed
-        replace(t, activations=scheme).to_dict() if isinstance(t, Quantize) else t.to_dict()
-        for t in map(technique, held.techniques)
-    ]
     return model
 
 
@@ -260,6 +193,7 @@ def save(
     try:
         with staged_folder(folder, replace) as partial:
             model.save_pretrained(partial)
+            sort_metadata_(partial / WEIGHTS)
             tokenizer.save_pretrained(partial)
     except FileExistsError:
         raise
@@ -268,6 +202,22 @@ def save(
             f"cannot write the artefact to {folder}: {error}; nothing there was changed"
         ) from None
     return Path(folder)
+
+
+def sort_metadata_(path: Path) -> None:
+    """Orders the metadata in a safetensors file's header, in place: the library has it by chance.
+
+    The same model then gives the same file, byte for byte.
+    """
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        held = header.get("__metadata__", {})
+        header["__metadata__"] = dict(sorted(held.items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # else it was written by another library: leave it
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

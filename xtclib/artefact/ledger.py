@@ -12,12 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from xtclib.artefact.format import WEIGHTS
+from xtclib.artefact.checks import WEIGHTS, OnDisk, make_room_
+from xtclib.artefact.format import sealed
 from xtclib.costs.architectures import build
-from xtclib.techniques.base import Technique
-from xtclib.techniques.pruning.layers import SparseLinear
-from xtclib.techniques.quantization.packed import _Packed
-from xtclib.techniques.registry import technique
+from xtclib.techniques.base import Held, Stored, Technique
+from xtclib.techniques.registry import listed
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,9 @@ def byte_ledger(folder: str | Path) -> list[Entry]:
     if held.get("quant_method") != "xtc":
         raise ValueError(f"{folder} was quantized by {held.get('quant_method')!r}, not by xtclib")
     model = build(config)
-    for item in held.get("techniques", ()):
-        technique(item).rebuild(model)
-    packed, entries = _packed_layers(model), []
+    for item in listed(config):
+        item.rebuild(model)
+    found = {}
     try:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
@@ -74,15 +73,16 @@ def byte_ledger(folder: str | Path) -> list[Entry]:
                 dtype = tensor.get_dtype()
                 if dtype not in _TYPES:
                     raise ValueError(f"{path.name}: tensor {name!r} has type {dtype}: not xtclib's")
-                shape = tuple(tensor.get_shape())
-                entries.append(_entry(name, shape, getattr(torch, _TYPES[dtype]), packed.get(name)))
+                found[name] = OnDisk(tuple(tensor.get_shape()), getattr(torch, _TYPES[dtype]))
     except SafetensorError as error:
         raise ValueError(
             f"{path.name} in {path.parent.name} cannot be read ({error}); the file is truncated or "
             "no safetensors file, copy it again"
         ) from None
-    header = path.stat().st_size - sum(entry.bytes for entry in entries)
-    return _with_header(entries, header)
+    make_room_(model, found)
+    packed = _held(model)
+    entries = [_entry(name, *tensor, packed.get(name)) for name, tensor in found.items()]
+    return _with_header(entries, path.stat().st_size - sum(entry.bytes for entry in entries))
 
 
 def plan(config: PretrainedConfig, techniques: Sequence[Technique]) -> list[Entry]:
@@ -94,7 +94,7 @@ def plan(config: PretrainedConfig, techniques: Sequence[Technique]) -> list[Entr
     decides: how a share over the whole model falls on layers, which sparse codes round to 0.
 
     >>> from transformers import BertConfig
-    >>> from xtclib.techniques.registry import Quantize, Storage
+    >>> from xtclib.techniques import Quantize, Storage
     >>> entries = plan(BertConfig(), [Quantize(), Storage("int8-row", "int8-row")])
     >>> round(sum(entry.bytes for entry in entries) / 1e6, 1)
     14.9
@@ -102,10 +102,10 @@ def plan(config: PretrainedConfig, techniques: Sequence[Technique]) -> list[Entr
     model = build(copy.deepcopy(config))
     for item in techniques:
         model = item.plan(model)
-    packed = _packed_layers(model)
+    packed, column = _held(model), sealed(model) if any(t.stored for t in techniques) else None
     entries = [
-        _entry(name, tuple(t.shape), torch.float16 if t.is_floating_point() else t.dtype,
-               packed.get(name))
+        _entry(name, (*t.shape, 1) if name == column else tuple(t.shape),
+               torch.float16 if t.is_floating_point() else t.dtype, packed.get(name))
         for name, t in model.state_dict().items()
     ]  # fmt: skip
     return _with_header(entries, 230 * len(entries))
@@ -119,31 +119,22 @@ def _with_header(entries: list[Entry], header: int) -> list[Entry]:
 _TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "U8": "uint8", "I64": "int64"}
 
 
-def _entry(name: str, shape: tuple, dtype: torch.dtype, layer: _Packed | None) -> Entry:
-    values, width = math.prod(shape), 8.0 * dtype.itemsize
-    size, limit = values * dtype.itemsize, width
-    if isinstance(layer, SparseLinear):
-        if name.endswith("_values"):
-            values, width = int(8 * size / layer.width), layer.width
-        else:
-            values, width = layer.rows * layer.columns, 1
-        limit = width
-    elif layer is not None:
-        low, high = layer.weights.levels
-        values, width = layer.rows * layer.columns, layer.width
-        limit = math.log2(2 if layer.weights.family == "binary" else high - low + 1)
-    return Entry(name, shape, str(dtype)[6:], size, values, width, values * limit / 8)
+def _entry(name: str, shape: tuple, dtype: torch.dtype, held: Held | None) -> Entry:
+    size = math.prod(shape) * dtype.itemsize
+    if held is None:
+        held = Held(math.prod(shape), 8.0 * dtype.itemsize, 8.0 * dtype.itemsize)
+    limit = held.values * held.limit / 8
+    return Entry(name, shape, str(dtype)[6:], size, held.values, held.width, limit)
 
 
-def _packed_layers(model: PreTrainedModel) -> dict[str, _Packed]:
-    """Packed layers by the name of their bytes."""
-    found = {}
-    for name, module in model.named_modules():
-        if isinstance(module, _Packed):
-            found[f"{name}.weight"] = module
-        if isinstance(module, SparseLinear) and module.quantizes:
-            found[f"{name}.weight_values"] = module
-    return found
+def _held(model: PreTrainedModel) -> dict[str, Held]:
+    """What the packed tensors of a model hold, by their full names."""
+    return {
+        f"{name}.{tensor}": held
+        for name, module in model.named_modules()
+        if isinstance(module, Stored)
+        for tensor, held in module.entries().items()
+    }
 
 
 def table(entries: Sequence[Entry], rows: int = 12) -> str:

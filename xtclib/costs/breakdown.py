@@ -28,8 +28,8 @@ from xtclib.costs.parts import (
     Part,
     convention,
 )
-from xtclib.techniques.quantization.packed import _Packed
-from xtclib.techniques.quantization.splitting import double_, is_split
+from xtclib.techniques.base import Stored
+from xtclib.techniques.registry import listed
 
 __all__ = [
     "COMPONENTS",
@@ -181,11 +181,11 @@ def known(source: str | Path | PretrainedConfig | nn.Module) -> nn.Module:
 
 
 def _built(source: str | Path | PretrainedConfig | nn.Module) -> nn.Module:
-    """:func:`architectures.build`, with two of each layer whose weights were split in two."""
+    """:func:`architectures.build`, with the layers that its techniques have it run."""
     found = config_of(source) if isinstance(source, (str, Path)) else source
     model = build(found)
-    if is_split(found):
-        double_(model)
+    for item in listed(found) if isinstance(found, PretrainedConfig) else ():
+        item.outline(model)
     return model
 
 
@@ -392,7 +392,8 @@ def deformer(
 
 def parameters(model: nn.Module) -> int:
     """Weights and biases of a model, packed ones counted as the weights that they stand for."""
-    packed = sum(m.rows * m.columns for m in model.modules() if isinstance(m, _Packed))
+    stored = [m.entries() for m in model.modules() if isinstance(m, Stored)]
+    packed = sum(held["weight"].values for held in stored if "weight" in held)
     return packed + sum(p.numel() for p in model.parameters())
 
 

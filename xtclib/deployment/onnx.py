@@ -32,8 +32,9 @@ from xtclib.attention import score_attention
 from xtclib.bert import replace_module_
 from xtclib.deployment.graph import SUM, quiet, serialized, with_sum
 from xtclib.files import write_bytes
+from xtclib.techniques.base import Stored
 from xtclib.techniques.pruning.layers import SparseLinear
-from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear, _Packed
+from xtclib.techniques.quantization.packed import Packed, PackedEmbedding, PackedLinear
 from xtclib.techniques.quantization.packing import byte_table
 from xtclib.techniques.quantization.quantizers import Scheme
 
@@ -71,7 +72,13 @@ def _rounded(x: Tensor, scheme: Scheme) -> Tensor:
 
 
 # As in training, but rounding by ONNX's operators, and a mask that broadcasts over queries.
-AttentionInterface.register(_ATTENTION, partial(score_attention, rounded=_rounded))
+def _attention(module: nn.Module, *tensors: Tensor, **options) -> tuple[Tensor, Tensor]:
+    scheme = getattr(module, "attention_scheme", None)
+    rounded = partial(_rounded, scheme=scheme) if scheme else None
+    return score_attention(module, *tensors, rounded=rounded, **options)
+
+
+AttentionInterface.register(_ATTENTION, _attention)
 AttentionMaskInterface.register(_ATTENTION, padding_mask)
 
 
@@ -96,7 +103,7 @@ def _gather(rows: Tensor, ids: Tensor) -> Tensor:
 class _Unpacked(nn.Module):
     """What both layers share: bytes, the table that opens them, fp16 scales."""
 
-    def __init__(self, packed: _Packed) -> None:
+    def __init__(self, packed: Packed) -> None:
         super().__init__()
         self.rows, self.columns = packed.rows, packed.columns
         self.register_buffer("bytes", packed.weight.squeeze(-1))
@@ -116,9 +123,11 @@ class _Unpacked(nn.Module):
 class _OnnxLinear(_Unpacked):
     """A packed linear layer as ONNX Runtime computes it."""
 
-    def __init__(self, packed: PackedLinear, activations: Scheme | None) -> None:
+    def __init__(self, packed: PackedLinear, activations: str) -> None:
         super().__init__(packed)
-        self.activations, self.bias = activations, packed.bias
+        scheme = packed.activations and replace(packed.activations, clip=None)
+        self.activations = DYNAMIC if scheme and activations == "dynamic" else scheme
+        self.bias = packed.bias
         self.clip = packed.activations.clip if packed.activations else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,6 +160,9 @@ class _OnnxLinear(_Unpacked):
 class _OnnxEmbedding(_Unpacked):
     """A packed embedding: gathers bytes, expands only the rows that are looked up."""
 
+    def __init__(self, packed: PackedEmbedding, activations: str) -> None:
+        super().__init__(packed)
+
     def forward(self, ids: Tensor) -> Tensor:
         found = self.open(_gather(self.bytes, ids)).float()
         if self.zero is not None:
@@ -160,6 +172,16 @@ class _OnnxEmbedding(_Unpacked):
     @staticmethod
     def at(per_row: Tensor, ids: Tensor) -> Tensor:
         return _gather(per_row, ids).unsqueeze(-1) if len(per_row) > 1 else per_row
+
+
+def _unmasked(layer: SparseLinear, activations: str) -> nn.Module:
+    """Runtimes have no product for masks."""
+    plain = layer.unmasked()
+    return _OnnxLinear(plain, activations) if isinstance(plain, PackedLinear) else plain
+
+
+# How a stored layer is exported; one that is not here goes as its dense self.
+FORMS = {PackedLinear: _OnnxLinear, PackedEmbedding: _OnnxEmbedding, SparseLinear: _unmasked}
 
 
 class _Logits(nn.Module):
@@ -192,7 +214,7 @@ def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dy
     path = Path(path)
     if path.is_dir() or path.suffix != ".onnx":
         raise ValueError(f"cannot export to {path}: expected the name of a file ending in .onnx")
-    if not any(isinstance(m, _Packed) for m in model.modules()):
+    if not any(isinstance(m, Stored) for m in model.modules()):
         raise ValueError(
             f"this {type(model).__name__} was never quantized: it has no packed layer to export. "
             "Compress it first (`xtc compress`), or export it in fp32 by `torch.onnx.export`"
@@ -215,18 +237,9 @@ def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dy
     for name, module in list(model.named_modules()):
         if activations == "dynamic" and getattr(module, "attention_scheme", None):
             module.attention_scheme = DYNAMIC
-        if isinstance(module, SparseLinear):  # runtimes have no product for masks
-            module = module.dense()
-            replace_module_(model, name, module)
-        if not isinstance(module, _Packed):
-            continue
-        if isinstance(module, PackedEmbedding):
-            replace_module_(model, name, _OnnxEmbedding(module))
-        else:
-            scheme = module.activations and replace(module.activations, clip=None)
-            if scheme is not None and activations == "dynamic":
-                scheme = DYNAMIC
-            replace_module_(model, name, _OnnxLinear(module, scheme))
+        if isinstance(module, Stored):
+            form = FORMS.get(type(module), lambda layer, _: layer.dense())
+            replace_module_(model, name, form(module, activations))
     content = with_sum(to_onnx(model, {**about(model, activations), SUM: "0" * 64}))
     try:
         return write_bytes(path, content)

@@ -1,5 +1,45 @@
-"""Techniques: small frozen configs that turn a model into a smaller one."""
+"""What makes a model smaller: a folder for each family, one interface for all.
 
-from xtclib.techniques.base import TECHNIQUES, Technique, register
+A technique is a small frozen config with ``apply(model, data) → model`` and, where it needs them,
+what :class:`Technique` lists. They compose in a list; recipes know them by name.
+"""
 
-__all__ = ["TECHNIQUES", "Technique", "register"]
+from xtclib.techniques.base import Held, Stored, Technique, pack_, register
+from xtclib.techniques.embeddings.technique import PruneVocabulary, SmallVocabulary
+from xtclib.techniques.pruning.depth import LayerReduction
+from xtclib.techniques.pruning.structured import LearnGates, PruneHeads, PruneNeurons, PruneWidth
+from xtclib.techniques.pruning.unstructured import ReweightedProximal, Sparsify
+from xtclib.techniques.quantization.splitting import SplitTernary
+from xtclib.techniques.quantization.technique import Quantize, Storage
+from xtclib.techniques.registry import apply_all, technique
+from xtclib.techniques.students.technique import CNN, BiLSTM, Bottleneck, Compact, DistilBert
+from xtclib.techniques.students.theseus import KeepSuccessors, ReplaceModules
+
+__all__ = [
+    "CNN",
+    "BiLSTM",
+    "Bottleneck",
+    "Compact",
+    "DistilBert",
+    "Held",
+    "KeepSuccessors",
+    "LayerReduction",
+    "LearnGates",
+    "PruneHeads",
+    "PruneNeurons",
+    "PruneVocabulary",
+    "PruneWidth",
+    "Quantize",
+    "ReplaceModules",
+    "ReweightedProximal",
+    "SmallVocabulary",
+    "Sparsify",
+    "SplitTernary",
+    "Storage",
+    "Stored",
+    "Technique",
+    "apply_all",
+    "pack_",
+    "register",
+    "technique",
+]

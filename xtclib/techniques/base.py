@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,6 @@ from transformers import (
 from xtclib.bert import encoder_linears, replace_module_
 from xtclib.config import Named, Registry
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.pruning.layers import HardConcrete, MaskedLinear, SparseLinear
-from xtclib.techniques.quantization.layers import QuantEmbedding, QuantLinear
-from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear
 
 
 class Technique(Named):
@@ -98,6 +96,9 @@ class Technique(Named):
     def rebuild(self, model: PreTrainedModel) -> None:
         """Gives an empty model the finalized structure, in place, before weights are loaded."""
 
+    def outline(self, model: PreTrainedModel) -> None:
+        """Gives an empty model the layers whose products it runs, in place: for what it costs."""
+
     def plan(self, model: PreTrainedModel) -> PreTrainedModel:
         """An empty model with the structure that the technique will leave it, for its size."""
         self.rebuild(model)
@@ -128,15 +129,47 @@ def check_finite(model: nn.Module, what: str) -> None:
             )
 
 
+class Held(NamedTuple):
+    """What a stored tensor holds: ``values`` of ``width`` bits, no code taking less than ``limit``.
+
+    ``limit``: log₂ of the number of levels, the least if all are equally likely.
+    """
+
+    values: int
+    width: float
+    limit: float
+
+
+class Stored(nn.Module):
+    """A layer as it is saved. It answers for itself, so that nothing outside knows its kind.
+
+    The layer that trains has a method ``stored`` that gives this one. One that stands for a linear
+    layer has its ``in_features`` and ``out_features``.
+    """
+
+    format: ClassVar[int] = 1  # of the artefact, that a reader needs
+
+    def trainable(self) -> nn.Module:
+        """The layer that trains, from the values that are stored."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it trains on")
+
+    def dense(self) -> nn.Module:
+        """An ordinary layer with the same values, for whoever knows no other."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it stands for")
+
+    def entries(self) -> dict[str, Held]:
+        """What its tensors of packed bytes hold, by their own names."""
+        return {}
+
+    def make_room_(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Resizes what only the file tells the size of, by its tensors' shapes, in place."""
+
+
 def pack_(model: PreTrainedModel) -> PreTrainedModel:
-    """Every quantizing or masked layer as the one that is stored, every other parameter in fp16."""
+    """Every layer that has a stored form as that, every other parameter in fp16; in place."""
     for name, module in list(model.named_modules()):
-        if getattr(module, "mask", None) is not None:
-            replace_module_(model, name, SparseLinear.from_masked(module))
-        elif isinstance(module, QuantLinear):
-            replace_module_(model, name, PackedLinear.from_quant(module))
-        elif isinstance(module, QuantEmbedding):
-            replace_module_(model, name, PackedEmbedding.from_quant(module))
+        if hasattr(module, "stored"):
+            replace_module_(model, name, module.stored())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.half())
@@ -145,21 +178,19 @@ def pack_(model: PreTrainedModel) -> PreTrainedModel:
 
 def refuse_packed(model: nn.Module) -> None:
     """Raises ``ValueError`` for a model whose weights are stored, not trained."""
-    if any(isinstance(module, (PackedLinear, PackedEmbedding)) for module in model.modules()):
+    if any(isinstance(module, Stored) for module in model.modules()):
         raise ValueError(
             "the model is already packed; apply `xtclib.artefact.unpack` first to change or "
             "train it on"
         )
 
 
-def check_plain(model: nn.Module, what: str, allowed: type = nn.Linear) -> None:
-    """Raises ``ValueError`` if an encoder's layer was changed by what ``what`` has to precede."""
+def check_plain(model: nn.Module, what: str, allowed: type | tuple[type, ...] = ()) -> None:
+    """Raises ``ValueError`` if an encoder's layer was changed by what ``what`` has to precede.
+
+    Such a layer says so itself: its ``refusal`` ends the sentence that ``what`` begins.
+    """
     for linear in encoder_linears(model).values():
-        if isinstance(linear, HardConcrete) and allowed is not HardConcrete:
-            raise ValueError(
-                f"{what} meets the gates of learn_gates: first remove what they closed, by "
-                "prune_heads or prune_neurons with the criterion 'gates'"
-            )
-        if isinstance(linear, (QuantLinear, MaskedLinear)):
-            other = "quantize" if isinstance(linear, QuantLinear) else "sparsify"
-            raise ValueError(f"{what} comes before {other}: list it first")
+        refusal = getattr(linear, "refusal", None)
+        if refusal and not isinstance(linear, allowed):
+            raise ValueError(f"{what} {refusal}")

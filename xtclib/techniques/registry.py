@@ -6,25 +6,15 @@ width it is stored in) and ``rebuild`` (the same structure on an empty model, so
 artefact can load). They compose in a list.
 """
 
-# ruff: noqa: F401 - each of the modules below registers what it defines
-
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import TECHNIQUES, Technique, register
-from xtclib.techniques.embeddings.technique import PruneVocabulary, SmallVocabulary
-from xtclib.techniques.pruning.depth import LayerReduction
-from xtclib.techniques.pruning.structured import LearnGates, PruneHeads, PruneNeurons, PruneWidth
-from xtclib.techniques.pruning.unstructured import ReweightedProximal, Sparsify
-from xtclib.techniques.quantization.splitting import SplitTernary
-from xtclib.techniques.quantization.technique import Quantize, Storage
-from xtclib.techniques.students.technique import CNN, BiLSTM, Bottleneck, Compact, DistilBert
-from xtclib.techniques.students.theseus import KeepSuccessors, ReplaceModules
+from xtclib.techniques.base import TECHNIQUES, Technique
 
 
 def technique(config: Technique | dict | str) -> Technique:
@@ -34,6 +24,17 @@ def technique(config: Technique | dict | str) -> Technique:
     LayerReduction(keep=(1, 3), layers=None)
     """
     return TECHNIQUES.read(config)
+
+
+def held(config: PretrainedConfig) -> list[dict]:
+    """What an artefact's config lists as its techniques; nothing for an ordinary model's."""
+    found = getattr(config, "quantization_config", None) or {}
+    return found.get("techniques", []) if isinstance(found, dict) else found.techniques
+
+
+def listed(config: PretrainedConfig) -> list[Technique]:
+    """The techniques that an artefact's config lists."""
+    return [technique(item) for item in held(config)]
 
 
 def apply_all(

@@ -12,8 +12,9 @@ from xtclib.bert import encoder_linears
 from xtclib.deployment import onnx, runtimes
 from xtclib.distillation.objective import Objective
 from xtclib.tasks.rows import Calibration
+from xtclib.techniques import PruneHeads, apply_all, technique
 from xtclib.techniques.embeddings.technique import PruneVocabulary
-from xtclib.techniques.pruning.layers import MaskedLinear, SparseLinear
+from xtclib.techniques.pruning.layers import MaskedLinear, QuantMaskedLinear, SparseLinear
 from xtclib.techniques.pruning.structured import LearnGates, PruneWidth
 from xtclib.techniques.pruning.unstructured import (
     ReweightedProximal,
@@ -21,10 +22,8 @@ from xtclib.techniques.pruning.unstructured import (
     Sparsify,
     sparsity_of,
 )
-from xtclib.techniques.quantization.layers import QuantLinear
 from xtclib.techniques.quantization.packing import encode, pack
 from xtclib.techniques.quantization.technique import Quantize
-from xtclib.techniques.registry import PruneHeads, apply_all, technique
 from xtclib.training import mlm
 from xtclib.training.budget import Budget
 from xtclib.training.trainer import train_stage
@@ -284,7 +283,7 @@ def test_every_sparse_model_saves_and_reloads_to_the_same_bits(
     trainable = format.unpack(again)
     assert shares(trainable) == shares(model)
     kinds = {type(layer) for layer in layers(trainable)}
-    assert kinds == ({QuantLinear} if "int" in name else {MaskedLinear})
+    assert kinds == ({QuantMaskedLinear} if "int" in name else {MaskedLinear})
 
 
 def test_a_sparse_file_is_its_mask_and_its_values(bert, tokenizer, tmp_path):

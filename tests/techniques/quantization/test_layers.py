@@ -7,10 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from xtclib.techniques.quantization import packed as techniques_quantization_packed
+from xtclib.artefact.format import finalize
+from xtclib.techniques.quantization import products
 from xtclib.techniques.quantization.layers import QuantEmbedding, QuantLinear
 from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear
 from xtclib.techniques.quantization.quantizers import Scheme, fake_quantize, quantize
+from xtclib.techniques.quantization.technique import Quantize
 
 WEIGHTS = (
     "binary", "binary-row", "ternary", "ternary-group4", "int2-row", "int4-group4", "int8",
@@ -120,18 +122,25 @@ def test_an_input_changed_in_place_is_quantized_anew():
     torch.testing.assert_close(layer(x), 2 * layer.bias - before)
 
 
-def test_query_key_and_value_share_one_quantization(monkeypatch):
+def test_query_key_and_value_share_one_quantization(make_bert, monkeypatch):
     counted = []
 
     def spy(x, scheme, dtype=None):
         counted.append(str(scheme))
         return quantize(x, scheme, dtype)
 
-    monkeypatch.setattr("xtclib.techniques.quantization.layers.quantize", spy)
-    x, layers = inputs(4), [linear("binary", "int8-token", seed=s) for s in range(3)]
-    for layer in layers:
-        layer(x)
-    assert counted.count("int8-token") == 1 and counted.count("binary-tensor") == 3
+    monkeypatch.setattr("xtclib.techniques.quantization.products.quantize", spy)
+    model = Quantize().apply(make_bert(1))
+    attention = model.bert.encoder.layer[0].attention.self
+    names = "query", "key", "value"
+    for half in (attention, copy.deepcopy(model).bert.encoder.layer[0].attention.self):
+        x, before = torch.randn(2, 5, 32), list(counted)
+        for name in names:
+            getattr(half, name)(x)
+        assert counted.count("int8-token") == before.count("int8-token") + 1
+    assert counted.count("binary-tensor") == 6
+    packed = finalize(model, [Quantize()]).bert.encoder.layer[0].attention.self
+    assert len({id(getattr(packed, name).inputs) for name in names}) == 1
 
 
 def test_a_batch_seen_under_inference_mode_can_be_trained_on():
@@ -371,7 +380,7 @@ def test_integer_sums_are_exact_where_fp32_is_not():
     x = torch.full((1, 4096), 127, dtype=torch.int8)
     weight = torch.full((1, 4096), 127, dtype=torch.int8)
     weight[0, 0] = 126
-    assert int(techniques_quantization_packed.integer_linear(x, weight)) == 4096 * 127 * 127 - 127
+    assert int(products.integer_linear(x, weight)) == 4096 * 127 * 127 - 127
 
 
 def test_without_the_kernel_it_says_so_and_falls_back(monkeypatch):
@@ -382,12 +391,12 @@ def test_without_the_kernel_it_says_so_and_falls_back(monkeypatch):
         raise RuntimeError("no such kernel\nmore")
 
     monkeypatch.setattr(torch, "_int_mm", missing)
-    techniques_quantization_packed.integer_kernel.cache_clear()
+    products.integer_kernel.cache_clear()
     try:
         with torch.no_grad(), pytest.warns(UserWarning, match="no int8 .* on cpu .no such kernel"):
             assert torch.equal(layer(x), floating(x))
     finally:
-        techniques_quantization_packed.integer_kernel.cache_clear()
+        products.integer_kernel.cache_clear()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -77,11 +77,11 @@ def test_ternary_widths_hold_the_same_model(bert, tmp_path):
     assert {m.width for m in again.modules() if isinstance(m, PackedLinear)} == {1.6}
 
 
-def test_an_artefact_with_storage_is_format_2_and_unpacks_to_train(bert, tmp_path):
+def test_an_artefact_with_storage_says_so_and_unpacks_to_train(bert, tmp_path):
     storage = Storage(pooler="binary-row", positions="int8-row", length=16)
     saved(bert, [quantize(1), storage], tmp_path / "a")
     config = json.loads((tmp_path / "a/config.json").read_text())
-    assert config["quantization_config"]["format"] == 2
+    assert config["quantization_config"]["format"] == 1
     assert config["max_position_embeddings"] == 16
     model, ids = AutoModelForSequenceClassification.from_pretrained(tmp_path / "a"), torch.arange(9)
     before = model(ids[None]).logits

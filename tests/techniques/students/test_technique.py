@@ -8,11 +8,7 @@ from xtclib.artefact import format
 from xtclib.costs import breakdown
 from xtclib.recipes.recipe import Stage
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.embeddings.technique import SmallVocabulary
-from xtclib.techniques.pruning import surgery
-from xtclib.techniques.pruning.depth import LayerReduction
-from xtclib.techniques.quantization.technique import Quantize, Storage
-from xtclib.techniques.registry import (
+from xtclib.techniques import (
     CNN,
     BiLSTM,
     Bottleneck,
@@ -21,6 +17,10 @@ from xtclib.techniques.registry import (
     PruneHeads,
     technique,
 )
+from xtclib.techniques.embeddings.technique import SmallVocabulary
+from xtclib.techniques.pruning import surgery
+from xtclib.techniques.pruning.depth import LayerReduction
+from xtclib.techniques.quantization.technique import Quantize, Storage
 
 STUDENTS = {
     "sliced": Compact(layers=0.5, hidden=0.5, intermediate=0.5),

@@ -7,12 +7,16 @@ are left; ``GatedLinear`` scales groups of its inputs, such as the outputs of at
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xtclib.techniques.quantization.layers import QuantLinear, linear_of
+from xtclib.bert import linear_of
+from xtclib.techniques.base import Held
+from xtclib.techniques.quantization.layers import QuantLinear
 from xtclib.techniques.quantization.packed import PackedLinear
 from xtclib.techniques.quantization.packing import (
     encode,
@@ -22,6 +26,7 @@ from xtclib.techniques.quantization.packing import (
     unpack,
     unpack_sparse,
 )
+from xtclib.techniques.quantization.products import InputQuantizer
 from xtclib.techniques.quantization.quantizers import Quantized, Scheme, quantize
 
 
@@ -46,6 +51,7 @@ class MaskedLinear(nn.Linear):
     arXiv:2005.07683, section 3) the mask's gradient ∂L/∂S = ∂L/∂W' ⊙ W is learned from as well.
     """
 
+    refusal: ClassVar[str] = "comes before sparsify: list it first"
     mask: Tensor
     scores: nn.Parameter | None
     score_learning_rate: float | None = None
@@ -67,6 +73,14 @@ class MaskedLinear(nn.Linear):
         layer.score_learning_rate = score_learning_rate
         return layer.train(linear.training)
 
+    def stored(self) -> SparseLinear:
+        """The layer that is saved."""
+        return SparseLinear.from_masked(self)
+
+    def quantizing(self, weights: Scheme, inputs: InputQuantizer) -> QuantMaskedLinear:
+        """The same layer with what is left of its weights quantized."""
+        return QuantMaskedLinear.from_linear(self, weights, inputs)
+
     def forward(self, x: Tensor) -> Tensor:
         if self.scores is None:
             return F.linear(x, self.weight * self.mask, self.bias)
@@ -75,6 +89,32 @@ class MaskedLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, learned={self.scores is not None}"
+
+
+class QuantMaskedLinear(QuantLinear):
+    """A masked layer that quantizes what is left: what was removed stays 0."""
+
+    mask: Tensor
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, weights: Scheme, activations: Scheme | InputQuantizer | None = None
+    ) -> QuantMaskedLinear:
+        """Wraps a masked layer, sharing its parameters and mask."""
+        if weights.family != "int":
+            raise ValueError(
+                f"pruned weights cannot be quantized to {weights}, which has no zero to spare: "
+                "choose 'int8' or 'int4'"
+            )
+        layer = super().from_linear(linear, weights, activations)
+        layer.register_buffer("mask", linear.mask)
+        return layer
+
+    def effective_weight(self) -> Tensor:
+        return self.weight * self.mask
+
+    def stored(self) -> SparseLinear:
+        return SparseLinear.from_masked(self)
 
 
 class SparseLinear(PackedLinear):
@@ -86,7 +126,7 @@ class SparseLinear(PackedLinear):
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool, weights: Scheme | None = None,
-        activations: Scheme | None = None, device=None,
+        activations: Scheme | InputQuantizer | None = None, device=None,
     ) -> None:  # fmt: skip
         if weights is not None and weights.family != "int":
             raise ValueError(
@@ -114,12 +154,12 @@ class SparseLinear(PackedLinear):
         """Sparse values keep the width of their scheme."""
 
     @classmethod
-    def from_masked(cls, layer: MaskedLinear | QuantLinear) -> SparseLinear:
+    def from_masked(cls, layer: MaskedLinear | QuantMaskedLinear) -> SparseLinear:
         """Stores what a masked layer, quantizing or not, has learned."""
         scheme = getattr(layer, "weights", None)
         shape = layer.in_features, layer.out_features, layer.bias is not None
         device = layer.weight.device
-        sparse = cls(*shape, scheme, getattr(layer, "activations", None), device)
+        sparse = cls(*shape, scheme, getattr(layer, "inputs", None), device)
         sparse.store_(layer.weight.detach() * layer.mask)
         sparse.store_bias_(layer.bias)
         sparse.store_clip_(layer)
@@ -138,12 +178,40 @@ class SparseLinear(PackedLinear):
         self.weight = mask.unsqueeze(-1)
         self._unpacked = None
 
-    def dense(self) -> nn.Linear | PackedLinear:
-        """An ordinary layer of the same numbers: what a runtime that knows no masks can run."""
-        if not self.quantizes:
-            return linear_of(self.quantized().codes, self.bias).train(self.training)
+    def make_room_(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        count = shapes.get("weight_values", (0,))[0]
+        self.set_count_(min(count, self.rows * self.columns))
+
+    def entries(self) -> dict[str, Held]:
+        held = {"weight": Held(self.rows * self.columns, 1, 1)}
+        if self.quantizes:
+            values = int(8 * len(self.weight_values) / self.width)
+            held["weight_values"] = Held(values, self.width, self.width)
+        return held
+
+    def quantizing(self, weights: Scheme, inputs: InputQuantizer) -> SparseLinear:
+        """An empty layer of as many values at another width."""
         shape = self.in_features, self.out_features, self.bias is not None
-        packed = PackedLinear(*shape, self.weights, self.activations, self.weight.device)
+        new = SparseLinear(*shape, weights, inputs, self.weight.device)
+        new.set_count_(packed_length(len(self.weight_values), new.width))
+        return new
+
+    def trainable(self) -> MaskedLinear | QuantMaskedLinear:
+        masked = MaskedLinear.from_linear(self.dense())
+        masked.mask.copy_(self.present())
+        if not self.quantizes:
+            return masked
+        layer = masked.quantizing(self.weights, self.inputs)
+        if layer.input_clip is not None:
+            layer.input_clip.data.copy_(self.input_clip)
+        return layer
+
+    def unmasked(self) -> nn.Linear | PackedLinear:
+        """A layer of the same numbers, zeros among them: for a runtime that knows no masks."""
+        if not self.quantizes:
+            return self.dense()
+        shape = self.in_features, self.out_features, self.bias is not None
+        packed = PackedLinear(*shape, self.weights, self.inputs, self.weight.device)
         packed.weight = encode(self.quantized().codes, self.width, self.offset).unsqueeze(-1)
         packed.weight_scale, packed.bias = self.weight_scale, self.bias
         packed.store_clip_(self)
@@ -182,6 +250,10 @@ class GatedLinear(nn.Linear):
     factors; a subclass may derive them from what it learns.
     """
 
+    refusal: ClassVar[str] = (
+        "meets the gates of learn_gates: first remove what they closed, by prune_heads or "
+        "prune_neurons with the criterion 'gates'"
+    )
     gate: nn.Parameter | None
 
     @classmethod

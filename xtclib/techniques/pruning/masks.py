@@ -73,14 +73,14 @@ def parse_pattern(pattern: str | None) -> tuple[str, int, int]:
     if pattern is None:
         return "block", 1, 1
     match = re.fullmatch(r"(\d+)([:x])(\d+)", str(pattern))
-    first, second = (int(match[1]), int(match[3])) if match else (0, 0)
-    if not (first and second) or (match[2] == ":" and first >= second):
+    kind, first, second = (match[2], int(match[1]), int(match[3])) if match else ("", 0, 0)
+    if not (first and second) or (kind == ":" and first >= second):
         raise ValueError(
             f"cannot read the pattern {pattern!r}: write '2:4', in quotes (YAML takes 2:4 for a "
             "time), for two weights kept of every four inputs, or '4x8' for blocks of 4 outputs by "
             "8 inputs"
         )
-    return ("n:m" if match[2] == ":" else "block"), first, second
+    return ("n:m" if kind == ":" else "block"), first, second
 
 
 def pattern_sparsity(pattern: str | None) -> float | None:

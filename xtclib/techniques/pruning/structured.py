@@ -67,7 +67,7 @@ class _Narrow(Technique):
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         refuse_packed(model)
-        check_plain(model, self.name, HardConcrete if self.criterion == "gates" else nn.Linear)
+        check_plain(model, self.name, HardConcrete if self.criterion == "gates" else ())
         check_finite(model, "cannot prune this model")
         model = copy.deepcopy(model)
         if self.criterion == "random":

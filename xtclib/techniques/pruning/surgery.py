@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from xtclib.bert import encoder_layers, replace_module_
-from xtclib.techniques.quantization.layers import linear_of
+from xtclib.bert import encoder_layers, linear_of, replace_module_
 
 
 def widths(model: PreTrainedModel) -> list[dict[str, int]]:

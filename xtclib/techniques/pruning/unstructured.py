@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel
 
-from xtclib.bert import encoder_linears, replace_module_
+from xtclib.bert import encoder_linears, linear_of, replace_module_
 from xtclib.config import READ, Count, Expect, Flag, NotNegative, Positive, Share, Whole, config
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import (
@@ -35,7 +35,6 @@ from xtclib.techniques.pruning.masks import (
     reweighting,
     soft_threshold,
 )
-from xtclib.techniques.quantization.layers import linear_of
 
 Fraction = Annotated[float, Field(ge=0, lt=1), Expect("a number of at least 0 and below 1")]
 

@@ -1,125 +1,28 @@
-"""Quantized linear and embedding layers: one form to train, one to store.
+"""Quantized linear and embedding layers as they train: full precision, quantized at every step.
 
-``QuantLinear`` and ``QuantEmbedding`` keep full-precision weights and quantize them at every step;
-``PackedLinear`` and ``PackedEmbedding`` hold the bytes that are stored. Both compute
-
-    y = linear(x_codes, w_codes) · (x_scale · w_scale) + bias
-
-so the sum runs over small integers and is exact in fp32 below 2²⁴: a trained model and its packed
-file give the same bits, and so does the integer kernel that packed layers run on. (``linear(x̂, ŵ)``
-would not: its products round, and 8-bit activations downstream amplify a last digit into a whole
-step.)
+What they are stored as is in :mod:`.packed`; both compute by :mod:`.products`.
 """
 
 from __future__ import annotations
 
-import weakref
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear
+from xtclib.techniques.quantization.products import (
+    InputQuantizer,
+    QuantLinearFunction,
+    compute_dtype,
+)
 from xtclib.techniques.quantization.quantizers import (
     Scheme,
-    asymmetric,
     fake_quantize,
     first_clip,
-    quantize,
     round_between,
 )
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """The autocast type where autocast is on, else the tensor's own."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-
-
-_last_input: tuple = (lambda: None, None, None)
-
-
-def _input_codes(x: Tensor, scheme: Scheme, dtype: torch.dtype) -> tuple:
-    """Codes in ``dtype``, scale, and what to add to the codes: asymmetric ones miss int8 by 255."""
-    if scheme.family == "int" or dtype != torch.int8:
-        return *quantize(x, scheme, dtype)[:2], None
-    numbers, scale, zero = asymmetric(x, scheme)
-    return numbers.sub_(128).to(dtype), scale, (128 - zero).int()
-
-
-def _quantize_input(x: Tensor, scheme: Scheme | None, dtype: torch.dtype) -> tuple:
-    """Codes in ``dtype``, fp32 scale and shift (or ``None``) of the input of a linear layer.
-
-    Query, key and value read the same tensor one after the other, so the last answer is kept. An
-    inference tensor counts no versions, so a change in place would go unseen: it is not kept.
-    """
-    global _last_input
-    if scheme is None:
-        return x.to(dtype), None, None
-    if x.is_inference():
-        return _input_codes(x, scheme, dtype)
-    tensor, key, found = _last_input
-    wanted = (x._version, scheme, dtype, torch.is_inference_mode_enabled())
-    if tensor() is not x or key != wanted:
-        found = _input_codes(x, scheme, dtype)
-        _last_input = (weakref.ref(x), wanted, found)
-    return found
-
-
-def _rescale(y: Tensor, x_scale: Tensor | None, w_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """``y · (x_scale · w_scale) + bias`` in the dtype of ``y``, in one pass over ``y``."""
-    scale = w_scale.reshape(-1) if x_scale is None else x_scale * w_scale.reshape(-1)
-    scale = scale.to(y.dtype)
-    return y * scale if bias is None else torch.addcmul(bias.to(y.dtype), y, scale)
-
-
-class _QuantLinearFunction(torch.autograd.Function):
-    """The integer-times-scale product, with straight-through gradients for input and weight.
-
-    ``x_codes · x_scale`` stands for ``x``; ``x`` itself is there to receive the gradient.
-    """
-
-    @staticmethod
-    def forward(ctx, x, x_codes, x_scale, weight, bias, weights: Scheme):
-        # Integers up to 255 are exact in bf16, so codes in the compute type lose nothing.
-        w_codes, w_scale, _ = quantize(weight, weights, x_codes.dtype)
-        ctx.inside = None if weights.clip is None else weight.abs() <= weights.clip
-        ctx.save_for_backward(x_codes, x_scale, w_codes, w_scale)
-        ctx.has_bias, ctx.x_dtype = bias is not None, x.dtype
-        return _rescale(F.linear(x_codes, w_codes), x_scale, w_scale, bias)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        x_codes, x_scale, w_codes, w_scale = ctx.saved_tensors
-        flat = gradient.reshape(-1, gradient.shape[-1])
-        d_x = d_w = d_b = None
-        if ctx.needs_input_grad[0]:  # ∂L/∂x = g · ŵ
-            if w_scale.numel() == 1:
-                d_x = (gradient @ w_codes).mul_(w_scale.reshape(()))
-            else:
-                d_x = (gradient * w_scale.reshape(-1).to(gradient.dtype)) @ w_codes
-            d_x = d_x.to(ctx.x_dtype)
-        if ctx.needs_input_grad[3]:  # ∂L/∂w = gᵀ · x̂
-            scaled = gradient if x_scale is None else gradient * x_scale.to(gradient.dtype)
-            d_w = scaled.reshape_as(flat).T @ x_codes.reshape(-1, x_codes.shape[-1])
-            d_w = d_w.to(w_scale.dtype)
-            if ctx.inside is not None:
-                d_w *= ctx.inside
-        if ctx.has_bias and ctx.needs_input_grad[4]:
-            d_b = flat.sum(0, dtype=torch.float32)
-        return d_x, None, None, d_w, d_b, None
-
-
-def linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    """A plain linear layer around these tensors, which it does not copy.
-
-    >>> linear_of(torch.ones(2, 3)).out_features
-    2
-    """
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    linear.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
-    if bias is not None:
-        linear.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias)
-    return linear
 
 
 class QuantLinear(nn.Linear):
@@ -133,16 +36,21 @@ class QuantLinear(nn.Linear):
     ['bias', 'weight']
     """
 
+    refusal: ClassVar[str] = "comes before quantize: list it first"
     weights: Scheme
-    activations: Scheme | None
-    mask: Tensor | None  # of a pruned layer: what it removed stays 0
-    input_clip: nn.Parameter | None  # of learned activations, (1,)
+    inputs: InputQuantizer
+    input_clip: Any  # of learned activations, (1,), else None
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, weights: Scheme, activations: Scheme | None = None
+        cls,
+        linear: nn.Linear,
+        weights: Scheme,
+        activations: Scheme | InputQuantizer | None = None,
     ) -> QuantLinear:
         """Wraps a linear layer, sharing its parameters. ``ValueError`` for groups that don't fit"""
+        inputs = InputQuantizer.of(activations)
+        activations = inputs.scheme
         if weights.granularity == "token":
             raise ValueError(
                 "weights have no tokens: choose granularity 'tensor', 'row' or 'group'"
@@ -156,22 +64,33 @@ class QuantLinear(nn.Linear):
         shape = linear.in_features, linear.out_features
         layer = cls(*shape, linear.bias is not None, device="meta")
         layer.weight, layer.bias = linear.weight, linear.bias
-        layer.weights, layer.activations = weights, activations
-        mask = getattr(linear, "mask", None)
-        if mask is not None and weights.family != "int":
-            raise ValueError(
-                f"pruned weights cannot be quantized to {weights}, which has no zero to spare: "
-                "choose 'int8' or 'int4'"
-            )
-        layer.register_buffer("mask", mask)
+        layer.weights, layer.inputs = weights, inputs
         learned = activations is not None and activations.learned
         zero = torch.zeros(1, device=linear.weight.device)  # until the first input comes
         layer.input_clip = nn.Parameter(zero) if learned else None
         return layer.train(linear.training)
 
+    @property
+    def activations(self) -> Scheme | None:
+        """How the input is rounded."""
+        return self.inputs.scheme
+
+    def quantizing(self, weights: Scheme, inputs: InputQuantizer) -> QuantLinear:
+        """The same layer under other schemes."""
+        return type(self).from_linear(self, weights, inputs)
+
+    def stored(self) -> PackedLinear:
+        """The layer that is saved."""
+        return PackedLinear.from_quant(self)
+
+    def effective_weight(self) -> Tensor:
+        """The full-precision weight that is quantized."""
+        return self.weight
+
     def _learned(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The input rounded between learned ends, its codes and their scale."""
-        top, how = self.activations.levels[1], self.activations.learned
+        scheme = cast(Scheme, self.activations)  # there is no clip without
+        top, how = scheme.levels[1], str(scheme.learned)
         if float(self.input_clip.detach()) == 0:
             self.input_clip.data.copy_(first_clip(x, top, how))
         clip = self.input_clip.abs()  # an end that crosses 0 is mirrored
@@ -183,9 +102,9 @@ class QuantLinear(nn.Linear):
             x_codes = x_codes.to(compute_dtype(x))
         else:
             with torch.no_grad():
-                x_codes, x_scale, _ = _quantize_input(x, self.activations, compute_dtype(x))
-        weight = self.weight if self.mask is None else self.weight * self.mask
-        return _QuantLinearFunction.apply(x, x_codes, x_scale, weight, self.bias, self.weights)
+                x_codes, x_scale, _ = self.inputs(x, compute_dtype(x))
+        weight = self.effective_weight()
+        return QuantLinearFunction.apply(x, x_codes, x_scale, weight, self.bias, self.weights)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, weights={self.weights}, activations={self.activations}"
@@ -210,6 +129,10 @@ class QuantEmbedding(nn.Embedding):
         layer.weight, layer.weights = embedding.weight, weights
         return layer.train(embedding.training)
 
+    def stored(self) -> PackedEmbedding:
+        """The table that is saved."""
+        return PackedEmbedding.from_quant(self)
+
     def forward(self, ids: Tensor) -> Tensor:
         if self.weights.granularity == "row":  # a row's scale needs no other row
             return fake_quantize(F.embedding(ids, self.weight, self.padding_idx), self.weights)
@@ -217,3 +140,16 @@ class QuantEmbedding(nn.Embedding):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, weights={self.weights}"
+
+
+def quantizing(linear: nn.Linear, weights: Scheme, inputs: InputQuantizer) -> nn.Module:
+    """A linear layer of any kind with its weights quantized; ``ValueError`` if it cannot be."""
+    if hasattr(linear, "quantizing"):
+        return linear.quantizing(weights, inputs)
+    if hasattr(linear, "refusal"):
+        raise ValueError(f"quantize {linear.refusal}")
+    return QuantLinear.from_linear(linear, weights, inputs)
+
+
+# The other direction; the two files cannot import each other.
+PackedLinear.trains_as, PackedEmbedding.trains_as = QuantLinear, QuantEmbedding

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
-from functools import cache
+import math
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xtclib.techniques.quantization.layers import (
-    QuantEmbedding,
-    QuantLinear,
-    _quantize_input,
-    _rescale,
-    compute_dtype,
-)
+from xtclib.bert import linear_of
+from xtclib.techniques.base import Held, Stored
 from xtclib.techniques.quantization.packing import TRIT, decode, encode, packed_length
+from xtclib.techniques.quantization.products import (
+    InputQuantizer,
+    compute_dtype,
+    integer_kernel,
+    integer_linear,
+    rescale,
+)
 from xtclib.techniques.quantization.quantizers import (
     Quantized,
     Scheme,
@@ -25,44 +27,16 @@ from xtclib.techniques.quantization.quantizers import (
 )
 
 
-@cache
-def integer_kernel(device: str = "cpu") -> bool:
-    """Whether PyTorch multiplies int8 matrices on this kind of device; says so if it does not."""
-    try:
-        ones = torch.ones(32, 32, dtype=torch.int8, device=device)
-        right = bool((torch._int_mm(ones, ones) == 32).all())
-    except (RuntimeError, AttributeError) as error:
-        right, reason = False, str(error).splitlines()[0]
-    else:
-        reason = "its result is wrong"
-    if not right:
-        warnings.warn(
-            f"no int8 matrix product on {device} ({reason}): packed layers run in floating point, "
-            "to the same numbers",
-            stacklevel=2,
-        )
-    return right
-
-
-def integer_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """int8 x (…, inputs) times int8 weight (outputs, inputs) → exact int32 (…, outputs).
-
-    >>> integer_linear(torch.tensor([[100, -3]], dtype=torch.int8), torch.tensor([[1, -1]]).char())
-    tensor([[103]], dtype=torch.int32)
-    """
-    flat = x.reshape(-1, x.shape[-1])
-    rows = len(flat)
-    if x.is_cuda and rows <= 16:  # the kernel there wants more than 16 rows
-        flat = F.pad(flat, (0, 0, 0, 17 - rows))
-    return torch._int_mm(flat, weight.t())[:rows].view(*x.shape[:-1], len(weight))
-
-
-class _Packed(nn.Module):
+class Packed(Stored):
     """Packed bytes, an fp16 scale per tensor, row or group, and a zero point where there is one.
 
     ``weight`` is uint8 of shape (rows, ⌈columns·bits/8⌉, 1): the name of the original tensor with
     another shape and type, so that a reader who does not know the format fails instead of guessing.
     """
+
+    trains_as: ClassVar[Any]  # set by the layers that train
+    weight: Tensor
+    weight_scale: Tensor
 
     def __init__(self, rows: int, columns: int, weights: Scheme, device=None) -> None:
         super().__init__()
@@ -130,11 +104,16 @@ class _Packed(nn.Module):
             codes = codes - self._rows_of(self.weight_zero, ids).to(dtype)
         return Quantized(codes, self._rows_of(self.weight_scale, ids).float())
 
+    def entries(self) -> dict[str, Held]:
+        low, high = self.weights.levels
+        levels = 2 if self.weights.family == "binary" else high - low + 1
+        return {"weight": Held(self.rows * self.columns, self.width, math.log2(levels))}
+
     def extra_repr(self) -> str:
         return f"{self.rows} × {self.columns}, weights={self.weights}"
 
 
-class PackedLinear(_Packed):
+class PackedLinear(Packed):
     """A linear layer on packed weights, for inference; (…, in_features) → (…, out_features).
 
     Runs on int8 where it can (``runs_on_integers``); ``integers = False`` keeps it from that.
@@ -148,37 +127,55 @@ class PackedLinear(_Packed):
         out_features: int,
         bias: bool,
         weights: Scheme,
-        activations=None,
+        activations: Scheme | InputQuantizer | None = None,
         device=None,
     ) -> None:
         super().__init__(out_features, in_features, weights, device)
-        self.in_features, self.out_features, self.activations = (
-            in_features,
-            out_features,
-            activations,
-        )
+        self.in_features, self.out_features = in_features, out_features
+        self.inputs = InputQuantizer.of(activations)
+        activations = self.inputs.scheme
         self.bias = nn.Parameter(torch.empty(out_features, device=device)) if bias else None
         if activations is not None and activations.learned:
             clip = torch.empty(1, dtype=torch.float16, device=device)
             self.register_buffer("input_clip", clip)
 
+    @property
+    def activations(self) -> Scheme | None:
+        """How the input is rounded."""
+        return self.inputs.scheme
+
     @classmethod
-    def from_quant(cls, layer: QuantLinear) -> PackedLinear:
+    def from_quant(cls, layer: nn.Linear) -> PackedLinear:
         """Packs what a ``QuantLinear`` has learned."""
         packed = cls(
             layer.in_features,
             layer.out_features,
             layer.bias is not None,
             layer.weights,
-            layer.activations,
+            layer.inputs,
             device=layer.weight.device,
         )
-        packed.store_(layer.weight)
+        packed.store_(layer.effective_weight())
         packed.store_bias_(layer.bias)
         packed.store_clip_(layer)
         return packed
 
-    def store_clip_(self, layer: QuantLinear) -> None:
+    def quantizing(self, weights: Scheme, inputs: InputQuantizer) -> PackedLinear:
+        """An empty layer of this shape under other schemes."""
+        shape = self.in_features, self.out_features, self.bias is not None
+        return PackedLinear(*shape, weights, inputs, self.weight.device)
+
+    def dense(self) -> nn.Linear:
+        weight = self.quantized().dequantize()
+        return linear_of(weight, self.bias).train(self.training)
+
+    def trainable(self) -> nn.Linear:
+        layer = self.trains_as.from_linear(self.dense(), self.weights, self.inputs)
+        if layer.input_clip is not None:
+            layer.input_clip.data.copy_(self.input_clip)
+        return layer
+
+    def store_clip_(self, layer: nn.Module) -> None:
         """Rounds the learned ends of a layer's inputs to fp16, where it has them."""
         if getattr(layer, "input_clip", None) is not None:
             self.input_clip = stored_clip(layer.input_clip)
@@ -186,7 +183,7 @@ class PackedLinear(_Packed):
     def _input(self, x: Tensor, dtype: torch.dtype) -> tuple:
         """Codes, scale and shift of the input."""
         if self.activations is None or not self.activations.learned:
-            return _quantize_input(x, self.activations, dtype)
+            return self.inputs(x, dtype)
         top = self.activations.levels[1]
         scale = self.input_clip.float() / top
         return (x.float() / scale).clamp_(-top, top).round_().to(dtype), scale, None
@@ -211,11 +208,11 @@ class PackedLinear(_Packed):
         codes, scale = self._unpacked[:2]
         x_codes, x_scale, shift = self._input(x, dtype)
         if not integers:
-            return _rescale(F.linear(x_codes, codes), x_scale, scale, self.bias)
+            return rescale(F.linear(x_codes, codes), x_scale, scale, self.bias)
         y = integer_linear(x_codes, codes)
         if shift is not None:  # Σ (x + shift)·w = Σ x·w + shift · Σ w
             y += shift * self._row_sums
-        return _rescale(y.to(x.dtype), x_scale, scale, self.bias)
+        return rescale(y.to(x.dtype), x_scale, scale, self.bias)
 
     def runs_on_integers(self, x: Tensor) -> bool:
         """Whether this input meets the int8 kernel: both sides integers, fp32, no gradient.
@@ -242,15 +239,23 @@ class PackedLinear(_Packed):
         return super()._load_from_state_dict(*args, **kwargs)
 
 
-class PackedEmbedding(_Packed):
+class PackedEmbedding(Packed):
     """An embedding on packed rows: gathers bytes, expands only the rows that are looked up."""
 
     @classmethod
-    def from_quant(cls, layer: QuantEmbedding) -> PackedEmbedding:
+    def from_quant(cls, layer: nn.Embedding) -> PackedEmbedding:
         """Packs what a ``QuantEmbedding`` has learned."""
         packed = cls(layer.num_embeddings, layer.embedding_dim, layer.weights, layer.weight.device)
         packed.store_(layer.weight)
         return packed
+
+    def dense(self) -> nn.Embedding:
+        table = nn.Embedding(self.rows, self.columns, device="meta")
+        table.weight = nn.Parameter(self.quantized().dequantize())
+        return table.train(self.training)
+
+    def trainable(self) -> nn.Embedding:
+        return self.trains_as.from_embedding(self.dense(), self.weights)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.quantized(ids).dequantize()

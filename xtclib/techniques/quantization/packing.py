@@ -53,7 +53,7 @@ def packed_length(length: int, bits: float) -> int:
     """
     if bits == TRIT:
         return -(-length // 5)
-    return -(-length * storage_bits(bits) // 8)
+    return -(-length * int(storage_bits(bits)) // 8)
 
 
 def pack(numbers: Tensor, bits: float) -> Tensor:

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from xtclib.bert import encoder_linears, replace_module_
+from xtclib.bert import encoder_linears, linear_of, replace_module_
 from xtclib.config import config
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import Technique, register
-from xtclib.techniques.quantization.layers import QuantEmbedding, QuantLinear, linear_of
+from xtclib.techniques.quantization.layers import QuantEmbedding, QuantLinear
 from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear
 from xtclib.techniques.quantization.quantizers import Scheme, _grouped
 
@@ -81,7 +81,7 @@ class SplitLinear(_Sum):
             bias = None if layer.bias is None else layer.bias.detach() / 2
             linear = linear_of(weight, bias).train(layer.training)
             scheme = _binary(layer.weights)
-            half = QuantLinear.from_linear(linear, scheme, layer.activations)
+            half = QuantLinear.from_linear(linear, scheme, layer.inputs)
             if layer.input_clip is not None:
                 half.input_clip.data.copy_(layer.input_clip)
             halves.append(half)
@@ -146,28 +146,17 @@ class SplitTernary(Technique):
                 continue
             scheme = _binary(module.weights)
             if isinstance(module, PackedEmbedding):
-                shape = module.rows, module.columns, scheme, device
-                new = SplitEmbedding(PackedEmbedding(*shape), PackedEmbedding(*shape))
+                table = module.rows, module.columns, scheme, device
+                new: _Sum = SplitEmbedding(PackedEmbedding(*table), PackedEmbedding(*table))
             else:
                 shape = module.in_features, module.out_features, module.bias is not None
-                halves = (
-                    PackedLinear(*shape, scheme, module.activations, device) for _ in range(2)
-                )
-                new = SplitLinear(*halves)
+                given = scheme, module.inputs, device
+                new = SplitLinear(PackedLinear(*shape, *given), PackedLinear(*shape, *given))
             replace_module_(model, name, new)
 
-
-def double_(model: PreTrainedModel) -> None:
-    """Gives a model without weights two of each encoder layer, in place: for what it costs."""
-    for name, linear in encoder_linears(model).items():
-        replace_module_(model, name, SplitLinear(linear, copy.deepcopy(linear)))
-
-
-def is_split(config: PretrainedConfig) -> bool:
-    """Whether an artefact's config lists :class:`SplitTernary`."""
-    held = getattr(config, "quantization_config", None) or {}
-    listed = held.get("techniques") if isinstance(held, dict) else held.techniques
-    return any(SplitTernary.name in item for item in listed or ())
+    def outline(self, model: PreTrainedModel) -> None:
+        for name, linear in encoder_linears(model).items():
+            replace_module_(model, name, SplitLinear(linear, copy.deepcopy(linear)))
 
 
 def _binary(scheme: Scheme) -> Scheme:

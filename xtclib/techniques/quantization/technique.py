@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -21,18 +24,22 @@ from xtclib.bert import (
 from xtclib.config import Count, config
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import (
+    Stored,
     Technique,
     check_finite,
-    check_plain,
     pack_,
     refuse_packed,
     register,
 )
-from xtclib.techniques.pruning.layers import HardConcrete, SparseLinear
-from xtclib.techniques.quantization.layers import QuantEmbedding, QuantLinear
+from xtclib.techniques.quantization.layers import QuantEmbedding, QuantLinear, quantizing
 from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear
-from xtclib.techniques.quantization.packing import packed_length
-from xtclib.techniques.quantization.quantizers import AsScheme, Scheme, StoredScheme
+from xtclib.techniques.quantization.products import InputQuantizer
+from xtclib.techniques.quantization.quantizers import (
+    AsScheme,
+    Scheme,
+    StoredScheme,
+    fake_quantize,
+)
 
 
 def quantize_attention_(model: PreTrainedModel, scheme: Scheme) -> None:
@@ -45,7 +52,7 @@ def quantize_attention_(model: PreTrainedModel, scheme: Scheme) -> None:
             "quantized; leave out `attention`"
         )
     for module in marked:
-        module.attention_scheme = scheme
+        module.attention_scheme, module.rounded = scheme, partial(fake_quantize, scheme=scheme)
 
 
 @register
@@ -75,14 +82,10 @@ class Quantize(Technique):
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         refuse_packed(model)
-        if any(isinstance(module, HardConcrete) for module in model.modules()):
-            check_plain(model, self.name)
         check_finite(model, "cannot quantize this model")
         model = copy.deepcopy(model)
         if self.weights is not None:
-            for name, linear in encoder_linears(model).items():
-                new = QuantLinear.from_linear(linear, self.weights, self.activations)
-                replace_module_(model, name, new)
+            self._replace_(model, lambda linear, inputs: quantizing(linear, self.weights, inputs))
         if self.embeddings is not None:
             table = QuantEmbedding.from_embedding(word_embeddings(model), self.embeddings)
             model.set_input_embeddings(table)
@@ -104,19 +107,25 @@ class Quantize(Technique):
     def rebuild(self, model: PreTrainedModel) -> None:
         device = next(model.parameters()).device
         if self.weights is not None:
-            for name, module in [*encoder_linears(model, (nn.Linear, SparseLinear)).items()]:
-                kind = SparseLinear if isinstance(module, SparseLinear) else PackedLinear
-                shape = module.in_features, module.out_features, module.bias is not None
-                new = kind(*shape, self.weights, self.activations, device)
-                if kind is SparseLinear:  # as many values, at another width
-                    new.set_count_(packed_length(len(module.weight_values), new.width))
-                replace_module_(model, name, new)
+            self._replace_(model, partial(self._empty, device))
         if self.embeddings is not None:
             table = word_embeddings(model)
             rows, columns = table.weight.shape
             model.set_input_embeddings(PackedEmbedding(rows, columns, self.embeddings, device))
         if self.attention is not None:
             quantize_attention_(model, self.attention)
+
+    def _replace_(self, model: PreTrainedModel, make: Callable) -> None:
+        """Replaces the encoder's linear layers; those of one block round their input together."""
+        inputs: dict = defaultdict(lambda: InputQuantizer(self.activations))
+        for name, linear in encoder_linears(model, (nn.Linear, Stored)).items():
+            replace_module_(model, name, make(linear, inputs[name.rpartition(".")[0]]))
+
+    def _empty(self, device, linear: nn.Module, inputs: InputQuantizer) -> nn.Module:
+        if isinstance(linear, Stored):
+            return linear.quantizing(self.weights, inputs)
+        shape = linear.in_features, linear.out_features, linear.bias is not None
+        return PackedLinear(*shape, self.weights, inputs, device)
 
 
 @register
@@ -207,3 +216,25 @@ class Storage(Technique):
 
 def _positions(model: PreTrainedModel) -> int:
     return embeddings(model).position_embeddings.weight.shape[0]
+
+
+def with_activations(model: PreTrainedModel, scheme: Scheme | str) -> PreTrainedModel:
+    """A copy of a packed model whose quantized inputs are rounded by another scheme.
+
+    What a runtime with a scheme of its own computes: ``uint8-tensor`` is ONNX's. Weights and the
+    layers whose inputs are not quantized stay.
+    """
+    scheme, model = Scheme.parse(scheme), copy.deepcopy(model)
+    linears = [m for m in model.modules() if isinstance(m, PackedLinear) and m.activations]
+    if not linears:
+        raise ValueError(
+            f"this {type(model).__name__} has no packed layer that quantizes its input: "
+            "compress it first, with `activations`"
+        )
+    for linear in linears:
+        linear.inputs.scheme = scheme
+        linear._buffers.pop("input_clip", None)
+    for item in model.config.quantization_config.techniques:  # what is saved says what is computed
+        if Quantize.name in item:
+            item[Quantize.name]["activations"] = scheme.to_dict()
+    return model
