@@ -16,14 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import TECHNIQUES, Technique
 
-
-def technique(config: Technique | dict | str) -> Technique:
-    """Builds a technique from what a recipe or artefact holds: ``{name: {field: value}}``.
-
-    >>> technique({"layer_reduction": {"keep": [1, 3]}})
-    LayerReduction(keep=(1, 3), layers=None)
-    """
-    return TECHNIQUES.read(config)
+technique = TECHNIQUES.read  # from what a recipe or an artefact holds
 
 
 def held(config: PretrainedConfig) -> list[dict]:

@@ -137,7 +137,7 @@ def test_a_small_vocabulary_spells_the_task(bert, data, tokenizer):
 @pytest.mark.parametrize(
     "config, message",
     [
-        ({"compact": {"layers": 5}}, "cannot make 5 layers of 4"),
+        ({"compact": {"layers": 5}}, "cannot keep 5 of 4 layers"),
         ({"compact": {"layers": 0}}, "layers of compact must be a whole number from 1, or a share"),
         ({"compact": {"hidden": 15}}, "a hidden width of 15 does not divide into 2 heads"),
         (
