@@ -24,7 +24,7 @@ from xtclib import records
 from xtclib.artefact import format, ledger
 from xtclib.costs import architectures, breakdown, latency
 from xtclib.files import write_json
-from xtclib.techniques.registry import PruneHeads, PruneNeurons, PruneWidth, Sparsify, apply_all
+from xtclib.techniques import PruneHeads, PruneNeurons, PruneWidth, Sparsify, apply_all
 
 CUTS = {
     "nothing removed": [],

@@ -173,7 +173,12 @@ class Registry(dict[str, type[T]], Generic[T]):
         return cls
 
     def read(self, value: object) -> T:
-        """Builds one from ``name`` or ``{name: {field: value}}``; one that is built stays."""
+        """Builds one from ``name`` or ``{name: {field: value}}``; one that is built stays.
+
+        >>> from xtclib.techniques import TECHNIQUES
+        >>> TECHNIQUES.read({"layer_reduction": {"keep": [1, 3]}})
+        LayerReduction(keep=(1, 3), layers=None)
+        """
         if isinstance(value, self.base):
             return value
         if isinstance(value, str):

@@ -21,11 +21,7 @@ from xtclib.artefact import checks, format
 from xtclib.artefact.ledger import byte_ledger
 from xtclib.recipes import recipe
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.pruning.depth import LayerReduction
-from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear
-from xtclib.techniques.quantization.quantizers import Scheme
-from xtclib.techniques.quantization.technique import Quantize, Storage, with_activations
-from xtclib.techniques.registry import (
+from xtclib.techniques import (
     DistilBert,
     KeepSuccessors,
     PruneHeads,
@@ -39,6 +35,10 @@ from xtclib.techniques.registry import (
     SplitTernary,
     apply_all,
 )
+from xtclib.techniques.pruning.depth import LayerReduction
+from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear
+from xtclib.techniques.quantization.quantizers import Scheme
+from xtclib.techniques.quantization.technique import Quantize, Storage, with_activations
 
 BINARY = [Quantize()]
 PTQ = "ptq-1bit", "ptq-2bit", "ptq-4bit", "ptq-8bit"

@@ -8,8 +8,8 @@ import torch
 from xtclib.bert import encoder_layers
 from xtclib.distillation.objective import Objective, distillation_loss
 from xtclib.distillation.terms import TERMS, Match, Reader, projections, wanted
+from xtclib.techniques import BiLSTM, Bottleneck, Compact, DistilBert, PruneHeads
 from xtclib.techniques.pruning.depth import LayerReduction
-from xtclib.techniques.registry import BiLSTM, Bottleneck, Compact, DistilBert, PruneHeads
 
 
 def losses(objective, student, teacher, batch, maps=None):

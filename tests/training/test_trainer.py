@@ -13,9 +13,9 @@ from xtclib.distillation.terms import Reader
 from xtclib.tasks.evaluation import predict
 from xtclib.tasks.glue import TASKS, Split, TaskData
 from xtclib.tasks.rows import Rows, collate
+from xtclib.techniques import Compact
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.quantization.technique import Quantize
-from xtclib.techniques.registry import Compact
 from xtclib.training import callbacks, trainer
 from xtclib.training.budget import Budget
 from xtclib.training.trainer import Run

@@ -94,7 +94,7 @@ def plan(config: PretrainedConfig, techniques: Sequence[Technique]) -> list[Entr
     decides: how a share over the whole model falls on layers, which sparse codes round to 0.
 
     >>> from transformers import BertConfig
-    >>> from xtclib.techniques.registry import Quantize, Storage
+    >>> from xtclib.techniques import Quantize, Storage
     >>> entries = plan(BertConfig(), [Quantize(), Storage("int8-row", "int8-row")])
     >>> round(sum(entry.bytes for entry in entries) / 1e6, 1)
     14.9

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -23,6 +23,7 @@ from xtclib.distillation.losses import check_relation_heads, layer_map
 from xtclib.files import unknown
 
 LayerMap = Literal["uniform", "last", "release"]
+LAYER_MAPS = get_args(LayerMap)
 # Which of a student's states 0 to S take part; state 0 is the embeddings, state i layer i's output.
 STATES: dict[str, Callable[[int], list[int]]] = {
     "all": lambda depth: list(range(depth + 1)),

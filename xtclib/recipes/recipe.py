@@ -21,7 +21,6 @@ from xtclib.config import READ, Listed, Positive, config, read, short, written
 from xtclib.distillation.objective import Objective
 from xtclib.files import unknown
 from xtclib.tasks.augmentation import Augmentation
-from xtclib.techniques import registry  # noqa: F401 - the built-in techniques register there
 from xtclib.techniques.base import TECHNIQUES, Technique
 from xtclib.training.budget import Budget
 

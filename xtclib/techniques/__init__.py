@@ -4,7 +4,7 @@ A technique is a small frozen config with ``apply(model, data) → model`` and, 
 what :class:`Technique` lists. They compose in a list; recipes know them by name.
 """
 
-from xtclib.techniques.base import Held, Stored, Technique, pack_, register
+from xtclib.techniques.base import TECHNIQUES, Held, Stored, Technique, pack_, register
 from xtclib.techniques.embeddings.technique import PruneVocabulary, SmallVocabulary
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.pruning.structured import LearnGates, PruneHeads, PruneNeurons, PruneWidth
@@ -17,6 +17,7 @@ from xtclib.techniques.students.theseus import KeepSuccessors, ReplaceModules
 
 __all__ = [
     "CNN",
+    "TECHNIQUES",
     "BiLSTM",
     "Bottleneck",
     "Compact",

@@ -119,6 +119,21 @@ def needs(data: Calibration | None, what: str) -> Calibration:
     return data
 
 
+def count_of(size: float | None, full: int, what: str) -> int:
+    """A count, or a share of ``full``; ``None`` is all. ``ValueError`` for more than ``full``.
+
+    >>> count_of(3, 12, "layers"), count_of(0.25, 12, "layers"), count_of(None, 12, "layers")
+    (3, 3, 12)
+    """
+    if size is None:
+        return full
+    if size > full:
+        raise ValueError(
+            f"cannot keep {size} of {full} {what}: give a count up to that, or a share below 1"
+        )
+    return size if isinstance(size, int) else max(round(size * full), 1)
+
+
 def check_finite(model: nn.Module, what: str) -> None:
     """Raises ``ValueError`` naming the first parameter that holds NaN or infinity."""
     for name, parameter in model.named_parameters():

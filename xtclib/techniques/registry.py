@@ -6,8 +6,6 @@ width it is stored in) and ``rebuild`` (the same structure on an empty model, so
 artefact can load). They compose in a list.
 """
 
-# ruff: noqa: F401 - each of the modules below registers what it defines
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -16,24 +14,9 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import TECHNIQUES, Technique, register
-from xtclib.techniques.embeddings.technique import PruneVocabulary, SmallVocabulary
-from xtclib.techniques.pruning.depth import LayerReduction
-from xtclib.techniques.pruning.structured import LearnGates, PruneHeads, PruneNeurons, PruneWidth
-from xtclib.techniques.pruning.unstructured import ReweightedProximal, Sparsify
-from xtclib.techniques.quantization.splitting import SplitTernary
-from xtclib.techniques.quantization.technique import Quantize, Storage
-from xtclib.techniques.students.technique import CNN, BiLSTM, Bottleneck, Compact, DistilBert
-from xtclib.techniques.students.theseus import KeepSuccessors, ReplaceModules
+from xtclib.techniques.base import TECHNIQUES, Technique
 
-
-def technique(config: Technique | dict | str) -> Technique:
-    """Builds a technique from what a recipe or artefact holds: ``{name: {field: value}}``.
-
-    >>> technique({"layer_reduction": {"keep": [1, 3]}})
-    LayerReduction(keep=(1, 3), layers=None)
-    """
-    return TECHNIQUES.read(config)
+technique = TECHNIQUES.read  # from what a recipe or an artefact holds
 
 
 def held(config: PretrainedConfig) -> list[dict]:

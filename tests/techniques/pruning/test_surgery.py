@@ -19,6 +19,7 @@ from xtclib.bert import encoder_layers
 from xtclib.costs import architectures, breakdown
 from xtclib.distillation.objective import Objective
 from xtclib.tasks.rows import Calibration
+from xtclib.techniques import PruneHeads, PruneNeurons, apply_all, technique
 from xtclib.techniques.embeddings import vocabulary
 from xtclib.techniques.embeddings.technique import PruneVocabulary
 from xtclib.techniques.pruning import importance, surgery
@@ -27,7 +28,6 @@ from xtclib.techniques.pruning.layers import HardConcrete
 from xtclib.techniques.pruning.structured import LearnGates, PruneWidth
 from xtclib.techniques.pruning.unstructured import Sparsify
 from xtclib.techniques.quantization.technique import Quantize, Storage
-from xtclib.techniques.registry import PruneHeads, PruneNeurons, apply_all, technique
 from xtclib.training.budget import Budget
 from xtclib.training.trainer import DistillationTrainer
 

@@ -14,6 +14,7 @@ from xtclib.deployment import onnx, runtimes
 from xtclib.distillation.objective import Objective
 from xtclib.tasks.masked import MASKED, under_head
 from xtclib.tasks.rows import Calibration
+from xtclib.techniques import PruneHeads, apply_all, technique
 from xtclib.techniques.embeddings.technique import PruneVocabulary
 from xtclib.techniques.pruning.layers import MaskedLinear, QuantMaskedLinear, SparseLinear
 from xtclib.techniques.pruning.structured import LearnGates, PruneWidth
@@ -25,7 +26,6 @@ from xtclib.techniques.pruning.unstructured import (
 )
 from xtclib.techniques.quantization.packing import encode, pack
 from xtclib.techniques.quantization.technique import Quantize
-from xtclib.techniques.registry import PruneHeads, apply_all, technique
 from xtclib.training.budget import Budget
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, strategies
 
 from xtclib.artefact import format, ledger
 from xtclib.costs import breakdown
+from xtclib.techniques import PruneHeads, PruneNeurons, apply_all
 from xtclib.techniques.quantization.quantizers import Scheme, quantize
 from xtclib.techniques.quantization.splitting import (
     SplitEmbedding,
@@ -16,7 +17,6 @@ from xtclib.techniques.quantization.splitting import (
     split,
 )
 from xtclib.techniques.quantization.technique import Quantize
-from xtclib.techniques.registry import PruneHeads, PruneNeurons, apply_all
 
 TERNARY = Quantize("ternary", "ternary-row", "int8-token")
 HALF = [PruneHeads(0.5, "magnitude"), PruneNeurons(0.5, "magnitude"), TERNARY]

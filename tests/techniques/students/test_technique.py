@@ -8,11 +8,7 @@ from xtclib.artefact import format
 from xtclib.costs import breakdown
 from xtclib.recipes.recipe import Stage
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.embeddings.technique import SmallVocabulary
-from xtclib.techniques.pruning import surgery
-from xtclib.techniques.pruning.depth import LayerReduction
-from xtclib.techniques.quantization.technique import Quantize, Storage
-from xtclib.techniques.registry import (
+from xtclib.techniques import (
     CNN,
     BiLSTM,
     Bottleneck,
@@ -21,6 +17,10 @@ from xtclib.techniques.registry import (
     PruneHeads,
     technique,
 )
+from xtclib.techniques.embeddings.technique import SmallVocabulary
+from xtclib.techniques.pruning import surgery
+from xtclib.techniques.pruning.depth import LayerReduction
+from xtclib.techniques.quantization.technique import Quantize, Storage
 
 STUDENTS = {
     "sliced": Compact(layers=0.5, hidden=0.5, intermediate=0.5),
@@ -137,7 +137,7 @@ def test_a_small_vocabulary_spells_the_task(bert, data, tokenizer):
 @pytest.mark.parametrize(
     "config, message",
     [
-        ({"compact": {"layers": 5}}, "cannot make 5 layers of 4"),
+        ({"compact": {"layers": 5}}, "cannot keep 5 of 4 layers"),
         ({"compact": {"layers": 0}}, "layers of compact must be a whole number from 1, or a share"),
         ({"compact": {"hidden": 15}}, "a hidden width of 15 does not divide into 2 heads"),
         (

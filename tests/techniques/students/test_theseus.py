@@ -12,9 +12,9 @@ from xtclib.distillation.objective import Objective
 from xtclib.distillation.terms import Reader
 from xtclib.recipes.recipe import Recipe, Stage
 from xtclib.study.compress import compress
+from xtclib.techniques import BiLSTM, Compact, KeepSuccessors, ReplaceModules, technique
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.quantization.technique import Quantize
-from xtclib.techniques.registry import BiLSTM, Compact, KeepSuccessors, ReplaceModules, technique
 from xtclib.training.budget import Budget
 from xtclib.training.trainer import set_dropout_
 

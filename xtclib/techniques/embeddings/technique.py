@@ -17,12 +17,13 @@ from xtclib.config import NotNegative, Part, Share, Size, config
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import (
     Technique,
+    count_of,
     needs,
     refuse_packed,
     register,
 )
 from xtclib.techniques.embeddings import vocabulary
-from xtclib.techniques.students.technique import Compact, _count, _Student
+from xtclib.techniques.students.technique import Compact, _Student
 
 
 @register
@@ -119,7 +120,7 @@ class SmallVocabulary(_Student):
         """How many tokens the student has where its teacher has ``full``."""
         if self.vocabulary >= full:
             return round(0.4 * full)
-        return _count("tokens", self.vocabulary, full)
+        return count_of(self.vocabulary, full, "tokens")
 
     def plan(self, model: PreTrainedModel) -> PreTrainedModel:
         count = self.count(model.config.vocab_size)

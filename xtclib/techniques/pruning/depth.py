@@ -17,6 +17,7 @@ from xtclib.config import Listed, Size, config
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import (
     Technique,
+    count_of,
     needs,
     refuse_packed,
     register,
@@ -71,11 +72,7 @@ class LayerReduction(Technique):
 
     def count(self, depth: int) -> int:
         """How many layers remain; ``ValueError`` unless between 1 and ``depth``."""
-        wanted = self.layers if self.layers is not None else max(depth // 2, 1)
-        count = max(round(wanted * depth), 1) if wanted < 1 else wanted
-        if count > depth:
-            raise ValueError(f"cannot keep {count} of {depth} layers: choose between 1 and {depth}")
-        return count
+        return count_of(self.layers or max(depth // 2, 1), depth, "layers")
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         refuse_packed(model)

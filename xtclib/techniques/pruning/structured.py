@@ -26,25 +26,6 @@ from xtclib.techniques.pruning.layers import HardConcrete, closed
 from xtclib.techniques.pruning.surgery import HEADS, NEURONS
 
 
-def _magnitude(model: PreTrainedModel, data: Calibration | None, part: str) -> list[Tensor]:
-    return {HEADS: importance.head_magnitudes, NEURONS: importance.neuron_magnitudes}[part](model)
-
-
-def _gradient(model: PreTrainedModel, data: Calibration | None, part: str) -> list[Tensor]:
-    return importance.gradients(model, needs(data, "the criterion 'gradient'").batches(), part)
-
-
-def _gates(model: PreTrainedModel, data: Calibration | None, part: str) -> list[Tensor]:
-    return importance.learned_gates(model, part)
-
-
-CRITERIA: dict[str, Callable[[PreTrainedModel, Calibration | None, str], list[Tensor]]] = {
-    "magnitude": _magnitude,
-    "gradient": _gradient,  # of the loss by a gate on the part
-    "gates": _gates,  # what an earlier stage learned
-}
-
-
 @config
 class _Narrow(Technique):
     """Removes a part of every layer for good; matrices get smaller, uneven if ``scope`` says so.
@@ -70,16 +51,25 @@ class _Narrow(Technique):
         check_plain(model, self.name, HardConcrete if self.criterion == "gates" else ())
         check_finite(model, "cannot prune this model")
         model = copy.deepcopy(model)
-        if self.criterion == "random":
-            generator = torch.Generator().manual_seed(self.seed)
-            sizes = [width[self.part] for width in surgery.widths(model)]
-            scores = [torch.rand(size, generator=generator) for size in sizes]
-        else:
-            scores = CRITERIA[self.criterion](model, data, self.part)
-        kept = importance.best([s.float().cpu() for s in scores], self.keep, self.scope)
+        scores = [each.float().cpu() for each in self._scores(model, data)]
+        kept = importance.best(scores, self.keep, self.scope)
         for layer, numbers in zip(encoder_layers(model), kept, strict=True):
             self.cut_(layer, numbers)
         return model
+
+    def _scores(self, model: PreTrainedModel, data: Calibration | None) -> list[Tensor]:
+        """How much each part of each layer matters."""
+        if self.criterion == "gradient":
+            rows = needs(data, "the criterion 'gradient'")
+            return importance.gradients(model, rows.batches(), self.part)
+        if self.criterion == "gates":
+            return importance.learned_gates(model, self.part)
+        if self.criterion == "random":
+            generator = torch.Generator().manual_seed(self.seed)
+            sizes = [width[self.part] for width in surgery.widths(model)]
+            return [torch.rand(size, generator=generator) for size in sizes]
+        by_part = {HEADS: importance.head_magnitudes, NEURONS: importance.neuron_magnitudes}
+        return by_part[self.part](model)
 
     def plan(self, model: PreTrainedModel) -> PreTrainedModel:
         for layer, width in zip(encoder_layers(model), surgery.widths(model), strict=True):

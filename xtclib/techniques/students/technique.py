@@ -23,7 +23,7 @@ from transformers import (
 from xtclib.bert import embeddings, encoder_layers, keep_layers, spread
 from xtclib.config import Count, Listed, Positive, Size, config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import Technique, check_plain, refuse_packed, register
+from xtclib.techniques.base import Technique, check_plain, count_of, refuse_packed, register
 from xtclib.techniques.pruning import surgery
 from xtclib.techniques.students.shallow import BiLSTMConfig, CNNConfig
 from xtclib.techniques.students.theseus import being_replaced
@@ -85,8 +85,8 @@ class Compact(_Student):
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         config = copy.deepcopy(teacher)
-        heads = _count("heads", self.heads, teacher.num_attention_heads)
-        hidden = _count("hidden", self.hidden, teacher.hidden_size)
+        heads = count_of(self.heads, teacher.num_attention_heads, "heads")
+        hidden = count_of(self.hidden, teacher.hidden_size, "hidden")
         if isinstance(self.hidden, float) or self.hidden is None:  # a share: the nearest that fits
             hidden = max(round(hidden / heads), 1) * heads
         if hidden % heads:
@@ -100,9 +100,9 @@ class Compact(_Student):
                 f"{size}: take more heads, a smaller width, or `initial: random`"
             )
         config.num_attention_heads, config.hidden_size = heads, hidden
-        config.num_hidden_layers = _count("layers", self.layers, teacher.num_hidden_layers)
-        config.intermediate_size = _count(
-            "intermediate", self.intermediate, teacher.intermediate_size
+        config.num_hidden_layers = count_of(self.layers, teacher.num_hidden_layers, "layers")
+        config.intermediate_size = count_of(
+            self.intermediate, teacher.intermediate_size, "intermediate"
         )
         return config
 
@@ -137,7 +137,7 @@ class DistilBert(_Student):
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         return DistilBertConfig(
             dim=teacher.hidden_size,
-            n_layers=_count("layers", self.layers, teacher.num_hidden_layers),
+            n_layers=count_of(self.layers, teacher.num_hidden_layers, "layers"),
             n_heads=teacher.num_attention_heads,
             hidden_dim=teacher.intermediate_size,
             max_position_embeddings=teacher.max_position_embeddings,
@@ -197,7 +197,7 @@ class Bottleneck(_Student):
         width, heads = teacher.hidden_size, teacher.num_attention_heads
         return MobileBertConfig(
             hidden_size=width,
-            num_hidden_layers=_count("layers", self.layers, teacher.num_hidden_layers),
+            num_hidden_layers=count_of(self.layers, teacher.num_hidden_layers, "layers"),
             num_attention_heads=heads,
             intermediate_size=max(round(self.intermediate * width), 1),
             embedding_size=max(round(self.embedding * width), 1),
@@ -267,18 +267,6 @@ def _check_bert(model: PreTrainedModel, name: str) -> None:
     check_plain(model, name)
     if surgery.uneven(model):
         raise ValueError(f"{name} comes before heads, neurons or width are removed: list it first")
-
-
-def _count(what: str, wanted: float | None, full: int) -> int:
-    """A count, or a share of ``full``; ``ValueError`` unless between 1 and ``full``."""
-    if wanted is None:
-        return full
-    count = max(round(wanted * full), 1) if 0 < wanted < 1 else int(wanted)
-    if (wanted >= 1 and count != wanted) or not 1 <= count <= full:
-        raise ValueError(
-            f"cannot make {wanted} {what} of {full}: give a count up to that, or a share below 1"
-        )
-    return count
 
 
 def _sliced(name: str, weight: Tensor, shape: torch.Size, size: int, other: int) -> Tensor:

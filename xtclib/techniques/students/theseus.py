@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from xtclib.bert import encoder_layers, set_encoder_layers_
 from xtclib.config import Part, Share, Size, config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import Technique, refuse_packed, register
+from xtclib.techniques.base import Technique, count_of, refuse_packed, register
 
 
 class Replaced(nn.Module):
@@ -92,9 +92,8 @@ class ReplaceModules(Technique):
         return model
 
     def _count(self, depth: int) -> int:
-        share = isinstance(self.layers, float) and self.layers < 1
-        count = max(round(self.layers * depth), 1) if share else int(self.layers)
-        if count != self.layers and not share or not 1 <= count <= depth or depth % count:
+        count = count_of(self.layers, depth, "layers")
+        if depth % count:
             raise ValueError(
                 f"{depth} layers do not divide into {self.layers} modules: give a count that "
                 "divides them, or such a share"
