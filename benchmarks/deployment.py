@@ -22,9 +22,9 @@ from xtclib import files, records
 from xtclib.artefact import format
 from xtclib.costs import architectures
 from xtclib.deployment import runtimes
+from xtclib.techniques import apply_all
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.quantization.technique import Quantize, Storage
-from xtclib.techniques.registry import apply_all
 
 
 def random_models(name: str, layers: int):

@@ -18,9 +18,9 @@ from transformers import AutoModelForSequenceClassification
 
 from xtclib.artefact import format
 from xtclib.costs import architectures
+from xtclib.techniques import apply_all
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.quantization.technique import Quantize, Storage
-from xtclib.techniques.registry import apply_all
 
 INT8 = {"pooler": "int8-row", "positions": "int8-row"}
 ROWS = (

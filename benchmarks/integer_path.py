@@ -18,11 +18,10 @@ import sys
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from xtclib import files, records
+from xtclib import files, records, techniques
 from xtclib.artefact import format
 from xtclib.costs import architectures, latency
 from xtclib.recipes import recipe
-from xtclib.techniques import registry
 from xtclib.techniques.quantization.packed import PackedLinear
 
 
@@ -42,7 +41,7 @@ def main() -> None:
     config = architectures.config_of(args.model)
     chosen = recipe.load(args.recipe).techniques
     model = AutoModelForSequenceClassification.from_config(config).eval()
-    fake = registry.apply_all(copy.deepcopy(model), chosen).eval()
+    fake = techniques.apply_all(copy.deepcopy(model), chosen).eval()
     packed = format.finalize(copy.deepcopy(fake), chosen).eval()
     floating = copy.deepcopy(packed)
     for module in floating.modules():

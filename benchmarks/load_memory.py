@@ -28,10 +28,10 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 from xtclib import files, records
 from xtclib.artefact import format
 from xtclib.costs import architectures
+from xtclib.techniques import apply_all
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.quantization.packed import PackedLinear
 from xtclib.techniques.quantization.technique import Quantize, Storage
-from xtclib.techniques.registry import apply_all
 
 
 def status(key: str) -> float:

@@ -22,7 +22,7 @@ import transformers
 
 from xtclib import files, records
 from xtclib.deployment import onnx, runtimes
-from xtclib.study import compress
+from xtclib.study.compress import Run, compress
 from xtclib.tasks import evaluation
 from xtclib.techniques.quantization.technique import with_activations
 
@@ -38,7 +38,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     found = []
     for name in args.recipes.split(","):
-        run = compress.compress(
+        run = compress(
             name, args.task, "minilm", args.budget, 0, args.glue_dir, progress=False
         )
         found += compare(name, run)

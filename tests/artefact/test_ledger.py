@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from transformers import BertForSequenceClassification
 
 from xtclib.artefact import format, ledger
+from xtclib.techniques import apply_all
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.quantization.technique import Quantize, Storage
-from xtclib.techniques.registry import apply_all
 
 
 @pytest.fixture

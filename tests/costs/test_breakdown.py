@@ -4,12 +4,12 @@ import pytest
 from torch import nn
 from transformers import BertConfig, ViTConfig
 
+from xtclib import techniques
 from xtclib.artefact import format
 from xtclib.costs import breakdown
 from xtclib.costs.architectures import ARCHITECTURES, build
 from xtclib.costs.breakdown import COMPONENTS, Convention, Part, break_down, component_of, deformer
 from xtclib.recipes import recipe
-from xtclib.techniques import registry
 
 H, FF, N, LAYERS, B, V = 32, 64, 10, 3, 2, 50
 SMALL = BertConfig(
@@ -21,7 +21,7 @@ SMALL = BertConfig(
 def test_parameters_count_packed_weights_as_what_they_stand_for(bert):
     before = breakdown.parameters(bert)
     chosen = recipe.load("xtc-1bit").techniques
-    packed = format.finalize(registry.apply_all(bert, chosen), chosen)
+    packed = format.finalize(techniques.apply_all(bert, chosen), chosen)
     assert breakdown.parameters(packed) == before == sum(p.numel() for p in bert.parameters())
 
 

@@ -14,12 +14,12 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from xtclib.artefact import format
 from xtclib.recipes import recipe
+from xtclib.techniques import apply_all
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.quantization.layers import QuantEmbedding, QuantLinear
 from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear
 from xtclib.techniques.quantization.quantizers import Scheme
 from xtclib.techniques.quantization.technique import Quantize, Storage, with_activations
-from xtclib.techniques.registry import apply_all
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

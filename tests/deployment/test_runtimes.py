@@ -8,8 +8,8 @@ import torch
 
 from xtclib.artefact import format
 from xtclib.deployment import runtimes
+from xtclib.techniques import apply_all
 from xtclib.techniques.quantization.technique import Quantize
-from xtclib.techniques.registry import apply_all
 
 pytest.importorskip("onnxruntime")
 deployment = pytest.importorskip("xtclib.deployment.runtimes")

@@ -11,7 +11,7 @@ from xtclib import artefact, recipes
 from xtclib.artefact.ledger import byte_ledger, plan
 from xtclib.costs.breakdown import break_down, parameters
 from xtclib.study.compress import compress
-from xtclib.techniques.registry import TECHNIQUES, technique
+from xtclib.techniques import TECHNIQUES, technique
 
 TOY = '''
 """Two weights in one byte: each is rounded to one of 16 levels between the row's ends."""

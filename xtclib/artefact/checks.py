@@ -15,8 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig, PreTrainedModel
 
 from xtclib.cache import digest
-from xtclib.techniques import registry
-from xtclib.techniques.base import Stored
+from xtclib.techniques.base import Stored, held
 
 WEIGHTS = "model.safetensors"
 
@@ -34,7 +33,7 @@ _NUMERIC = (
 
 def numeric(config: PretrainedConfig) -> dict:
     found = {name: getattr(config, name) for name in _NUMERIC if hasattr(config, name)}
-    return {**found, "techniques": registry.held(config)}
+    return {**found, "techniques": held(config)}
 
 
 class OnDisk(NamedTuple):

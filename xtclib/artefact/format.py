@@ -37,9 +37,8 @@ from xtclib.artefact.checks import (
 from xtclib.bert import replace_module_
 from xtclib.cache import digest
 from xtclib.files import first_line, staged_folder
-from xtclib.techniques.base import Stored, Technique, pack_
+from xtclib.techniques.base import Stored, Technique, pack_, technique
 from xtclib.techniques.pruning import surgery
-from xtclib.techniques.registry import finalize_all, technique
 
 FORMAT = 1  # the highest that this xtclib reads
 
@@ -149,7 +148,9 @@ def finalize(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrai
     Attention goes back to PyTorch's own, unless its products are quantized. Models whose
     techniques change no width stay ordinary and trainable.
     """
-    model = finalize_all(model, techniques).eval()
+    for item in techniques:
+        model = item.finalize(model)
+    model.eval()
     config = model.config
     if config._attn_implementation == attention.NAME and not any(
         hasattr(module, "rounded") for module in model.modules()
@@ -160,7 +161,7 @@ def finalize(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrai
     if stored or layers:
         model = pack_(model)  # where nothing is quantized: rounds to fp16, as it is stored
         config.quantization_config = XtcConfig(
-            [technique.to_dict() for technique in stored],
+            [item.to_dict() for item in stored],
             max((m.format for m in model.modules() if isinstance(m, Stored)), default=1),
             layers,
         )

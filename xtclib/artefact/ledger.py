@@ -15,8 +15,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from xtclib.artefact.checks import WEIGHTS, OnDisk, make_room_
 from xtclib.artefact.format import sealed
 from xtclib.costs.architectures import build
-from xtclib.techniques.base import Held, Stored, Technique
-from xtclib.techniques.registry import listed
+from xtclib.techniques.base import Held, Stored, Technique, held, technique
 
 
 @dataclass(frozen=True)
@@ -59,12 +58,12 @@ def byte_ledger(folder: str | Path) -> list[Entry]:
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"no config.json in {folder}: expected an artefact's folder")
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    held = getattr(config, "quantization_config", None) or {"quant_method": "xtc"}
-    if held.get("quant_method") != "xtc":
-        raise ValueError(f"{folder} was quantized by {held.get('quant_method')!r}, not by xtclib")
+    kind = (getattr(config, "quantization_config", None) or {}).get("quant_method", "xtc")
+    if kind != "xtc":
+        raise ValueError(f"{folder} was quantized by {kind!r}, not by xtclib")
     model = build(config)
-    for item in listed(config):
-        item.rebuild(model)
+    for item in held(config):
+        technique(item).rebuild(model)
     found = {}
     try:
         with safe_open(path, "pt") as file:
@@ -119,21 +118,19 @@ def _with_header(entries: list[Entry], header: int) -> list[Entry]:
 _TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "U8": "uint8", "I64": "int64"}
 
 
-def _entry(name: str, shape: tuple, dtype: torch.dtype, held: Held | None) -> Entry:
+def _entry(name: str, shape: tuple, dtype: torch.dtype, own: Held | None) -> Entry:
     size = math.prod(shape) * dtype.itemsize
-    if held is None:
-        held = Held(math.prod(shape), 8.0 * dtype.itemsize, 8.0 * dtype.itemsize)
-    limit = held.values * held.limit / 8
-    return Entry(name, shape, str(dtype)[6:], size, held.values, held.width, limit)
+    values, width, limit = own or (math.prod(shape), *2 * [8.0 * dtype.itemsize])
+    return Entry(name, shape, str(dtype)[6:], size, values, width, values * limit / 8)
 
 
 def _held(model: PreTrainedModel) -> dict[str, Held]:
     """What the packed tensors of a model hold, by their full names."""
     return {
-        f"{name}.{tensor}": held
+        f"{name}.{tensor}": own
         for name, module in model.named_modules()
         if isinstance(module, Stored)
-        for tensor, held in module.entries().items()
+        for tensor, own in module.entries().items()
     }
 
 

@@ -28,8 +28,7 @@ from xtclib.costs.parts import (
     Part,
     convention,
 )
-from xtclib.techniques.base import Stored
-from xtclib.techniques.registry import listed
+from xtclib.techniques.base import Stored, held, technique
 
 __all__ = [
     "COMPONENTS",
@@ -184,8 +183,8 @@ def _built(source: str | Path | PretrainedConfig | nn.Module) -> nn.Module:
     """:func:`architectures.build`, with the layers that its techniques have it run."""
     found = config_of(source) if isinstance(source, (str, Path)) else source
     model = build(found)
-    for item in listed(found) if isinstance(found, PretrainedConfig) else ():
-        item.outline(model)
+    for item in held(found) if isinstance(found, PretrainedConfig) else ():
+        technique(item).outline(model)
     return model
 
 
@@ -392,8 +391,8 @@ def deformer(
 
 def parameters(model: nn.Module) -> int:
     """Weights and biases of a model, packed ones counted as the weights that they stand for."""
-    stored = [m.entries() for m in model.modules() if isinstance(m, Stored)]
-    packed = sum(held["weight"].values for held in stored if "weight" in held)
+    entries = [m.entries() for m in model.modules() if isinstance(m, Stored)]
+    packed = sum(each["weight"].values for each in entries if "weight" in each)
     return packed + sum(p.numel() for p in model.parameters())
 
 

@@ -17,12 +17,12 @@ from xtclib.costs.breakdown import break_down
 from xtclib.distillation.losses import layer_map
 from xtclib.distillation.terms import LAYER_MAPS
 from xtclib.figures import costs, distillation, pruning, records
+from xtclib.techniques.base import apply_all
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.pruning.structured import PruneHeads
 from xtclib.techniques.pruning.unstructured import Sparsify
 from xtclib.techniques.quantization.quantizers import Scheme, relative_error
 from xtclib.techniques.quantization.technique import Quantize, Storage
-from xtclib.techniques.registry import apply_all
 
 _FAMILIES = {1: "binary", 2: "ternary"}
 

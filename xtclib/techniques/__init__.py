@@ -4,14 +4,22 @@ A technique is a small frozen config with ``apply(model, data) → model`` and, 
 what :class:`Technique` lists. They compose in a list; recipes know them by name.
 """
 
-from xtclib.techniques.base import TECHNIQUES, Held, Stored, Technique, pack_, register
+from xtclib.techniques.base import (
+    TECHNIQUES,
+    Held,
+    Stored,
+    Technique,
+    apply_all,
+    pack_,
+    register,
+    technique,
+)
 from xtclib.techniques.embeddings.technique import PruneVocabulary, SmallVocabulary
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.pruning.structured import LearnGates, PruneHeads, PruneNeurons, PruneWidth
 from xtclib.techniques.pruning.unstructured import ReweightedProximal, Sparsify
 from xtclib.techniques.quantization.splitting import SplitTernary
 from xtclib.techniques.quantization.technique import Quantize, Storage
-from xtclib.techniques.registry import apply_all, technique
 from xtclib.techniques.students.technique import CNN, BiLSTM, Bottleneck, Compact, DistilBert
 from xtclib.techniques.students.theseus import KeepSuccessors, ReplaceModules
 

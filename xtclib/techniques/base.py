@@ -1,4 +1,9 @@
-"""What every technique offers, and what it may ask of the task it is applied for."""
+"""What every technique and every stored layer offers, and what they may ask of a model.
+
+A technique gives ``apply(model, data) → model`` and, where it needs them, what :class:`Technique`
+lists: schedules, a penalty, ``finalize`` (every tensor at the width it is stored in) and
+``rebuild`` (the same structure on an empty model, so that a saved artefact can load).
+"""
 
 from __future__ import annotations
 
@@ -8,10 +13,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from xtclib.bert import encoder_linears, replace_module_
 from xtclib.config import Named, Registry
@@ -107,6 +109,22 @@ class Technique(Named):
 
 TECHNIQUES = Registry("technique", Technique)
 register = TECHNIQUES.register
+technique = TECHNIQUES.read  # from what a recipe or an artefact holds
+
+
+def held(config: PretrainedConfig) -> list[dict]:
+    """What an artefact's config lists as its techniques; nothing for an ordinary model's."""
+    found = getattr(config, "quantization_config", None) or {}
+    return found.get("techniques", []) if isinstance(found, dict) else found.techniques
+
+
+def apply_all(
+    model: PreTrainedModel, techniques: Sequence[Technique], data: Calibration | None = None
+) -> PreTrainedModel:
+    """Applies a list of techniques in order."""
+    for item in techniques:
+        model = item.apply(model, data)
+    return model
 
 
 def needs(data: Calibration | None, what: str) -> Calibration:

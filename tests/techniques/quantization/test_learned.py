@@ -10,9 +10,9 @@ from xtclib.artefact import format
 from xtclib.deployment import onnx
 from xtclib.distillation.objective import Objective
 from xtclib.tasks.rows import Calibration
+from xtclib.techniques import technique
 from xtclib.techniques.quantization.quantizers import Scheme, first_clip, round_between
 from xtclib.techniques.quantization.technique import Quantize, Storage
-from xtclib.techniques.registry import technique
 from xtclib.training.budget import Budget
 
 BOTH = pytest.mark.parametrize("how", ["lsq", "pact"])

@@ -13,10 +13,10 @@ from transformers import (
 
 from xtclib.artefact import format
 from xtclib.artefact.ledger import byte_ledger
+from xtclib.techniques import apply_all
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear
 from xtclib.techniques.quantization.technique import Quantize, Storage
-from xtclib.techniques.registry import apply_all
 
 SMALL = {"pooler": "int8-row", "positions": "int8-row"}
 

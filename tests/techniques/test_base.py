@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from xtclib.artefact.format import finalize
+from xtclib.techniques import Technique, apply_all, technique
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.quantization.layers import QuantEmbedding, QuantLinear
 from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear
 from xtclib.techniques.quantization.quantizers import Scheme, quantize
 from xtclib.techniques.quantization.technique import Quantize
-from xtclib.techniques.registry import Technique, apply_all, finalize_all, technique
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,9 @@ def test_rebuilding_gives_the_finalized_structure(make_bert):
 
 def test_techniques_compose_in_order(bert12):
     listed = [LayerReduction(layers=5), Quantize()]
-    model = finalize_all(apply_all(bert12, listed), listed)
+    model = apply_all(bert12, listed)
+    for item in listed:
+        model = item.finalize(model)
     assert len(model.bert.encoder.layer) == 5
     assert sum(isinstance(m, PackedLinear) for m in model.modules()) == 30
 
