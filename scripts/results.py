@@ -58,10 +58,23 @@ def spread(values: list[float]) -> str:
     return f"{mean(values):.1f} ({min(values):.1f}–{max(values):.1f})"
 
 
-def latency(record: results.Record) -> float:
-    """The student's time over its teacher's, medians."""
-    times = record.latency["milliseconds"]
-    return times["student"]["median"] / times["teacher"]["median"]
+def tabled(columns: str, rows: list[list]) -> str:
+    """A table; columns are parted by ``, `` and cells are shown as they are.
+
+    >>> print(tabled("bits, MB", [[1, "3.6"]]))
+    | bits | MB |
+    |---|---|
+    | 1 | 3.6 |
+    """
+    names = columns.split(", ")
+    lines = [f"| {' | '.join(map(str, row))} |" for row in [names, *rows]]
+    return "\n".join([lines[0], "|" + "---|" * len(names), *lines[1:]])
+
+
+def latency(records: list[results.Record]) -> str:
+    """The students' time over their teachers', mean over records of medians over repeats."""
+    times = [r.latency["milliseconds"] for r in records]
+    return f"{mean(t['student']['median'] / t['teacher']['median'] for t in times):.2f}"
 
 
 def majority(record: results.Record) -> float:
@@ -85,22 +98,16 @@ def table(records: list[results.Record]) -> str:
     for record in records:
         groups.setdefault((record.recipe, record.budget), []).append(record)
     first, size = records[0], records[0].teacher_bytes / 1e6
-    lines = [
-        "| recipe | budget | score | against teacher | MB | times smaller | latency | seeds |",
-        "|---|---|---|---|---|---|---|---|",
-        f"| *teacher* | | {first.teacher_score:.1f} | | {size:.1f} | 1 | 1 | |",
-    ]
-    order = sorted(groups.items(), key=lambda item: (-item[1][0].bytes, item[0]))
-    for (name, budget), group in order:
-        one = group[0]
-        trains = recipe.load(name).trains
-        lines.append(
-            f"| `{name}` | {budget if trains else 'none'} | {spread([r.score for r in group])} "
-            f"| {mean(r.score - r.teacher_score for r in group):+.1f} "
-            f"| {one.bytes / 1e6:.2f} | {one.ratio:.1f} | {mean(map(latency, group)):.2f} "
-            f"| {len(group) if trains else '–'} |"
-        )
-    return "\n".join(lines)
+    rows = [["*teacher*", "", f"{first.teacher_score:.1f}", "", f"{size:.1f}", 1, 1, ""]]
+    for (name, budget), group in sorted(groups.items(), key=lambda g: (-g[1][0].bytes, g[0])):
+        one, trains = group[0], recipe.load(name).trains
+        rows.append([
+            f"`{name}`", budget if trains else "none", spread([r.score for r in group]),
+            f"{mean(r.score - r.teacher_score for r in group):+.1f}", f"{one.bytes / 1e6:.2f}",
+            f"{one.ratio:.1f}", latency(group), len(group) if trains else "–",
+        ])  # fmt: skip
+    columns = "recipe, budget, score, against teacher, MB, times smaller, latency, seeds"
+    return tabled(columns, rows)
 
 
 def measured(profile: str) -> str:
@@ -142,30 +149,21 @@ def systems() -> str:
 
     SST-2 and MRPC as they are, where a recipe was measured on them; else the built-in SST-2.
     """
-    lines = [
-        "| system | recipe | what it does | × smaller | latency | score of its teacher's |",
-        "|---|---|---|---|---|---|",
-    ]
-    found = {
-        (task, profile): [r for r in results.records(profile) if r.task == task]
-        for task, profile in SHOWN
-    }
-    for system, names in SYSTEMS.items():
-        for name in names:
-            book = recipe.load(name)
-            groups = [longest([r for r in some if r.recipe == name]) for some in found.values()]
-            groups = [group for group in groups if group]
-            if len(groups) > 1:
-                groups = [group for group in groups if group[0].profile == "minilm"]
-            paper = re.search(r"arXiv:(\d+\.\d+)", book.source)
-            linked = f"[{system}](https://arxiv.org/abs/{paper[1]})" if paper else system
-            lines.append(
-                f"| {linked} | `{name}` | {book.summary} | {groups[0][0].ratio:.1f} "
-                f"| {mean(map(latency, groups[0])):.2f} "
-                f"| {'; '.join(_cell(group, book.trains) for group in groups)} |"
-            )
-    floors = [f"{_short(some[0])} {majority(some[0]):.1f}" for some in found.values()]
-    return "\n".join([*lines, "", f"Always the most common label: {', '.join(floors)}."])
+    found = [[r for r in results.records(p) if r.task == task] for task, p in SHOWN]
+    rows = []
+    for system, name in ((system, name) for system, names in SYSTEMS.items() for name in names):
+        book = recipe.load(name)
+        *real, built_in = (longest([r for r in some if r.recipe == name]) for some in found)
+        groups = [group for group in real if group] or [built_in]
+        paper = re.search(r"arXiv:(\d+\.\d+)", book.source)
+        rows.append([
+            f"[{system}](https://arxiv.org/abs/{paper[1]})" if paper else system, f"`{name}`",
+            book.summary, f"{groups[0][0].ratio:.1f}", latency(groups[0]),
+            "; ".join(_cell(group, book.trains) for group in groups),
+        ])  # fmt: skip
+    floors = ", ".join(f"{_short(some[0])} {majority(some[0]):.1f}" for some in found)
+    columns = "system, recipe, what it does, × smaller, latency, score of its teacher's"
+    return f"{tabled(columns, rows)}\n\nAlways the most common label: {floors}."
 
 
 def _short(record: results.Record) -> str:
@@ -186,75 +184,66 @@ def _benchmark(name: str) -> dict:
 def pruned() -> str:
     """What pruning brings at BERT-base's shape."""
     found = _benchmark("pruning")
-    lines = [
+    rows = [
+        [row["what"], *(f"{row[name]:.2f}" for name in ("time", "operations", "encoder")),
+         f"{row['bytes'] / 1e6:.1f}", f"{row['file']:.2f}"]
+        for row in found["rows"]
+    ]  # fmt: skip
+    return (
         f"## BERT-base's shape, pruned\n\nBatch {found['batch']}, length {found['length']}, "
         f"{found['machine']['threads']} threads; *encoder*: its bytes against the unpruned "
         "encoder's, both fp16; *file*:\nthe whole against fp32; embeddings, pooler and classifier "
-        "are pruned by width only.\n",
-        "| what is gone | time | operations | encoder | file, MB | file |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['what']} | {row['time']:.2f} | {row['operations']:.2f} | {row['encoder']:.2f} "
-        f"| {row['bytes'] / 1e6:.1f} | {row['file']:.2f} |"
-        for row in found["rows"]
-    ]
-    return "\n".join(lines)
+        "are pruned by width only.\n\n"
+        + tabled("what is gone, time, operations, encoder, MB of the file, file", rows)
+    )
 
 
 def compared() -> str:
     """What a distillation step costs, by what it compares."""
     found = _benchmark("distillation-terms")
-    rows = [row for row in found["rows"] if row["step"] != "fine-tuning"]
-    lines = [
+    rows = [
+        [
+            row["step"].replace("_", " "),
+            f"{row['ratio']:.2f}",
+            f"{row['low']:.2f}–{row['high']:.2f}",
+        ]
+        for row in found["rows"]
+        if row["step"] not in ("fine-tuning", "teacher's forward")
+    ]
+    return (
         "## A distillation step\n\nAgainst a fine-tuning step of the same student plus the "
-        "teacher's forward pass: MiniLM, 3 of 6 layers, "
-        f"batch {found['batch']} × {found['length']},\n"
-        f"{found['machine']['threads']} threads, medians and quartiles of {found['repeats']}.\n",
-        "| what it compares | ratio | quartiles |",
-        "|---|---|---|",
-    ]
-    lines += [
-        f"| {row['step'].replace('_', ' ')} | {row['ratio']:.2f} "
-        f"| {row['low']:.2f}–{row['high']:.2f} |"
-        for row in rows
-        if row["step"] != "teacher's forward"
-    ]
-    return "\n".join(lines)
+        "teacher's forward pass: MiniLM,\n3 of 6 layers, "
+        f"batch {found['batch']} × {found['length']}, {found['machine']['threads']} threads, "
+        f"medians and quartiles of {found['repeats']}.\n\n"
+        + tabled("what it compares, ratio, quartiles", rows)
+    )
 
 
 def deployed(batch: int = 1, length: int = 128) -> str:
     """One row a runtime: file, speed, milliseconds; of BERT-base's shape at one bit."""
     found = _benchmark("bert-base")
-    rows = [r for r in found["rows"] if (r["batch"], r["length"]) == (batch, length)]
-    many = {r["runtime"]: r for r in found["rows"] if (r["batch"], r["length"]) == (8, length)}
-    lines = [
+    at = {(r["runtime"], r["batch"]): r for r in found["rows"] if r["length"] == length}
+    rows = []
+    for name in (name for name, size in at if size == batch):
+        row, many = at[name, batch], at[name, 8]
+        rows.append([
+            name, f"{found['sizes'][name] / 1e6:.1f}",
+            f"{row['median']:.0f} ({row['low']:.0f}–{row['high']:.0f})",
+            f"{1 / row['ratio']:.1f}", f"{1 / many['ratio']:.1f}",
+        ])  # fmt: skip
+    columns = f"runtime, MB, ms at batch {batch}, × as fast, × as fast at batch 8"
+    return (
         f"## BERT-base's shape, 1 bit, in every runtime\n\n{found['machine']['threads']} threads, "
-        f"length {length}, medians of {found['repeats']} in turns.\n",
-        f"| runtime | file, MB | ms, batch {batch} | × as fast | × as fast, batch 8 |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        name = row["runtime"]
-        lines.append(
-            f"| {name} | {found['sizes'][name] / 1e6:.1f} | {row['median']:.0f} "
-            f"({row['low']:.0f}–{row['high']:.0f}) | {1 / row['ratio']:.1f} "
-            f"| {1 / many[name]['ratio']:.1f} |"
-        )
-    return "\n".join(lines)
+        f"length {length}, medians of {found['repeats']} in turns.\n\n{tabled(columns, rows)}"
+    )
 
 
 def gallery(*names: str) -> str:
     """Figures with their alt text, as figures/README.md has them."""
     text = (ROOT / "figures" / "README.md").read_text(encoding="utf-8")
     blocks = dict(part.split("\n", 1) for part in text.split("## ")[1:])
-    return "\n".join(
-        blocks[name]
-        .strip()
-        .replace('srcset="', 'srcset="figures/')
-        .replace(' src="', ' src="figures/')
-        for name in names
-    )
+    shown = "\n".join(blocks[name].strip() for name in names)
+    return re.sub(r'(?<=\bsrc)(set)?="', r'\1="figures/', shown)
 
 
 def made() -> dict[tuple[str, str], str]:
@@ -269,9 +258,9 @@ def made() -> dict[tuple[str, str], str]:
 def main() -> None:
     """Updates the pages."""
     for (page, name), text in made().items():
-        head, _, rest = (ROOT / page).read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
-        end = f"<!-- /{name} -->"
-        write_text(ROOT / page, f"{head}<!-- {name} -->\n{text}\n{end}{rest.partition(end)[2]}")
+        start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+        head, rest = (ROOT / page).read_text(encoding="utf-8").split(start)
+        write_text(ROOT / page, f"{head}{start}{text}{end}{rest.split(end)[1]}")
 
 
 if __name__ == "__main__":
