@@ -62,9 +62,9 @@ has-notebooks:
 results: setup  ## the committed records, again; picks up where it was cut off (`xtc results --missing` lists)
 	$(BIN)/xtc results
 
-figures: setup  ## the gallery in figures/ and the README's tables, from the committed records
+figures: setup  ## the gallery in figures/, RESULTS.md and the README's table, from the committed records
 	$(BIN)/python scripts/figures.py
-	$(BIN)/python scripts/readme_results.py
+	$(BIN)/python scripts/results.py
 
 lab: setup  ## JupyterLab on notebooks/
 	$(BIN)/jupyter lab notebooks

@@ -88,6 +88,13 @@ def test_citation_has_the_version_and_complete_references():
         assert re.fullmatch(r"\d{4}\.\d{5}", reference["identifiers"][0]["value"].split(":")[1])
 
 
+def test_a_commit_is_checked_by_the_ruff_that_is_pinned():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    (rev,) = (repo["rev"] for repo in hooks if repo["repo"].endswith("ruff-pre-commit"))
+    (pin,) = (pin.specifier for pin in pins() if pin.name == "ruff")
+    assert rev.replace("v", "==") == str(pin)
+
+
 @pytest.mark.parametrize("path", [".github/workflows/ci.yml", "environment.yml", "CITATION.cff"])
 def test_yaml_loads(path):
     assert isinstance(yaml.safe_load((ROOT / path).read_text()), dict)

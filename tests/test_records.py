@@ -3,9 +3,8 @@
 import re
 
 import pytest
-import readme_results
 
-from xtclib import cache, records
+from xtclib import records
 from xtclib.recipes import recipe
 from xtclib.study import compress, profiles
 
@@ -44,11 +43,6 @@ def test_the_built_in_records_were_measured_on_the_committed_rows():
     for record in RECORDS:
         if record.profile == "mini":
             assert record.data_fingerprint == fingerprints[record.task], name(record)
-
-
-def test_the_readme_shows_the_committed_records():
-    text = (cache.ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme_results.section() in text
 
 
 def test_a_committed_record_is_found_again_when_measured_again():

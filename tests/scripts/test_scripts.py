@@ -1,11 +1,23 @@
-"""The scripts around the notebooks: what they refuse, and what they leave behind."""
+"""The scripts around notebooks and pages: what they refuse, and what they leave behind."""
+
+import ast
+import importlib
+import re
+import shlex
 
 import nbformat
 import offline_html
 import pytest
+import results
 import run_notebooks
 import strip_notebooks
+import typer
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from xtclib import cli
+from xtclib.cache import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def parameters_cell(source="PROFILE = None\nSEED = 0"):
@@ -145,3 +157,57 @@ def test_a_marked_cell_that_never_ran_is_reported(tmp_path, capsys):
     path = write(tmp_path, "01_one", new_code_cell("# NBVAL_CHECK_OUTPUT\n12"))
     assert strip_notebooks.main([str(path)]) == 1
     assert "never run" in capsys.readouterr().err
+
+
+def test_the_pages_show_the_committed_records():
+    for (page, name), text in results.made().items():
+        shown = (ROOT / page).read_text(encoding="utf-8")
+        assert f"<!-- {name} -->\n{text}\n<!-- /{name} -->\n" in shown, "run `make figures`"
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", ["README.md", "RESULTS.md"])
+def test_lines_are_short_but_for_tables_and_pictures(page):
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    assert not [line for line in lines if len(line) > 110 and not re.match(r"\|| *<", line)]
+
+
+@pytest.mark.parametrize("page", ["README.md", "RESULTS.md"])
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target, _, part in (link.partition("#") for link in re.findall(r"\]\(([^)]+)\)", text)):
+        if target.startswith("http") or target == "CONTRIBUTING.md":  # the second is to come
+            continue
+        assert (ROOT / (target or page)).is_file(), target
+        if part:
+            heads = re.findall(r"^#+ (.+)$", (ROOT / (target or page)).read_text(), re.MULTILINE)
+            anchors = [re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads]
+            assert part in anchors, part
+
+
+def test_the_readmes_python_names_what_there_is():
+    trees = [ast.parse(code) for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL)]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    found = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+    names = {name for name in found if re.fullmatch(r"xtc(\.\w+)+", name)}
+    assert "xtc.compress" in names
+    for name in names:
+        value = importlib.import_module("xtclib")
+        for part in name.split(".")[1:]:
+            value = getattr(value, part)
+
+
+def test_the_readmes_commands_and_their_options_exist():
+    commands = typer.main.get_command(cli.app).commands
+    run = r"^(?:\$ )?(?:xtc|accelerate launch -m xtclib\.cli) (.+)$"
+    lines = re.findall(run, README, re.MULTILINE)
+    assert len(lines) >= 8
+    for line in lines:
+        name, *words = shlex.split(line, comments=True)
+        known = {option for parameter in commands[name].params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, line
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"make ([a-z]+)(?=`| +#)", README)) <= targets

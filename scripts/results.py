@@ -1,0 +1,267 @@
+"""Writes RESULTS.md's tables and the README's table of systems from the committed records.
+
+A page keeps what stands outside of its markers, `<!-- name -->` and `<!-- /name -->`.
+
+python scripts/results.py
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from statistics import mean
+
+from xtclib import records as results
+from xtclib.cache import ROOT
+from xtclib.deployment import runtimes
+from xtclib.files import write_text
+from xtclib.recipes import recipe
+
+GALLERY = (
+    "minilm-size-accuracy", "deployment", "minilm-pruning", "minilm-distillation",
+    "losses-compared", "mini-budgets", "quantization",
+)  # fmt: skip
+FAMILIES = {
+    "quantized": "Few bits for each weight:",
+    "shaped": "Fewer or other layers, taught in one way or another:",
+    "pruned": "Weights, heads, neurons or tokens removed:",
+}
+NAMES = {"sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC test", "mnli": "MNLI"}
+TITLES = {
+    "minilm": "Real MiniLM (6 layers, 90.9 MB), real GLUE",
+    "mini": "Built-in tasks, 12-layer teacher",
+}
+SHOWN = (("sst2", "minilm"), ("mrpc", "minilm"), ("sst2", "mini"))
+# What the README shows: one recipe a system, of those that differ in little.
+SYSTEMS = {
+    "XTC": ("xtc-2bit", "xtc-1bit", "xtc-1bit-half", "xtc-half"), "TernaryBERT": ("ternarybert",),
+    "BinaryBERT": ("binarybert-twn",), "Q8BERT": ("q8bert",), "Q-BERT": ("qbert-4bit",),
+    "post-training quantization": ("ptq-8bit",), "TinyBERT": ("tinybert-6l",), "PKD": ("pkd-6l",),
+    "MiniLMv2": ("minilmv2-6l",), "BERT-of-Theseus": ("theseus-6l",), "DistilBERT": ("distilbert",),
+    "MobileBERT": ("mobilebert",), "Well-Read Students": ("wellread-pd",),
+    "DualTrain": ("dualtrain",), "BiLSTM": ("bilstm-kd",),
+    "magnitude pruning": ("magnitude-downstream-50",), "RPP": ("rpp-50",),
+    "movement pruning": ("movement-50",), "2:4 sparsity": ("two-of-four",),
+    "head pruning": ("head-pruning",), "heads and neurons": ("prune-half",),
+    "vocabulary pruning": ("vocab-pruning",),
+}  # fmt: skip
+
+
+def spread(values: list[float]) -> str:
+    """Mean with the range over seeds, where there are several.
+
+    >>> spread([80.0, 82.0])
+    '81.0 (80.0–82.0)'
+    """
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{mean(values):.1f} ({min(values):.1f}–{max(values):.1f})"
+
+
+def tabled(columns: str, rows: list[list]) -> str:
+    """A table; columns are parted by ``, `` and cells are shown as they are.
+
+    >>> print(tabled("bits, MB", [[1, "3.6"]]))
+    | bits | MB |
+    |---|---|
+    | 1 | 3.6 |
+    """
+    names = columns.split(", ")
+    lines = [f"| {' | '.join(map(str, row))} |" for row in [names, *rows]]
+    return "\n".join([lines[0], "|" + "---|" * len(names), *lines[1:]])
+
+
+def latency(records: list[results.Record]) -> str:
+    """The students' time over their teachers', mean over records of medians over repeats."""
+    times = [r.latency["milliseconds"] for r in records]
+    return f"{mean(t['student']['median'] / t['teacher']['median'] for t in times):.2f}"
+
+
+def majority(record: results.Record) -> float:
+    """What always answering the most common label scores."""
+    return mean(m["score"] for m in record.majority.values())
+
+
+def longest(records: list[results.Record]) -> list[results.Record]:
+    """Those of the budget with most steps.
+
+    >>> longest([])
+    []
+    """
+    steps = {r.budget: sum(stage["steps"] for stage in r.stages) for r in records}
+    return [r for r in records if r.budget == max(steps, key=steps.__getitem__)]
+
+
+def table(records: list[results.Record]) -> str:
+    """One row a recipe and budget: score, loss against the teacher, size, latency, seeds."""
+    groups: dict[tuple[str, str], list[results.Record]] = {}
+    for record in records:
+        groups.setdefault((record.recipe, record.budget), []).append(record)
+    first, size = records[0], records[0].teacher_bytes / 1e6
+    rows = [["*teacher*", "", f"{first.teacher_score:.1f}", "", f"{size:.1f}", 1, 1, ""]]
+    for (name, budget), group in sorted(groups.items(), key=lambda g: (-g[1][0].bytes, g[0])):
+        one, trains = group[0], recipe.load(name).trains
+        rows.append([
+            f"`{name}`", budget if trains else "none", spread([r.score for r in group]),
+            f"{mean(r.score - r.teacher_score for r in group):+.1f}", f"{one.bytes / 1e6:.2f}",
+            f"{one.ratio:.1f}", latency(group), len(group) if trains else "–",
+        ])  # fmt: skip
+    columns = "recipe, budget, score, against teacher, MB, times smaller, latency, seeds"
+    return tabled(columns, rows)
+
+
+def measured(profile: str) -> str:
+    """How many records a profile has, from when, of which seeds and on what."""
+    found = results.read(profile)
+
+    def each(values) -> str:
+        return ", ".join(f"{value} ({n})" for value, n in Counter(values).most_common())
+
+    days = sorted(r.date for r in found)
+    return (
+        f"{len(found)} records in `data/results/{profile}`, {days[0]} to {days[-1]}. Seeds: "
+        f"{each(r.seed for r in found)}.\nOn "
+        f"{each('{processor} with {capability}'.format(**r.machine) for r in found)}; threads: "
+        f"{each(r.machine['threads'] for r in found)}; "
+        f"torch {each(r.versions['torch'] for r in found)}, "
+        f"transformers {each(r.versions['transformers'] for r in found)}.\n"
+    )
+
+
+def section() -> str:
+    """All tables of RESULTS.md, real data first."""
+    parts = []
+    for profile, title in TITLES.items():
+        found = results.read(profile)
+        parts += [f"## {title}\n", measured(profile)]
+        for task in sorted({r.task for r in found}, key=lambda t: (t != "sst2", t)):
+            chosen = [r for r in found if r.task == task]
+            low = f"majority class {majority(chosen[0]):.1f}"
+            parts.append(f"### {NAMES.get(task, task)} ({low})\n")
+            for wanted, heading in FAMILIES.items():
+                some = [r for r in chosen if recipe.load(r.recipe).family == wanted]
+                parts += [f"{heading}\n", table(some) + "\n"] if some else []
+    return "\n".join([*parts, deployed(), "", pruned(), "", compared()])
+
+
+def systems() -> str:
+    """The README's table: one row a published system or baseline, from its longest runs.
+
+    SST-2 and MRPC as they are, where a recipe was measured on them; else the built-in SST-2.
+    """
+    found = [[r for r in results.read(p) if r.task == task] for task, p in SHOWN]
+    rows = []
+    for system, name in ((system, name) for system, names in SYSTEMS.items() for name in names):
+        book = recipe.load(name)
+        *real, built_in = (longest([r for r in some if r.recipe == name]) for some in found)
+        groups = [group for group in real if group] or [built_in]
+        paper = re.search(r"arXiv:(\d+\.\d+)", book.source)
+        rows.append([
+            f"[{system}](https://arxiv.org/abs/{paper[1]})" if paper else system, f"`{name}`",
+            book.summary, f"{groups[0][0].ratio:.1f}", latency(groups[0]),
+            "; ".join(_cell(group, book.trains) for group in groups),
+        ])  # fmt: skip
+    floors = ", ".join(f"{_short(some[0])} {majority(some[0]):.1f}" for some in found)
+    columns = "system, recipe, what it does, × smaller, latency, score of its teacher's"
+    return f"{tabled(columns, rows)}\n\nAlways the most common label: {floors}."
+
+
+def _short(record: results.Record) -> str:
+    return NAMES[record.task].split()[0] if record.profile == "minilm" else "built-in"
+
+
+def _cell(group: list[results.Record], trains: bool) -> str:
+    first, seeds = group[0], f"{len(group)} seed{'s' * (len(group) > 1)}"
+    spent = f"{first.budget.replace('steps', ' steps')}, {seeds}" if trains else "untrained"
+    score = mean(r.score for r in group)
+    return f"{_short(first)} {score:.1f} of {first.teacher_score:.1f} ({spent})"
+
+
+def _benchmark(name: str) -> dict:
+    return runtimes.read_measured(ROOT / "data" / "results" / "deployment" / f"{name}.json")
+
+
+def pruned() -> str:
+    """What pruning brings at BERT-base's shape."""
+    found = _benchmark("pruning")
+    rows = [
+        [row["what"], *(f"{row[name]:.2f}" for name in ("time", "operations", "encoder")),
+         f"{row['bytes'] / 1e6:.1f}", f"{row['file']:.2f}"]
+        for row in found["rows"]
+    ]  # fmt: skip
+    return (
+        f"## BERT-base's shape, pruned\n\nBatch {found['batch']}, length {found['length']}, "
+        f"{found['machine']['threads']} threads; *encoder*: its bytes against the unpruned "
+        "encoder's, both fp16; *file*:\nthe whole against fp32; embeddings, pooler and classifier "
+        "are pruned by width only.\n\n"
+        + tabled("what is gone, time, operations, encoder, MB of the file, file", rows)
+    )
+
+
+def compared() -> str:
+    """What a distillation step costs, by what it compares."""
+    found = _benchmark("distillation-terms")
+    rows = [
+        [
+            row["step"].replace("_", " "),
+            f"{row['ratio']:.2f}",
+            f"{row['low']:.2f}–{row['high']:.2f}",
+        ]
+        for row in found["rows"]
+        if row["step"] not in ("fine-tuning", "teacher's forward")
+    ]
+    return (
+        "## A distillation step\n\nAgainst a fine-tuning step of the same student plus the "
+        "teacher's forward pass: MiniLM,\n3 of 6 layers, "
+        f"batch {found['batch']} × {found['length']}, {found['machine']['threads']} threads, "
+        f"medians and quartiles of {found['repeats']}.\n\n"
+        + tabled("what it compares, ratio, quartiles", rows)
+    )
+
+
+def deployed(batch: int = 1, length: int = 128) -> str:
+    """One row a runtime: file, speed, milliseconds; of BERT-base's shape at one bit."""
+    found = _benchmark("bert-base")
+    at = {(r["runtime"], r["batch"]): r for r in found["rows"] if r["length"] == length}
+    rows = []
+    for name in (name for name, size in at if size == batch):
+        row, many = at[name, batch], at[name, 8]
+        rows.append([
+            name, f"{found['sizes'][name] / 1e6:.1f}",
+            f"{row['median']:.0f} ({row['low']:.0f}–{row['high']:.0f})",
+            f"{1 / row['ratio']:.1f}", f"{1 / many['ratio']:.1f}",
+        ])  # fmt: skip
+    columns = f"runtime, MB, ms at batch {batch}, × as fast, × as fast at batch 8"
+    return (
+        f"## BERT-base's shape, 1 bit, in every runtime\n\n{found['machine']['threads']} threads, "
+        f"length {length}, medians of {found['repeats']} in turns.\n\n{tabled(columns, rows)}"
+    )
+
+
+def gallery(*names: str) -> str:
+    """Figures with their alt text, as figures/README.md has them."""
+    text = (ROOT / "figures" / "README.md").read_text(encoding="utf-8")
+    blocks = dict(part.split("\n", 1) for part in text.split("## ")[1:])
+    shown = "\n".join(blocks[name].strip() for name in names)
+    return re.sub(r'(?<=\bsrc)(set)?="', r'\1="figures/', shown)
+
+
+def made() -> dict[tuple[str, str], str]:
+    """What stands between two markers, by page and the markers' name."""
+    return {
+        ("README.md", "picture"): gallery(GALLERY[0]),
+        ("README.md", "systems"): systems(),
+        ("RESULTS.md", "results"): f"{section()}\n\n## Figures\n\n{gallery(*GALLERY)}",
+    }
+
+
+def main() -> None:
+    """Updates the pages."""
+    for (page, name), text in made().items():
+        start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+        head, rest = (ROOT / page).read_text(encoding="utf-8").split(start)
+        write_text(ROOT / page, f"{head}{start}{text}{end}{rest.split(end)[1]}")
+
+
+if __name__ == "__main__":
+    main()
