@@ -1,5 +1,6 @@
 """What every test run has in common: small, quiet, offline, one thread."""
 
+import gc
 import os
 
 # Before torch or a kernel starts. `smoke` is forced: the outputs nbval compares were made with it.
@@ -25,6 +26,10 @@ SKIPPED = (
     "text/markdown",
     "stderr",
 )
+
+
+def pytest_collection_finish():
+    gc.freeze()  # every Trainer collects garbage: not among all that was imported
 
 
 def pytest_collection_modifyitems(items):

@@ -25,8 +25,7 @@ from xtclib import records, teachers
 from xtclib.distillation.objective import Objective
 from xtclib.distillation.terms import TERMS
 from xtclib.files import write_json
-from xtclib.tasks.glue import find_task
-from xtclib.teachers import load_classifier
+from xtclib.tasks.base import find_task
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.training.device import bf16_is_fast
 from xtclib.training.trainer import DistillationTrainer
@@ -64,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
 
     bf16 = bf16_is_fast()
-    model = load_classifier(options.backbone or teachers.minilm(), find_task("sst2")).eval()
+    model = find_task("sst2").load_model(options.backbone or teachers.minilm()).eval()
     student = LayerReduction().apply(model)
     batch = random_batch(model.config.vocab_size, options.batch, options.length)
     common = {"use_cpu": True, "report_to": "none", "disable_tqdm": True}

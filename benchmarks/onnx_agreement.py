@@ -23,7 +23,7 @@ import transformers
 from xtclib import files, records
 from xtclib.deployment import onnx, runtimes
 from xtclib.study import compress
-from xtclib.tasks import evaluation, metrics
+from xtclib.tasks import evaluation
 from xtclib.techniques.quantization.technique import with_activations
 
 
@@ -50,7 +50,7 @@ def main() -> None:
         files.write_json(args.out, about)
 
 
-def compare(name: str, run: compress.Run) -> list[dict]:
+def compare(name: str, run: Run) -> list[dict]:
     """Rows of one student: what runs, against what, metric, agreement."""
     ((split_name, split),) = run.data.evaluation.items()
     trained = run.student
@@ -92,8 +92,8 @@ def compare(name: str, run: compress.Run) -> list[dict]:
     rows = []
     print(f"\n{name}, {run.data.task.name} {split_name}, {len(split.labels)} rows")
     for what, logits, against, wanted in cases:
-        decided = evaluation.decide(run.data.task, logits)
-        score = metrics.score(run.data.task, decided, split.labels)
+        decided = run.data.task.decide(logits)
+        score = run.data.task.score(decided, split.labels)
         row = {"recipe": name, "what": what, "against": against, "metrics": score,
                **runtimes.agreement(wanted, logits)}  # fmt: skip
         rows.append(row)

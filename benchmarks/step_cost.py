@@ -22,8 +22,7 @@ from transformers import Trainer, TrainingArguments
 
 from xtclib import teachers
 from xtclib.recipes import recipe
-from xtclib.tasks.glue import find_task
-from xtclib.teachers import load_classifier
+from xtclib.tasks.base import find_task
 from xtclib.training.device import bf16_is_fast
 from xtclib.training.trainer import DistillationTrainer
 
@@ -78,7 +77,7 @@ def main() -> None:
     options = parser.parse_args()
 
     bf16 = bf16_is_fast()
-    model = load_classifier(options.backbone or teachers.minilm(), find_task("sst2"))
+    model = find_task("sst2").load_model(options.backbone or teachers.minilm())
     batch = random_batch(model.config.vocab_size, options.batch, options.length)
     common = {"use_cpu": True, "report_to": "none", "disable_tqdm": True}
     with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,7 @@ from xtclib.artefact import format
 from xtclib.deployment import runtimes
 from xtclib.recipes import recipe
 from xtclib.study import compress
-from xtclib.tasks import evaluation, metrics
+from xtclib.tasks import evaluation
 from xtclib.techniques.quantization.technique import Storage
 
 CHOICES = {
@@ -66,7 +66,8 @@ def main() -> None:
         model = format.finalize(storage.apply(copy.deepcopy(run.student)), [*techniques, storage])
         logits = evaluation.predict(model, run.tokenizer, split)
         base = logits if base is None else base
-        score = metrics.score(run.data.task, evaluation.decide(run.data.task, logits), split.labels)
+        task = run.data.task
+        score = task.score(task.decide(logits), split.labels)
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             size = (Path(folder) / format.WEIGHTS).stat().st_size

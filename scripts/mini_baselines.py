@@ -18,14 +18,15 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from xtclib import cache, files
 from xtclib.study import profiles
-from xtclib.tasks import evaluation, glue, metrics
+from xtclib.tasks import base, evaluation, glue
+from xtclib.tasks.rows import Split
 
 COLUMNS = ("majority", "bag_of_words", "teacher")
 
 
-def score(task: glue.Task, found, split: glue.Split) -> dict[str, float]:
+def score(task: base.Task, found, split: Split) -> dict[str, float]:
     """The task's metrics, to one decimal."""
-    scores = metrics.score(task, found, split.labels)
+    scores = task.score(found, split.labels)
     return {name: round(float(scores[name]), 1) for name in task.metrics}
 
 
@@ -45,16 +46,16 @@ def bag(first: str, second: str | None) -> dict[str, int]:
     return counts
 
 
-def bag_of_words(data: glue.TaskData) -> dict[str, dict[str, float]]:
+def bag_of_words(data: base.TaskData) -> dict[str, dict[str, float]]:
     """Scores per split, with the regularization that is best on dev: in the baseline's favour."""
 
-    def bags(split: glue.Split) -> list[dict[str, int]]:
+    def bags(split: Split) -> list[dict[str, int]]:
         return list(map(bag, split.first, split.second or [None] * len(split)))
 
     vectors = DictVectorizer(dtype=np.float32)
     x, best = vectors.fit_transform(bags(data.train)), {}
     for strength in (0.01, 0.1, 1.0):
-        if data.task.is_regression:
+        if data.task.num_labels == 1:
             model = Ridge(alpha=1 / strength, solver="sparse_cg")
         else:
             model = LogisticRegression(C=strength, max_iter=2000)
@@ -66,7 +67,7 @@ def bag_of_words(data: glue.TaskData) -> dict[str, dict[str, float]]:
     return best
 
 
-def teacher(name: str, data: glue.TaskData) -> dict[str, dict]:
+def teacher(name: str, data: base.TaskData) -> dict[str, dict]:
     """The mini profile's own teacher, fine-tuned on first use: scores per split, and its budget."""
     found = profiles.teacher_for(name, "mini", data)
     budget = found.made_from["budget"]
@@ -83,7 +84,7 @@ def measure(name: str, root: Path) -> dict[str, dict]:
     data = glue.load(name, root)
     bags, taught, rows = bag_of_words(data), teacher(name, data), {}
     for split, dev in data.evaluation.items():
-        floor = metrics.majority(data.task, dev, data.train)
+        floor = data.task.majority(dev, data.train)
         rows[name if split == "dev" else f"{name}-{split}"] = {
             "metric": data.task.primary,
             "majority": {key: round(floor[key], 1) for key in data.task.metrics},

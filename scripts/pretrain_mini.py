@@ -10,6 +10,7 @@ import argparse
 import copy
 import json
 import string
+import tempfile
 import time
 from itertools import islice
 from pathlib import Path
@@ -19,7 +20,10 @@ import torch
 from mini import tasks
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
-from xtclib.training import mlm
+from xtclib.distillation.objective import Objective
+from xtclib.tasks.masked import MaskedWords
+from xtclib.training.budget import Budget
+from xtclib.training.trainer import Lesson, Run, train
 
 # Words first, then what they say of each other: the last two stages always guess the label words.
 EVENLY = {name: 1.0 for name in tasks.TASKS}
@@ -152,25 +156,21 @@ def main() -> None:
         model = grow(model, stage.layers)
         stream = tasks.documents(args.seed + number, avoid, stage.agreeing, stage.shares)
         steps = max(1, int(stage.steps * args.scale))
-        losses = mlm.pretrain(
-            model,
+        always = tuple(words) if stage.labels else ()
+        task = MaskedWords(stage.share, always, others=0.4)
+        lesson = Lesson(
+            task.data(list(islice(stream, DOCUMENTS))),
             tokenizer,
-            list(islice(stream, DOCUMENTS)),
-            steps,
-            BATCH,
-            stage.rate,
-            seed=args.seed + number,
-            share=stage.share,
-            always=words if stage.labels else (),
-            others=0.4,
-            bf16=False,
+            Budget(steps=steps, batch_size=BATCH, learning_rate=stage.rate, max_length=64),
+            Objective(labels=1),
         )
-        last = losses[-100:]
+        with tempfile.TemporaryDirectory() as folder:
+            model, notes = train(model, lesson, Run(folder, args.seed + number, "fp32"))
         stages.append(
             {
                 "layers": stage.layers,
                 "steps": steps,
-                "loss": round(sum(last) / len(last), 3),
+                "loss": round(notes["losses"][-1]["loss"], 3),
                 "minutes": round((time.perf_counter() - start) / 60, 1),
             }
         )

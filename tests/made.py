@@ -1,6 +1,15 @@
 """What several test modules make up."""
 
 from xtclib.records import Record
+from xtclib.training.trainer import Lesson, Run, train
+
+
+def taught(student, tokenizer, data, objective, budget, folder, teacher=None, techniques=(),
+           finalize=lambda model: model, **run):  # fmt: skip
+    """`train` by positions, quietly, on the CPU and in fp32: a student and its notes."""
+    lesson = Lesson(data, tokenizer, budget, objective, teacher, techniques, finalize)
+    run = {"precision": "fp32", "device": "cpu", "progress": False, **run}
+    return train(student, lesson, Run(folder, **run))
 
 
 def made(recipe="xtc-1bit", score=90.0, size=500_000, task="sst2", budget="A", seed=0, **other):

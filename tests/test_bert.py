@@ -3,7 +3,6 @@ import torch
 from torch import nn
 
 from xtclib import bert as models
-from xtclib import teachers
 from xtclib.tasks.glue import TASKS
 from xtclib.techniques import base
 from xtclib.techniques.students.shallow import CNNClassifier, CNNConfig
@@ -87,11 +86,11 @@ def test_weights_that_are_not_numbers_are_named(bert, bad):
 
 def test_a_loaded_classifier_says_what_its_outputs_mean(bert, tmp_path):
     bert.bert.save_pretrained(tmp_path)
-    three, again = (teachers.load_classifier(str(tmp_path), TASKS["mnli"], seed=5) for _ in "ab")
+    three, again = (TASKS["mnli"].load_model(tmp_path, seed=5) for _ in "ab")
     assert three.config.id2label == {0: "entailment", 1: "neutral", 2: "contradiction"}
     assert three.classifier.out_features == 3
     assert torch.equal(three.classifier.weight, again.classifier.weight)
-    other = teachers.load_classifier(str(tmp_path), TASKS["mnli"], seed=6)
+    other = TASKS["mnli"].load_model(tmp_path, seed=6)
     assert not torch.equal(three.classifier.weight, other.classifier.weight)
-    one = teachers.load_classifier(str(tmp_path), TASKS["stsb"])
+    one = TASKS["stsb"].load_model(tmp_path)
     assert one.classifier.out_features == 1 and one.config.problem_type == "regression"

@@ -46,6 +46,7 @@ def test_recipes_are_all_listed(xtc):
         (("compress", "xtc-1bt"), "unknown recipe 'xtc-1bt': did you mean 'xtc-1bit'"),
         (("compress", "ptq-8bit", "--task", "sst3"), "unknown task 'sst3': did you mean 'sst2'"),
         (("compress", "ptq-8bit", "--profile", "smok"), "unknown profile 'smok': did you mean"),
+        (("compress", "ptq-8bit", "--report-to", "wanddb"), "unknown integration .* mean 'wandb'"),
         (("compress", "ptq-8bit", "--budget", "a"), "unknown budget 'a': did you mean 'A'"),
         (("compress", "nowhere.yaml"), "no recipe file at nowhere.yaml"),
         (("evaluate", "nowhere"), "no config.json in nowhere: expected a folder"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,10 @@ Task = Annotated[str, typer.Option(help="One of GLUE's tasks: sst2, cola, mrpc, 
 ProfileName = Annotated[str, typer.Option(help="smoke, mini, minilm or bert-base.")]
 GlueDir = Annotated[Path | None, typer.Option(help="A folder in GLUE's official layout.")]
 
+ReportTo = Annotated[
+    str, typer.Option(help="Where losses are logged: none, tensorboard, mlflow, wandb, trackio, …")
+]
+
 
 @app.command()
 def compress(
@@ -33,14 +38,16 @@ def compress(
     out: Annotated[Path | None, typer.Option(help="Folder for the artefact; must be new.")] = None,
     record: Annotated[Path | None, typer.Option(help="Folder to add the record to.")] = None,
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+    report_to: ReportTo = "none",
 ) -> None:
     """Compress a teacher by a recipe, measure it, and save the artefact."""
     from xtclib.artefact import ledger as ledgers
     from xtclib.study import compress as study
 
     run = study.compress(
-        recipe, task, profile, budget, seed, glue_dir, teacher, out, progress=not quiet
-    )
+        recipe, task, profile, budget, seed, glue_dir, teacher, out, progress=not quiet,
+        report_to=report_to,
+    )  # fmt: skip
     if out is not None:
         typer.echo("\n" + ledgers.table(ledgers.byte_ledger(out), rows=4) + "\n")
     typer.echo(run.record.table())
@@ -81,7 +88,7 @@ def evaluate(
     else:
         model, words = format.load(folder)
         labels = list(model.config.id2label.values())
-    teachers.check_labels(folder, labels, data.task)
+    data.task.check_labels(folder, labels)
     length = profiles.profile(profile).teacher.max_length
     typer.echo(f"data     {data.source}")
     typer.echo(json.dumps(evaluation.evaluate(model, words, data, length), indent=2))
@@ -131,12 +138,17 @@ def pretrain(
     max_length: Annotated[int, typer.Option(help="Tokens of a document.")] = 64,
     seed: int = 0,
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+    report_to: ReportTo = "none",
 ) -> None:
-    """Go on pre-training by masked language modelling: the `mlm` task, on any text."""
+    """Go on pre-training by masked language modelling, on any text; resumes if it was cut off."""
+    import shutil
+
     from xtclib import cache, files, teachers
+    from xtclib.distillation.objective import Objective
     from xtclib.study import profiles
-    from xtclib.tasks import glue
-    from xtclib.training import device, mlm
+    from xtclib.tasks import evaluation, masked
+    from xtclib.training.budget import Budget
+    from xtclib.training.trainer import Lesson, Run, train
 
     for name, value, least in (
         ("--steps", steps, 1), ("--batch", batch, 1), ("--max-length", max_length, 3)
@@ -148,24 +160,29 @@ def pretrain(
     if out is not None:
         files.check_new_folder(out)
     source = text or cache.ROOT / "data" / "mini" / "corpus.txt"
-    train, held_out = mlm.split_texts(glue.unlabelled(source), seed=seed)
-    typer.echo(f"data     {source.name}: {len(train)} documents, {len(held_out)} kept apart")
+    texts, held_out = masked.split_texts(masked.unlabelled(source), seed=seed)
+    typer.echo(f"data     {source.name}: {len(texts)} documents, {len(held_out)} kept apart")
+    data = masked.MASKED.data(texts, held_out)
     path = profiles.backbone_for("mini") if model == "mini" else model
-    student = mlm.load_masked_lm(path, seed)
+    student = masked.MASKED.load_model(path, seed)
     tokenizer = teachers.load_tokenizer(path, max_length)
 
     def show(when: str) -> None:
-        found = mlm.evaluate_masked(student, tokenizer, held_out, seed, max_length)
+        found = evaluation.evaluate(student, tokenizer, data, max_length)["held out"]
         typer.echo(
             f"{when:<8} {found['accuracy']:.1f} % of masked tokens, "
             f"perplexity {found['perplexity']:.1f}"
         )
 
     show("before")
-    mlm.pretrain(
-        student, tokenizer, train, steps, batch, learning_rate, seed=seed, max_length=max_length,
-        bf16=device.bf16_is_fast(), progress=not quiet,
-    )  # fmt: skip
+    budget = Budget(
+        steps=steps, batch_size=batch, learning_rate=learning_rate, max_length=max_length
+    )
+    lesson = Lesson(data, tokenizer, budget, Objective(labels=1))
+    made_of = cache.key(teachers.weights_id(path), texts, seed, asdict(budget))
+    folder = cache.cache_dir() / "runs" / made_of
+    train(student, lesson, Run(folder, seed, progress=not quiet, report_to=report_to))
+    shutil.rmtree(folder, ignore_errors=True)
     show("after")
     if out is not None:
         with files.staged_folder(out) as partial:

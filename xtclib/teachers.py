@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,26 +12,19 @@ import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from xtclib.cache import cache_dir, key, locked
 from xtclib.distillation.objective import Objective
-from xtclib.files import sha256, staged_folder, write_json
-from xtclib.tasks.evaluation import decide, predict
-from xtclib.tasks.glue import Task, TaskData, find_task
-from xtclib.tasks.metrics import majority, score
+from xtclib.files import first_line, sha256, staged_folder, write_json
+from xtclib.tasks.base import Task, TaskData, find_task
+from xtclib.tasks.evaluation import evaluate
 from xtclib.techniques.base import check_finite
 from xtclib.training.budget import Budget
-from xtclib.training.trainer import train_stage
+from xtclib.training.trainer import Lesson, Run, train
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
-HEADS = ("classifier.weight", "classifier.out_proj.weight", "classifier.dense.weight")
 
 
 def minilm() -> str:
@@ -117,35 +110,17 @@ def fine_tuned(
     with locked(f"teacher-{name}"):
         cached = folder.is_dir()  # written whole or not at all
         if not cached:
-            _fine_tune(backbone, data, budget, seed, precision, progress, device, made_from, folder)
+            run = Run(cache_dir() / "runs" / folder.name, seed, precision, device, progress)
+            tokenizer = load_tokenizer(backbone, budget.max_length)
+            lesson = Lesson(data, tokenizer, budget, Objective(labels=1))
+            model, notes = train(data.task.load_model(backbone, seed), lesson, run)
+            with staged_folder(folder) as partial:
+                model.save_pretrained(partial)
+                tokenizer.save_pretrained(partial)
+                write_json(partial / "made_from.json", {**made_from, "training": notes})
+            shutil.rmtree(run.folder, ignore_errors=True)
     teacher = load_teacher(folder, data.task)
     return replace(teacher, key=name, made_from=made_from, cached=cached)
-
-
-def _fine_tune(
-    backbone, data, budget, seed, precision, progress, device, made_from, folder
-) -> None:
-    """Trains and writes the folder whole or not at all; its checkpoints go when it is there."""
-    run = cache_dir() / "runs" / folder.name
-    tokenizer = load_tokenizer(backbone, budget.max_length)
-    model = load_classifier(backbone, data.task, seed)
-    model, notes = train_stage(
-        model,
-        tokenizer,
-        data,
-        Objective(labels=1),
-        budget,
-        run,
-        seed=seed,
-        precision=precision,
-        progress=progress,
-        device=device,
-    )
-    with staged_folder(folder) as partial:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        write_json(partial / "made_from.json", {**made_from, "training": notes})
-    shutil.rmtree(run, ignore_errors=True)
 
 
 def load_tokenizer(path: str | Path, max_length: int = 128) -> PreTrainedTokenizerBase:
@@ -178,7 +153,7 @@ def load_teacher(path: str | Path, task: Task | str, data: TaskData | None = Non
             raise ValueError(
                 f"{file} cannot be read ({error}): it is truncated or damaged, copy it again"
             ) from None
-        if not names.intersection(HEADS):
+        if not names.intersection(task.heads):
             raise ValueError(
                 f"{path} holds no classifier: it was never fine-tuned for {task.name}; fine-tune "
                 "it first (leave the teacher out and it is done for you)"
@@ -188,10 +163,10 @@ def load_teacher(path: str | Path, task: Task | str, data: TaskData | None = Non
     except OSError as error:
         raise FileNotFoundError(
             f"no teacher at {path!r}: expected a folder with a fine-tuned model, or the id of one "
-            f"on the Hub if it can be reached ({str(error).splitlines()[0]})"
+            f"on the Hub if it can be reached ({first_line(error)})"
         ) from None
-    check_labels(path, [config.id2label[i] for i in range(config.num_labels)], task)
-    model = load_classifier(path, task).eval()
+    task.check_labels(path, [config.id2label[i] for i in range(config.num_labels)])
+    model = task.load_model(path).eval()
     check_finite(model, f"the teacher {path}")
     tokenizer = load_tokenizer(path)
     if data is not None:
@@ -199,50 +174,14 @@ def load_teacher(path: str | Path, task: Task | str, data: TaskData | None = Non
     return Teacher(model, tokenizer, key(weights_id(path)), {"path": path}, True)
 
 
-def check_labels(path: str | Path, labels: Sequence[str], task: Task) -> None:
-    """Raises ``ValueError`` for labels that are not the task's, in its order; no names are fine."""
-    if len(labels) != task.num_labels:
-        raise ValueError(
-            f"{path} has {len(labels)} labels, but {task.name} has {task.num_labels}: use a model "
-            "that was fine-tuned for this task, or name its task by --task"
-        )
-    named = [str(label).lower() for label in labels]
-    unnamed = all(name.startswith("label_") for name in named)
-    if task.labels and not unnamed and named != [label.lower() for label in task.labels]:
-        raise ValueError(
-            f"{path} orders its labels {named}, but {task.name} is {list(task.labels)}: "
-            "permute the classifier's rows or use another model"
-        )
-
-
 def _check_knows(path: str, model, tokenizer, data: TaskData) -> None:
     rows = np.random.default_rng(0).permutation(len(data.train))[:256].tolist()
     sample = data.train.select(rows)
-    answers = decide(data.task, predict(model, tokenizer, sample))
-    found = score(data.task, answers, sample.labels)["score"]
-    floor = majority(data.task, sample)["score"]
+    found = evaluate(model, tokenizer, data, splits={"sample": sample})["sample"]["score"]
+    floor = data.task.majority(sample)["score"]
     if found <= floor:
         raise ValueError(
             f"{path} scores {found:.1f} on 256 training rows of {data.task.name}, no better than "
             f"the majority class ({floor:.1f}): it was not fine-tuned for this task, or its "
             "labels are in another order"
         )
-
-
-def load_classifier(path: str, task: Task, seed: int = 0) -> PreTrainedModel:
-    """A sequence classifier for a task from a folder or Hub id; a missing head gets ``seed``.
-
-    The label names go into the config, so that a model says what its outputs mean.
-    """
-    labels = task.labels or ("score",)
-    torch.manual_seed(seed)
-    return AutoModelForSequenceClassification.from_pretrained(
-        path,
-        num_labels=task.num_labels,
-        id2label=dict(enumerate(labels)),
-        label2id={name: i for i, name in enumerate(labels)},
-        problem_type="regression" if task.is_regression else "single_label_classification",
-        dtype=torch.float32,
-        trust_remote_code=False,
-        use_safetensors=True,
-    )

@@ -10,6 +10,7 @@ from transformers import AutoModel
 from xtclib import cache
 from xtclib import records as results
 from xtclib.artefact import format
+from xtclib.costs import latency
 from xtclib.distillation.objective import Objective
 from xtclib.recipes import recipe as recipes
 from xtclib.recipes.recipe import Recipe, Stage
@@ -39,6 +40,7 @@ def run_smoke(recipe, cache, **kwargs):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XTC_CACHE", str(cache))
         patch.delenv("XTC_GLUE_DIR", raising=False)
+        patch.setattr(latency, "_enough", lambda *_: 3)  # no test reads the times
         kwargs = {"task": "sst2", "profile": "smoke", "budget": "2steps", **kwargs}
         return compress(recipe, progress=False, say=silent, device="cpu", **kwargs)
 
@@ -122,7 +124,7 @@ def test_a_repeated_run_is_read_from_the_cache(runs, cache, monkeypatch):
         raise AssertionError("trained again")
 
     kept = measured(runs["xtc-1bit-half"].record)
-    monkeypatch.setattr(stages, "train_stage", never)
+    monkeypatch.setattr(stages, "train", never)
     assert measured(run_smoke("xtc-1bit-half", cache).record) == kept
 
 
@@ -142,7 +144,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(cache, tmp_path, monkeypatch,
     whole = run_smoke(name, cache, budget="8steps", seed=1)
     clip, calls = torch.nn.utils.clip_grad_norm_, []
 
-    def killed(*args, **kwargs):  # once in every step of every loop
+    def killed(*args, **kwargs):  # once in every step
         calls.append(1)
         if len(calls) == at:
             raise KeyboardInterrupt
@@ -191,6 +193,7 @@ def test_an_out_that_is_a_file_is_refused_before_training(tmp_path, monkeypatch)
         ({"profile": "smok"}, "unknown profile 'smok': did you mean 'smoke'"),
         ({"budget": "5step_s"}, "unknown budget '5step_s'"),
         ({"budget": "a"}, "unknown budget 'a': did you mean 'A'"),
+        ({"report_to": "tensorbord"}, "unknown integration 'tensorbord': did you mean 'tensorbo"),
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest(kwargs, message):
@@ -316,7 +319,7 @@ def counted(runs, monkeypatch):
             training_budget=asdict(training_budget.budget(budget, chosen.budgets)),
             data_fingerprint=data.fingerprint,
         )
-        return study.Run(record, None, None, None, data, Path())
+        return study.Result(record, None, None, None, data, Path())
 
     monkeypatch.setattr(study_sweep, "compress", pretend)
     return calls
@@ -407,7 +410,7 @@ def test_a_wrong_order_shows_before_any_stage_trains(cache, monkeypatch, techniq
     def trained(*args, **kwargs):
         raise AssertionError("training began")
 
-    monkeypatch.setattr(stages, "train_stage", trained)
+    monkeypatch.setattr(stages, "train", trained)
     two = (Stage("first", (), Objective(labels=1)), Stage("s", techniques, Objective(labels=1)))
     with pytest.raises(ValueError, match=message):
         run_smoke(Recipe("x", "", "", two), cache)

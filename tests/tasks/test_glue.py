@@ -4,9 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xtclib.tasks import glue
-from xtclib.tasks.glue import TASKS, Split, find_task, load
-from xtclib.tasks.metrics import majority
+from xtclib.tasks.glue import FILES, TASKS, Split, find_task, load
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "glue"
 
@@ -63,7 +61,7 @@ def write_task(folder, task, lines=None, end="\n", bom=b"", only=None):
     names = ["train.tsv", "dev_matched.tsv", "dev_mismatched.tsv"] if task == "mnli" else None
     for name in names or ["train.tsv", "dev.tsv"]:
         rows = lines if lines is not None and only in (None, name) else LAYOUT[task]
-        path = folder / TASKS[task].folder / name
+        path = folder / TASKS[task].title / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(bom + (end.join(rows) + end).encode())
     return folder
@@ -76,12 +74,13 @@ def test_the_eight_tasks():
     assert list(TASKS) == ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"]
     assert {task.num_labels for task in TASKS.values()} == {1, 2, 3}
     assert TASKS["mnli"].labels == ("entailment", "neutral", "contradiction")
-    assert [name for name, task in TASKS.items() if task.is_regression] == ["stsb"]
-    assert [name for name, task in TASKS.items() if not task.is_pair] == ["cola", "sst2"]
-    for task in TASKS.values():
+    assert [name for name, files in FILES.items() if files.file_labels is None] == ["stsb"]
+    assert [name for name, files in FILES.items() if not files.is_pair] == ["cola", "sst2"]
+    for name, task in TASKS.items():
+        files = FILES[name]
         assert task.primary in task.metrics
-        assert len(task.file_columns) == len(task.columns) + 1
-        assert task.labels is None or len(task.file_labels) == task.num_labels
+        assert len(files.file_columns) == len(files.columns) + 1
+        assert files.file_labels is None or len(files.file_labels) == task.num_labels
 
 
 def test_find_task():
@@ -130,11 +129,11 @@ def test_official_layouts(tmp_path, task, end, bom):
     keys = ["matched", "mismatched"] if task == "mnli" else ["dev"]
     assert list(data.evaluation) == keys
     assert all(split == data.train for split in data.evaluation.values())
-    assert data.source == f"GLUE folder GLUE: {TASKS[task].folder}, 2 train, " + (
+    assert data.source == f"GLUE folder GLUE: {TASKS[task].title}, 2 train, " + (
         "2 matched, 2 mismatched rows" if task == "mnli" else "2 dev rows"
     )
     assert data.evaluation_name == (
-        "MNLI matched and mismatched" if task == "mnli" else f"{TASKS[task].folder} dev"
+        "MNLI matched and mismatched" if task == "mnli" else f"{TASKS[task].title} dev"
     )
     assert str(tmp_path) not in data.source
 
@@ -235,7 +234,7 @@ def test_real_files(task, train, name, rows):
     assert len(data.train) == train and {name: rows} == {
         key: len(split) for key, split in data.evaluation.items()
     }
-    shares = majority(task, data.evaluation[name], data.train)
+    shares = TASKS[task].majority(data.evaluation[name], data.train)
     if task == "sst2":
         assert data.source == "GLUE folder glue: SST-2, 67349 train, 872 dev rows"
         assert shares["accuracy"] == pytest.approx(100 * 444 / 872)
@@ -248,7 +247,7 @@ def test_real_files(task, train, name, rows):
 
 def fake_hub(monkeypatch, task, change=lambda columns: columns, names=None, splits=None):
     datasets = pytest.importorskip("datasets")
-    spec = TASKS[task]
+    spec = FILES[task]
     first, second, labels = EXPECTED[task]
     columns = {spec.columns[0]: first, "label": labels, "idx": list(range(len(first)))}
     if second is not None:
@@ -258,8 +257,8 @@ def fake_hub(monkeypatch, task, change=lambda columns: columns, names=None, spli
     kinds["idx"] = datasets.Value("int32")
     if "label" in columns:
         kinds["label"] = (
-            datasets.Value("float32") if spec.is_regression
-            else datasets.ClassLabel(names=list(names or spec.labels))
+            datasets.Value("float32") if spec.file_labels is None
+            else datasets.ClassLabel(names=list(names or TASKS[task].labels))
         )  # fmt: skip
     rows = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
     default = ["train", "validation", "test"]
@@ -281,7 +280,7 @@ def test_hub_gives_the_same_data_as_the_folder(tmp_path, monkeypatch, task):
     data = load(task, "hub")
     assert calls == [("nyu-mll/glue", task)]
     assert data.fingerprint == load(task, write_task(tmp_path, task)).fingerprint
-    assert data.source.startswith(f"Hub nyu-mll/glue: {TASKS[task].folder}, 2 train, 2 ")
+    assert data.source.startswith(f"Hub nyu-mll/glue: {TASKS[task].title}, 2 train, 2 ")
     assert len(load(task, "hub", limit=1).train) == 1
 
 
@@ -314,27 +313,3 @@ def test_hub_out_of_reach(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match="pip install datasets, or name GLUE's folder"):
         load("sst2", "hub")
-
-
-# Unlabelled text
-
-
-def test_unlabelled(tmp_path):
-    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfOne.\r\n\r\n  Two. \n")
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "a.txt").write_text("Zero.")
-    (tmp_path / "c.md").write_text("not this")
-    assert glue.unlabelled(tmp_path) == ["Zero.", "One.", "Two."]
-    assert glue.unlabelled(str(tmp_path / "b.txt")) == ["One.", "Two."]
-    (tmp_path / "blank.txt").write_text(" \n\n")
-    (tmp_path / "latin.txt").write_bytes(b"\xe9")
-    (tmp_path / "none").mkdir()
-    for name, error, message in [
-        ("nowhere.txt", FileNotFoundError, "does not exist"),
-        ("c.md", ValueError, "received 'c.md', expected a .txt file"),
-        ("blank.txt", ValueError, "only blank lines"),
-        ("latin.txt", ValueError, "'latin.txt' is not UTF-8"),
-        ("none", FileNotFoundError, "expected .txt files in it"),
-    ]:
-        with pytest.raises(error, match=message):
-            glue.unlabelled(tmp_path / name)

@@ -43,12 +43,12 @@ def test_batches_hold_rows_of_like_length():
 def test_collating_pads_on_the_right():
     rows = [{"input_ids": [5, 6, 7], "token_type_ids": [0, 1, 1], "labels": 1},
             {"input_ids": [8], "token_type_ids": [1], "labels": 0}]  # fmt: skip
-    batch = collate(rows, 99, False)
+    batch = collate(rows, 99)
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 99, 99]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["token_type_ids"].tolist() == [[0, 1, 1], [1, 0, 0]]
     assert batch["labels"].dtype == torch.int64 and batch["labels"].tolist() == [1, 0]
-    assert collate(rows, 99, True)["labels"].dtype == torch.float32
+    assert collate(rows, 99, torch.float32)["labels"].dtype == torch.float32
 
 
 def test_rows_are_truncated_and_pairs_typed(tokenizer):

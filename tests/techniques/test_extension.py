@@ -16,7 +16,6 @@ from xtclib.techniques.registry import TECHNIQUES, technique
 TOY = '''
 """Two weights in one byte: each is rounded to one of 16 levels between the row's ends."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import copy
@@ -26,6 +25,7 @@ from torch import nn
 
 from xtclib import techniques
 from xtclib.bert import encoder_linears, linear_of, replace_module_
+from xtclib.config import config
 from xtclib.techniques import Held, Stored, Technique
 
 
@@ -83,7 +83,7 @@ class StoredNibbles(Stored):
 
 
 @techniques.register
-@dataclass(frozen=True)
+@config
 class Nibbles(Technique):
     """The feed-forward matrices at four bits a weight."""
 

@@ -7,10 +7,13 @@ import pytest
 import torch
 from transformers import BertForMaskedLM
 
+from xtclib.tasks.masked import IGNORED, under_head
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.embeddings.technique import SmallVocabulary
-from xtclib.training import mlm
-from xtclib.training.dual import IGNORED, SharedProjections, mixed_batches, projection_loss, train
+from xtclib.training import dual
+from xtclib.training.budget import Budget
+from xtclib.training.dual import SharedProjections, TwoVocabularies, projection_loss
+from xtclib.training.trainer import Lesson, Run
 
 
 @pytest.fixture
@@ -20,14 +23,34 @@ def both(bert, data, tokenizer, tmp_path):
     teacher.bert.load_state_dict(bert.bert.state_dict(), strict=False)
     teacher.save_pretrained(tmp_path / "backbone")
     how, rows = SmallVocabulary(vocabulary=0.5), Calibration(data, tokenizer)
-    student = mlm.under_head(how.apply(bert, rows), tmp_path / "backbone")
+    student = under_head(how.apply(bert, rows), tmp_path / "backbone")
     return student, teacher, (how.tokenizer(rows), tokenizer), data.train.first
+
+
+def task_of(tokenizers, mix=0.5):
+    ours, theirs = tokenizers
+    return TwoVocabularies(ours=ours, theirs=theirs, mix=mix, offset=200, max_length=16)
+
+
+def train(both, folder, how, steps=3, seed=0):
+    """The student as it was trained, and its losses."""
+    student, teacher, tokenizers, texts = both
+    budget = Budget(steps=steps, batch_size=16, learning_rate=3e-3)
+    lesson = Lesson(task_of(tokenizers, how.mix).data(texts), tokenizers[0], budget)
+    run = Run(folder, seed, "fp32", "cpu", progress=False)
+    student, notes = dual.train_beside(student, teacher, lesson, run, how)
+    return student, [entry["loss"] for entry in notes["losses"]]
 
 
 def test_both_read_the_same_words_and_guess_the_same(both):
     _, _, (ours, theirs), texts = both
     for mix in (0.0, 1.0):
-        found = next(mixed_batches(texts, ours, theirs, 8, mix, 0, 16))
+        task = task_of((ours, theirs), mix)
+        rows = task.tokenize(task.data(texts).train, ours, 16)
+        batch = task.collate([rows[i] for i in range(8)], ours, draw=0)
+        found = batch["ours"], batch["theirs"]
+        longest = max(len(side["input_ids"][0]) for side in found)
+        assert 10 < longest <= 16
         for side, tokenizer in zip(found, (ours, theirs), strict=True):
             ids, mask = side["input_ids"], side["attention_mask"]
             assert bool((ids[:, 0] == tokenizer.cls_token_id).all())
@@ -68,39 +91,37 @@ def test_projections_equal_numpy_and_are_exact_where_they_can_be(both):
 
 
 @pytest.mark.parametrize("projection", ["none", "down", "up"])
-def test_the_student_learns_and_its_teacher_is_left(both, projection):
-    student, teacher, tokenizers, texts = both
+def test_the_student_learns_and_its_teacher_is_left(both, projection, tmp_path):
+    student, teacher, *_ = both
     before = [copy.deepcopy(model.state_dict()) for model in (student, teacher)]
     how = SmallVocabulary(vocabulary=0.5, projection=projection)
-    losses = train(student, teacher, tokenizers, texts, 12, how, 16, 3e-3, progress=False)
-    assert len(losses) == 12 and np.mean(losses[-3:]) < np.mean(losses[:3])
+    _, losses = train(both, tmp_path, how, 20)
+    assert len(losses) == 20 and np.mean(losses[-5:]) < np.mean(losses[:5])
     ours, theirs = (model.state_dict() for model in (student, teacher))
     assert not torch.equal(ours["bert.encoder.layer.0.output.dense.weight"],
                            before[0]["bert.encoder.layer.0.output.dense.weight"])  # fmt: skip
     assert all(torch.equal(theirs[k], v) for k, v in before[1].items())
 
 
-def test_the_same_seed_gives_the_same_losses(both):
-    student, teacher, tokenizers, texts = both
+def test_the_same_seed_gives_the_same_losses(both, tmp_path):
     how = SmallVocabulary(vocabulary=0.5)
-    rest = (teacher, tokenizers, texts, 3, how, 8)
-    found = [train(copy.deepcopy(student), *rest, seed=seed, progress=False) for seed in (1, 1, 2)]
+    found = [train((copy.deepcopy(both[0]), *both[1:]), tmp_path / str(i), how, seed=seed)[1]
+             for i, seed in enumerate((1, 1, 2))]  # fmt: skip
     assert found[0] == found[1] != found[2]
 
 
-def test_nothing_to_read_is_refused(both):
-    student, teacher, tokenizers, _ = both
-    with pytest.raises(ValueError, match="nothing to train on: 3 steps, 0 texts"):
-        train(student, teacher, tokenizers, [], 3, SmallVocabulary())
+def test_nothing_to_read_is_refused(both, tmp_path):
+    how = SmallVocabulary()
+    with pytest.raises(ValueError, match="nothing to train on: received no texts"):
+        train((*both[:3], []), tmp_path, how)
     with pytest.raises(ValueError, match="none of 2 texts has a word to guess"):
-        train(student, teacher, tokenizers, ["", " "], 3, SmallVocabulary(), progress=False)
+        train((*both[:3], ["", " "]), tmp_path, how)
 
 
-def test_a_run_that_breaks_leaves_the_student_its_attention(both, monkeypatch):
-    student, teacher, tokenizers, texts = both
+def test_a_run_that_breaks_leaves_the_student_its_attention(both, monkeypatch, tmp_path):
     monkeypatch.setattr("xtclib.attention.trains_faster", lambda *_: True)
     monkeypatch.setattr("xtclib.training.dual._guess", lambda *_: 1 / 0)
-    before = student.config._attn_implementation
+    before = both[0].config._attn_implementation
     with pytest.raises(ZeroDivisionError):
-        train(student, teacher, tokenizers, texts, 3, SmallVocabulary(), progress=False)
-    assert student.config._attn_implementation == before
+        train(both, tmp_path, SmallVocabulary())
+    assert both[0].config._attn_implementation == before

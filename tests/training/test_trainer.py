@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from made import taught
 from torch.utils.data import SequentialSampler
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from xtclib.distillation.objective import Objective, distillation_loss
 from xtclib.distillation.terms import Reader
-from xtclib.tasks import evaluation
 from xtclib.tasks.evaluation import predict
 from xtclib.tasks.glue import TASKS, Split, TaskData
 from xtclib.tasks.rows import Rows, collate
@@ -18,17 +18,14 @@ from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.quantization.technique import Quantize
 from xtclib.training import callbacks, trainer
 from xtclib.training.budget import Budget
-from xtclib.training.trainer import train_stage
+from xtclib.training.trainer import Run
 
 ONE_STAGE = Objective(logits=1, hidden_states=1, attention_scores=1)
 SHORT = Budget(steps=7, batch_size=8, learning_rate=1e-3, max_length=16)  # 5 steps an epoch
 
 
 def train(student, tokenizer, data, folder, objective=ONE_STAGE, budget=SHORT, **kwargs):
-    return train_stage(
-        student, tokenizer, data, objective, budget, folder, precision="fp32", progress=False,
-        device="cpu", **kwargs,
-    )  # fmt: skip
+    return taught(student, tokenizer, data, objective, budget, folder, **kwargs)
 
 
 def student_of(teacher):
@@ -105,13 +102,11 @@ def test_every_term_is_logged_and_they_add_up(bert, tokenizer, data, tmp_path):
 
 def test_labels_alone_are_learned(make_bert, tokenizer, data, tmp_path):
     budget = replace(SHORT, steps=60, learning_rate=3e-3, dropout=0.0)
-    model, notes = train(
-        make_bert(2), tokenizer, data, tmp_path, Objective(labels=1), budget, checkpoints=0
-    )
+    model, notes = train(make_bert(2), tokenizer, data, tmp_path, Objective(labels=1), budget)
     assert notes["losses"][-1]["loss"] < notes["losses"][0]["loss"] / 3
     answers = predict(model, tokenizer, data.train).argmax(-1)
     assert (answers == data.train.labels).mean() > 0.9  # two of three are positive
-    assert not list(tmp_path.glob("checkpoint-*"))
+    assert not list(tmp_path.rglob("*.bin"))  # a checkpoint holds no pickled arguments
 
 
 def test_regression_learns_the_teachers_values(make_bert, tokenizer, data, tmp_path):
@@ -137,7 +132,7 @@ def trainer_for(model, tokenizer, data, folder, batch, accumulate):
     )  # fmt: skip
     return trainer.DistillationTrainer(
         model, Objective(labels=1), sampler=SequentialSampler(rows), args=args,
-        train_dataset=rows, data_collator=lambda r: collate(r, 0, False),
+        train_dataset=rows, data_collator=lambda r: collate(r, 0),
     )  # fmt: skip
 
 
@@ -160,16 +155,13 @@ def test_held_out_rows_are_not_trained_on_and_evaluation_rows_not_looked_at(
     train_rows, held_out = trainer._cut_held_out(data.train, budget, 0)
     assert len(train_rows) == 38 and len(held_out) == 2
     assert sorted(train_rows.first + held_out.first) == sorted(data.train.first)
-    scored = []
-    real = evaluation.predict
+    scored, real = [], trainer.evaluate
     monkeypatch.setattr(
-        evaluation,
-        "predict",
-        lambda m, t, split, *a: scored.append(split.first) or real(m, t, split),
+        trainer, "evaluate", lambda *args: scored.append(args[-1]["held-out"]) or real(*args)
     )
     _, notes = train(make_bert(2), tokenizer, data, tmp_path, Objective(labels=1), budget)
     assert notes["rows"] == 38 and notes["keep"] == "held-out"
-    assert scored and all(rows == held_out.first for rows in scored)
+    assert scored and all(rows == held_out for rows in scored)
 
 
 def test_the_best_weights_are_kept(make_bert, tokenizer, data, tmp_path, monkeypatch):
@@ -196,9 +188,27 @@ def test_a_loss_that_is_no_number_ends_the_run(make_bert, tokenizer, data, tmp_p
         train(make_bert(2), tokenizer, data, tmp_path, Objective(labels=1))
 
 
-def test_an_unknown_precision_is_refused(bert, tokenizer, data, tmp_path):
+def test_an_unknown_precision_is_refused(tmp_path):
     with pytest.raises(ValueError, match="unknown precision 'fp16': choose 'auto', 'bf16' or 'fp3"):
-        train_stage(bert, tokenizer, data, ONE_STAGE, SHORT, tmp_path, bert, precision="fp16")
+        Run(tmp_path, precision="fp16")
+
+
+def test_losses_are_handed_on_to_an_integration(bert, tokenizer, data, tmp_path, monkeypatch):
+    logged = []
+
+    class Book(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            logged.append(logs)
+
+    known = callbacks.integration_utils
+    monkeypatch.setitem(known.INTEGRATION_TO_CALLBACK, "book", Book)
+    with pytest.raises(ImportError, match=r"'book' needs its package.*pip install book"):
+        Run(tmp_path, report_to="book")
+    monkeypatch.setattr(known, "get_available_reporting_integrations", lambda: ["book"])
+    train(student_of(bert), tokenizer, data, tmp_path, teacher=bert, report_to="book")
+    assert [entry["loss_logits"] > 0 for entry in logged if "loss" in entry] == [True] * 7
+    with pytest.raises(ValueError, match="unknown integration 'tensorbord': did you mean 'tensorb"):
+        Run(tmp_path, report_to="tensorbord")
 
 
 def test_an_objective_that_compares_needs_a_teacher(bert, tokenizer, data, tmp_path):
@@ -215,9 +225,9 @@ def test_bf16_training_ends_near_fp32(bert, tokenizer, data, tmp_path):
     budget = replace(SHORT, steps=3, dropout=0.0)
     found = []
     for precision in ("bf16", "fp32"):
-        _, notes = train_stage(
-            student_of(bert), tokenizer, data, ONE_STAGE, budget, tmp_path / precision, bert,
-            precision=precision, progress=False, device="cpu",
+        _, notes = train(
+            student_of(bert), tokenizer, data, tmp_path / precision, budget=budget, teacher=bert,
+            precision=precision,
         )  # fmt: skip
         found.append([entry["loss"] for entry in notes["losses"]])
     assert found[0] == pytest.approx(found[1], rel=0.05) and found[0] != found[1]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from typing import Literal
 
-import torch.nn.functional as F
 from pydantic import model_validator
 from pydantic_core import ArgsKwargs
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from xtclib.config import Flag, NotNegative, Positive, config, written
 from xtclib.distillation.losses import kl_divergence, logits_mse, soft_cross_entropy
 from xtclib.distillation.terms import INPUTS, STATES, TERMS, LayerMap, Match, Signals, Term, wanted
 from xtclib.files import unknown
+from xtclib.tasks.base import Task
+from xtclib.tasks.classification import CLASSES
 
 
 @config
@@ -168,19 +170,22 @@ def distillation_loss(
     mask: Tensor,
     pairs: dict[str, list[tuple[int, int]]],
     projections: nn.ModuleDict | dict | None = None,
+    task: Task = CLASSES,
 ) -> dict[str, Tensor]:
     """Every term of an objective, weighted, by name; their sum is the loss.
 
     ``pairs`` is :meth:`Objective.pairs`, ``projections`` what
     :func:`.terms.projections` made; ``mask``
-    (batch, length) is 1 at real tokens. Source:
+    (batch, length) is 1 at real tokens; ``task`` says how labels and logits are compared. Source:
     XTC, arXiv:2206.01859, section 2, after TinyBERT and TernaryBERT, and the terms' own.
     """
     terms: dict[str, Tensor] = {}
     if objective.labels:
-        terms["labels"] = objective.labels * _labels_loss(student.logits, labels)
+        terms["labels"] = objective.labels * task.loss(student.logits, labels)
     if objective.logits:
-        terms["logits"] = objective.logits * _logits_loss(objective, student.logits, teacher.logits)
+        loss = partial(_logits_loss, objective)
+        found = task.compare(student.logits, teacher.logits.float(), loss)
+        terms["logits"] = objective.logits * found
     seen = mask if objective.masked else None
     for match in objective.matches:
         chosen = pairs[match.term]
@@ -190,18 +195,9 @@ def distillation_loss(
     return terms
 
 
-def _labels_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    if logits.shape[-1] == 1:
-        return F.mse_loss(logits.squeeze(-1), labels.float())
-    return F.cross_entropy(logits, labels)
-
-
 def _logits_loss(objective: Objective, student: Tensor, teacher: Tensor) -> Tensor:
-    target = teacher.float()
-    if student.shape[-1] == 1:
-        return F.mse_loss(student, target)
     if objective.logits_loss == "mse":
-        return logits_mse(student, target)
+        return logits_mse(student, teacher)
     if objective.logits_loss == "kl_divergence":
-        return kl_divergence(student, target, objective.temperature)
-    return soft_cross_entropy(student, target, objective.temperature, objective.per_class)
+        return kl_divergence(student, teacher, objective.temperature)
+    return soft_cross_entropy(student, teacher, objective.temperature, objective.per_class)

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -26,17 +26,17 @@ from xtclib.recipes.recipe import Recipe
 from xtclib.records import Record, circumstances, mean_score
 from xtclib.study import profiles
 from xtclib.study.profiles import Profile
-from xtclib.study.stages import Job, applied, backbone, check_applies, steps_of, trained
+from xtclib.study.stages import Job, Pair, applied, begun, check_applies, steps_of, trained
+from xtclib.tasks.base import TaskData, find_task
 from xtclib.tasks.evaluation import evaluate
-from xtclib.tasks.glue import TaskData, find_task
-from xtclib.tasks.metrics import majority
 from xtclib.teachers import Teacher
 from xtclib.training import budget as training_budget
 from xtclib.training.budget import Budget
+from xtclib.training.callbacks import check_report_to
 
 
 @dataclass(frozen=True)
-class Run:
+class Result:
     """A compressed model with everything that was measured of it."""
 
     record: Record
@@ -59,7 +59,8 @@ def compress(
     progress: bool = True,
     say=print,
     device: str | None = None,
-) -> Run:
+    report_to: str = "none",
+) -> Result:
     """Runs a recipe on a task and measures the result against its teacher.
 
     Resumes: finished stages and checkpoints lie in the cache under a key of everything that
@@ -67,12 +68,15 @@ def compress(
     and no model of this shape has is an error before anything trains, the teacher too. ``out``
     takes the artefact; it must not exist or be empty, which is checked before training.
     ``teacher``: a folder or Hub id of a model fine-tuned for the task; by default the profile's
-    own. ``say`` prints what is done.
+    own. ``say`` prints what is done. ``report_to``: an integration of transformers that gets the
+    logs (``tensorboard``, ``mlflow``, ``wandb``, ``trackio``).
 
-    Raises ``ValueError`` for unknown names, ``FileExistsError`` if ``out`` holds something.
+    Raises ``ValueError`` for unknown names, ``ImportError`` for an integration to install,
+    ``FileExistsError`` if ``out`` holds something.
     """
     recipe, chosen = recipes.load(recipe), profiles.profile(profile)
     find_task(task)
+    check_report_to(report_to)
     spent = training_budget.budget(budget, chosen.budgets)
     budget_name = budget if isinstance(budget, str) else "custom"
     if out is not None:
@@ -83,21 +87,18 @@ def compress(
     if teacher is None and not profiles.has_teacher(data, chosen):
         # What the recipe asks for that no model of this shape has shows before hours of training.
         bare = profiles.untrained_teacher(data, chosen)
-        check = Job(*arguments, bare, progress, device)
-        check_applies(check, bare.model if recipe.start == "teacher" else backbone(check))
+        check_applies(Job(*arguments, bare, progress, device))
     if not isinstance(teacher, Teacher):
         teacher = profiles.teacher_for(task, chosen, data, teacher, progress, device)
     say(
         f"teacher  {len(encoder_layers(teacher.model))} layers, "
         f"{'from the cache' if teacher.cached else 'fine-tuned now'} ({teacher.key})"
     )
-    job = Job(*arguments, teacher, progress, device)
-    begun = teacher.model if recipe.start == "teacher" else backbone(job)
-    untrained, tokenizer = check_applies(job, begun)
-    student, stages = begun, []
-    done: list = []
+    job = Job(*arguments, teacher, progress, device, report_to)
+    untrained, pair = check_applies(job), begun(job)
+    done, stages = [], []
     for index, stage in enumerate(job.stages):
-        student, job = applied(job, student, stage.techniques)
+        pair = applied(job, pair, stage.techniques)
         done += stage.techniques
         if not stage.trains:
             continue
@@ -105,72 +106,56 @@ def compress(
             f"stage    {index + 1}/{len(recipe.stages)} {stage.name}: "
             f"{steps_of(job, stage)} steps, learning rate {stage.budget(spent).learning_rate:g}"
         )
-        student, notes = trained(job, student, stage, done, stages)
+        pair, notes = trained(job, pair, stage, done, stages)
         stages.append(notes)
-    student = format.finalize(student, done)
-    return _measure(replace(job, teacher=teacher), student, tokenizer, stages, untrained, out, say)
+    student = format.finalize(pair.student, done)
+    return _measure(job, student, stages, untrained, out, say)
 
 
 def _measure(
     job: Job,
     student: PreTrainedModel,
-    tokenizer,
     stages: list[dict],
-    untrained: PreTrainedModel,
+    untrained: Pair,
     out: str | Path | None,
     say: Callable[[str], object],
-) -> Run:
+) -> Result:
     recipe, chosen, data, teacher = job.recipe, job.profile, job.data, job.teacher
-    length = job.budget.max_length
+    length, tokenizer = job.budget.max_length, untrained.tokenizer
     student = student.to("cpu").eval()
     teacher_model = teacher.model.to("cpu").eval()
     metrics = evaluate(student, tokenizer, data, length)
     teacher_metrics = _scores(teacher_model, teacher.tokenizer, data, length)
-    floor = {n: majority(data.task, s, data.train) for n, s in data.evaluation.items()}
-    start = _scores(untrained, tokenizer, data, length, recipe.hash) if recipe.trains else metrics
+    floor = {n: data.task.majority(s, data.train) for n, s in data.evaluation.items()}
+    start = metrics
+    if recipe.trains:
+        start = _scores(untrained.student, tokenizer, data, length, recipe.hash)
     target = Path(out) if out is not None else _kept_artefact(recipe, chosen, teacher, stages)
     with cache.locked(f"artefact-{target.name}"):
         format.save(student, tokenizer, target, replace=out is None)
     batch, width = chosen.latency
     layer_flops = [breakdown.flops(m.config, 1, width) for m in (student, teacher_model)]
     times = latency.of_models({"teacher": teacher_model, "student": student}, batch, width)
+    note = verdict(
+        recipe, *(mean_score(found) for found in (metrics, floor, start)),
+        steps=sum(s["steps"] for s in stages),
+        rows=sum(len(split) for split in data.evaluation.values()),
+    )  # fmt: skip
     record = Record(
-        recipe=recipe.name,
-        recipe_hash=recipe.hash,
-        task=data.task.name,
-        profile=chosen.name,
-        budget=job.budget_name,
-        seed=job.seed,
-        metrics=metrics,
-        teacher_metrics=teacher_metrics,
-        majority=floor,
-        untrained=start,
-        bytes=(target / format.WEIGHTS).stat().st_size,
-        folder_bytes=folder_bytes(target),
-        teacher_bytes=_saved_bytes(teacher_model),
+        recipe=recipe.name, recipe_hash=recipe.hash, task=data.task.name, profile=chosen.name,
+        budget=job.budget_name, seed=job.seed, metrics=metrics, teacher_metrics=teacher_metrics,
+        majority=floor, untrained=start, bytes=(target / format.WEIGHTS).stat().st_size,
+        folder_bytes=folder_bytes(target), teacher_bytes=_saved_bytes(teacher_model),
         parameters=breakdown.parameters(student),
         teacher_parameters=breakdown.parameters(teacher_model),
-        flops=layer_flops[0],
-        teacher_flops=layer_flops[1],
-        latency=times,
-        seconds=round(sum(s["seconds"] for s in stages), 1),
-        stages=stages,
-        data=data.source,
-        data_fingerprint=data.fingerprint,
-        teacher_key=teacher.key,
-        left_out=recipe.left_out,
-        selected_on=job.budget.keep if recipe.trains else "nothing is trained",
-        note=verdict(
-            recipe,
-            *(mean_score(found) for found in (metrics, floor, start)),
-            steps=sum(s["steps"] for s in stages),
-            rows=sum(len(split) for split in data.evaluation.values()),
-        ),
-        **circumstances(),
-        training_budget=asdict(job.budget),
-    )
+        flops=layer_flops[0], teacher_flops=layer_flops[1], latency=times,
+        seconds=round(sum(s["seconds"] for s in stages), 1), stages=stages, data=data.source,
+        data_fingerprint=data.fingerprint, teacher_key=teacher.key, left_out=recipe.left_out,
+        selected_on=job.budget.keep if recipe.trains else "nothing is trained", note=note,
+        **circumstances(), training_budget=asdict(job.budget),
+    )  # fmt: skip
     say(f"artefact {target} ({record.bytes / 1e6:.2f} MB, {record.ratio:.1f} × smaller)")
-    return Run(record, student, tokenizer, teacher, data, target)
+    return Result(record, student, tokenizer, teacher, data, target)
 
 
 def _scores(model: PreTrainedModel, tokenizer, data: TaskData, length: int, made_by: str = ""):

@@ -13,8 +13,9 @@ from transformers import BertConfig, BertForPreTraining
 from xtclib import cache, teachers
 from xtclib.cache import BUILT_IN, cache_dir, key
 from xtclib.files import staged_folder, unknown
-from xtclib.tasks.glue import TaskData, find_task, load, unlabelled
-from xtclib.teachers import Teacher, load_classifier, load_tokenizer
+from xtclib.tasks.base import TaskData, find_task
+from xtclib.tasks.masked import unlabelled
+from xtclib.teachers import Teacher, load_tokenizer
 from xtclib.training.budget import Budget
 
 
@@ -128,7 +129,7 @@ def data_for(task: str, profile_: Profile | str, glue_dir: str | Path | None = N
             f"the tasks are not at {folder}: work in a clone of the repository, generate the "
             "built-in ones by `python scripts/pretrain_mini.py`, or name a GLUE folder (--glue-dir)"
         )
-    return load(find_task(task), str(folder), limit=chosen.rows)
+    return find_task(task).load(str(folder), limit=chosen.rows)
 
 
 def backbone_for(profile_: Profile | str) -> str:
@@ -201,7 +202,7 @@ def teacher_for(
 def untrained_teacher(data: TaskData, profile_: Profile | str | None = None) -> Teacher:
     """A stand-in of the teacher's shape: the profile's backbone under a fresh classifier."""
     path, budget = backbone_for(profile_), _teacher_budget(profile(profile_), data)
-    model = load_classifier(path, data.task).eval()
+    model = data.task.load_model(path).eval()
     made_from = {"backbone": teachers.weights_id(path)}
     return Teacher(model, load_tokenizer(path, budget.max_length), "untrained", made_from, False)
 

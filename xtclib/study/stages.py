@@ -1,4 +1,8 @@
-"""The stages of a run: techniques put on a student, then training, or reading what was trained."""
+"""The stages of a run: techniques put on a student, then training, or reading what was trained.
+
+What a stage teaches is one of ``KINDS``, by its ``task``: the run's own task, masked words, or two
+models at once. Each says what it reads, which students it cannot teach, and how.
+"""
 
 from __future__ import annotations
 
@@ -6,37 +10,39 @@ import copy
 import json
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
-import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xtclib import cache, teachers
 from xtclib.artefact import format
 from xtclib.bert import encoder_layers
 from xtclib.cache import cache_dir, key
+from xtclib.distillation.objective import Objective
 from xtclib.files import staged_folder, write_json
 from xtclib.recipes.recipe import Recipe, Stage
 from xtclib.study import profiles
 from xtclib.study.profiles import Profile
 from xtclib.tasks import augmentation
 from xtclib.tasks.augmentation import Augmentation
-from xtclib.tasks.glue import Split, TaskData
-from xtclib.tasks.rows import Calibration
-from xtclib.teachers import Teacher, load_classifier, load_tokenizer
+from xtclib.tasks.base import TaskData
+from xtclib.tasks.masked import MASKED, under_head
+from xtclib.tasks.rows import Calibration, Split
+from xtclib.teachers import Teacher, load_tokenizer
 from xtclib.techniques.base import Technique
 from xtclib.techniques.embeddings.technique import SmallVocabulary
 from xtclib.techniques.pruning import surgery
-from xtclib.training import dual, mlm
 from xtclib.training.budget import Budget
-from xtclib.training.device import bf16_is_fast, default_device
-from xtclib.training.trainer import set_dropout_, train_stage
+from xtclib.training.device import default_device
+from xtclib.training.dual import TwoVocabularies, train_beside
+from xtclib.training.trainer import Lesson, Run, set_dropout_, train
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Job:
     teacher: Teacher
     progress: bool
     device: str | None
+    report_to: str = "none"
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -61,100 +68,89 @@ class Job:
             for s in self.recipe.stages
         )
 
+    @property
+    def backbone(self) -> str:
+        """The profile's pre-trained model: a folder or a Hub id."""
+        return profiles.backbone_for(self.profile)
 
-def _fresh(model: PreTrainedModel) -> PreTrainedModel:
-    return copy.deepcopy(model).requires_grad_(True)
+
+@dataclass(frozen=True)
+class Pair:
+    """A student, and a teacher and a tokenizer that read the same token ids.
+
+    No teacher, where the student reads a vocabulary of its own.
+    """
+
+    student: PreTrainedModel
+    teacher: PreTrainedModel | None
+    tokenizer: PreTrainedTokenizerBase
 
 
-def backbone(job: Job) -> PreTrainedModel:
-    """The profile's pre-trained model under a fresh classifier; it reads what the teacher reads."""
-    path = profiles.backbone_for(job.profile)
+def begun(job: Job) -> Pair:
+    """What the first stage starts from: the teacher itself, or the backbone under a fresh head."""
+    model = job.teacher.model if job.recipe.start == "teacher" else _backbone(job)
+    return Pair(model, job.teacher.model, job.teacher.tokenizer)
+
+
+def _backbone(job: Job) -> PreTrainedModel:
+    """The profile's pre-trained model with a fresh head; it reads what the teacher reads."""
+    path = job.backbone
     words, theirs = (t.get_vocab() for t in (load_tokenizer(path), job.teacher.tokenizer))
     if words != theirs:
         raise ValueError(
             f"recipe {job.recipe.name} starts from {path}, whose vocabulary of {len(words)} tokens "
             f"is not its teacher's of {len(theirs)}: choose the profile of the teacher's backbone"
         )
-    return load_classifier(path, job.data.task, job.seed).eval()
+    return job.data.task.load_model(path, job.seed).eval()
 
 
-def applied(
-    job: Job, student: PreTrainedModel, techniques: Iterable[Technique]
-) -> tuple[PreTrainedModel, Job]:
-    """A student with techniques on, and the job with a teacher that reads the same token ids."""
-    student = _fresh(student)
+def applied(job: Job, pair: Pair, techniques: Iterable[Technique]) -> Pair:
+    """A copy of the student with techniques on, and a teacher that reads the same token ids."""
+    student = copy.deepcopy(pair.student).requires_grad_(True)
+    teacher, tokenizer = pair.teacher, pair.tokenizer
     for technique in techniques:
-        rows = Calibration(job.data, job.teacher.tokenizer, job.budget.max_length, initial=job.seed)
+        rows = Calibration(job.data, tokenizer, job.budget.max_length, initial=job.seed)
         student = technique.apply(student, rows)
-        model, tokenizer = technique.reads(job.teacher.model, job.teacher.tokenizer, rows)
-        job = replace(job, teacher=replace(job.teacher, model=model, tokenizer=tokenizer))
-    return student, job
+        teacher, tokenizer = technique.reads(teacher, tokenizer, rows)
+    return Pair(student, teacher, tokenizer)
 
 
-def check_applies(job: Job, begun: PreTrainedModel) -> tuple[PreTrainedModel, object]:
-    """The recipe's untrained counterpart, finalized, and its tokenizer.
+def check_applies(job: Job) -> Pair:
+    """The recipe's untrained counterpart, finalized, with the teacher and tokenizer of the end.
 
     Every bad setting shows here, before training: each stage's schedules run for one idle step.
     """
-    model = begun
-    stages, techniques = job.stages, []
-    for stage in stages:
+    pair, techniques = begun(job), []
+    for stage in job.stages:
         techniques += stage.techniques
-        model, job = applied(job, model, stage.techniques)
-        idle = copy.deepcopy(model)
+        pair = applied(job, pair, stage.techniques)
+        idle = copy.deepcopy(pair.student)
         for technique in stage.techniques if stage.trains else ():
             technique.before_step(idle, 0, 2)
             technique.after_step(idle, 0, 2, 0.0)
         for technique in techniques:
             technique.check_student(stage, idle)
-        _check_stage(job, stage, idle)
-    return format.finalize(model, techniques), job.teacher.tokenizer
+        _check_stage(job, stage, Pair(idle, pair.teacher, pair.tokenizer))
+    return Pair(format.finalize(pair.student, techniques), pair.teacher, pair.tokenizer)
 
 
-def _check_stage(job: Job, stage: Stage, student: PreTrainedModel) -> None:
+def _check_stage(job: Job, stage: Stage, pair: Pair) -> None:
     """Raises for an objective by which this student and its teacher cannot be compared."""
     if stage.augmentation and job.budget.keep == "held-out":
         raise ValueError(
             f"stage {stage.name!r} augments its rows, and copies of held-out rows would be "
             "trained on: choose the budget's keep 'last' or 'evaluation'"
         )
-    if stage.task == "its own" and stage.objective:
-        if stage.objective.needs_teacher and job.teacher.model is None:
-            raise ValueError(
-                f"stage {stage.name!r} compares with a teacher, but the student reads a vocabulary "
-                "of its own, which its teacher does not: let it learn from labels"
-            )
-        stage.objective.check(student, job.teacher.model)
-    elif stage.task == "mlm":
-        path = profiles.backbone_for(job.profile)
-        encoder_layers(student)  # or an error that says what it lacks
-        if not isinstance(student.get_input_embeddings(), nn.Embedding):
-            raise ValueError(
-                f"stage {stage.name!r} guesses words, but the word table was split or packed: list "
-                "it before that"
-            )
-        words = job.teacher.tokenizer.get_vocab()
-        compares = stage.objective and stage.objective.needs_teacher
-        if compares and words != load_tokenizer(path).get_vocab():
-            raise ValueError(
-                f"stage {stage.name!r} compares with {path}, but the student reads another "
-                "vocabulary: list the stage before the vocabulary is cut"
-            )
-        if _has_head(stage):
-            student = mlm.under_head(student, path, job.seed)
-        if stage.objective:
-            mlm.check_comparable(stage.objective, student, mlm.load_masked_lm(path, job.seed))
-
-
-def _has_head(stage: Stage) -> bool:
-    """Whether an ``mlm`` stage guesses words, or only compares layers."""
-    return stage.objective is None or bool(stage.objective.labels or stage.objective.logits)
+    KINDS[stage.task].check(job, stage, pair)
 
 
 def trained(
-    job: Job, student: PreTrainedModel, stage: Stage, techniques: list, before: list[dict]
-) -> tuple[PreTrainedModel, dict]:
-    """One stage, trained or read from the cache, whose key holds all that went into it."""
+    job: Job, pair: Pair, stage: Stage, techniques: list[Technique], before: list[dict]
+) -> tuple[Pair, dict]:
+    """One stage, trained or read from the cache, whose key holds all that went into it.
+
+    ``techniques`` are those of all stages so far, ``before`` the notes of those that trained.
+    """
     name = key(
         job.teacher.key,
         job.data.fingerprint,
@@ -168,132 +164,173 @@ def trained(
         transformers.__version__,
         *([stage.augmentation.to_dict()] if stage.augmentation else ()),
         *_start(job, stage),
-        *(surgery.uneven(student) or ()),  # what a criterion removed may change with its code
+        *(surgery.uneven(pair.student) or ()),  # what a criterion removed may change with its code
     )
     folder = cache_dir() / "stages" / name
     with cache.locked(name):
         if not (folder / "notes.json").is_file():
-            _train(job, student, stage, techniques, folder)
+            _train(job, pair, stage, techniques, folder)
     if job.budget.dropout is not None:
-        set_dropout_(student, job.budget.dropout)
-    student.load_state_dict(load_file(folder / "student.safetensors"))
-    return student, json.loads((folder / "notes.json").read_text())
+        set_dropout_(pair.student, job.budget.dropout)
+    pair.student.load_state_dict(load_file(folder / "student.safetensors"))
+    return pair, json.loads((folder / "notes.json").read_text())
 
 
 def _start(job: Job, stage: Stage) -> list:
     """What a stage's key holds beside the teacher: its backbone, and the texts it reads."""
     found = [job.recipe.start] if job.recipe.start != "teacher" else []
-    needed = found or stage.task != "its own" or stage.augmentation
-    path = profiles.backbone_for(job.profile) if needed else ""
+    kind = KINDS[stage.task]
+    path = job.backbone if found or kind.pretrains or stage.augmentation else ""
     if path and job.teacher.made_from.get("backbone") != teachers.weights_id(path):
         found.append(teachers.weights_id(path))
-    return (
-        [*found, key(profiles.texts_for(job.profile, job.data))]
-        if stage.task != "its own"
-        else found
-    )
+    return [*found, stage.task, key(kind.rows(job))] if kind.pretrains else found
 
 
-def _train(
-    job: Job, student: PreTrainedModel, stage: Stage, techniques: list, folder: Path
-) -> None:
+def _train(job: Job, pair: Pair, stage: Stage, techniques: list[Technique], folder: Path) -> None:
     """Trains a stage and writes its folder whole or not at all."""
-    start = time.perf_counter()
-    run = cache_dir() / "runs" / folder.name
-    if stage.task != "its own":
-        student, notes = _pretrain(job, student, stage, run / "pretraining.pt")
-    else:
+    start, kind = time.perf_counter(), KINDS[stage.task]
+    place = cache_dir() / "runs" / f"{job.recipe.name}-{folder.name}"
+    precision = job.profile.precision
+    run = Run(place, job.seed, precision, job.device, job.progress, job.report_to)
+    notes = kind.teach(job, stage, pair, run, lambda model: format.finalize(model, techniques))
+    seconds = round(time.perf_counter() - start, 1)
+    notes |= {"name": stage.name, "key": folder.name, "seconds": seconds}
+    if kind.pretrains:
+        notes["task"] = stage.task
+    with staged_folder(folder) as partial:
+        state = pair.student.state_dict()
+        tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+        save_file(tensors, partial / "student.safetensors")
+        write_json(partial / "notes.json", notes)
+    shutil.rmtree(run.folder, ignore_errors=True)  # its checkpoints are three times the model
+
+
+def steps_of(job: Job, stage: Stage) -> int:
+    """How long a stage trains: an epoch is the task's rows, or the texts it reads."""
+    return stage.budget(job.budget).total_steps(len(KINDS[stage.task].rows(job)))
+
+
+Finalize = Callable[[PreTrainedModel], PreTrainedModel]
+
+
+class OwnTask:
+    """The run's task, by the stage's objective."""
+
+    pretrains: ClassVar[bool] = False
+
+    def rows(self, job: Job) -> Sequence:
+        """What it reads; an epoch is as many rows."""
+        return job.data.train
+
+    def check(self, job: Job, stage: Stage, pair: Pair) -> None:
+        """Raises ``ValueError`` for a pair that it cannot teach."""
+        if not stage.objective:
+            return
+        if stage.objective.needs_teacher and pair.teacher is None:
+            raise ValueError(
+                f"stage {stage.name!r} compares with a teacher, but the student reads a vocabulary "
+                "of its own, which its teacher does not: let it learn from labels"
+            )
+        job.data.task.check(stage.objective, pair.student, pair.teacher)
+
+    def teach(self, job: Job, stage: Stage, pair: Pair, run: Run, finalize: Finalize) -> dict:
+        """Trains the pair's student in place, and returns notes on it."""
         data, budget = job.data, stage.budget(job.budget)
         if stage.augmentation:  # more rows, as many steps
             data = replace(data, train=_augmented(job, stage.augmentation))
-            budget = replace(budget, steps=steps_of(job, stage), epochs=None)
-        student, notes = train_stage(
-            student,
-            job.teacher.tokenizer,
-            data,
-            stage.objective,
-            budget,
-            run,
-            job.teacher.model,
-            job.seed,
-            job.profile.precision,
-            job.progress,
-            device=job.device,
-            finalize=lambda model: format.finalize(model, techniques),
-            techniques=stage.techniques,
+            steps = budget.total_steps(len(self.rows(job)))
+            budget = replace(budget, steps=steps, epochs=None)
+        lesson = Lesson(
+            data, pair.tokenizer, budget, stage.objective, pair.teacher, stage.techniques, finalize
         )
-    notes |= {
-        "name": stage.name,
-        "key": folder.name,
-        "seconds": round(time.perf_counter() - start, 1),
-    }
-    with staged_folder(folder) as partial:
-        tensors = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items()}
-        save_file(tensors, partial / "student.safetensors")
-        write_json(partial / "notes.json", notes)
-    shutil.rmtree(run, ignore_errors=True)  # its checkpoints are three times the model
+        return train(pair.student, lesson, run)[1]
+
+
+class Texts(OwnTask):
+    """Guessing the masked words of a text, by the student's encoder under a head for words."""
+
+    pretrains: ClassVar[bool] = True
+
+    def rows(self, job: Job) -> list[str]:
+        return profiles.texts_for(job.profile, job.data)
+
+    def check(self, job: Job, stage: Stage, pair: Pair) -> None:
+        student = pair.student
+        encoder_layers(student)  # or an error that says what it lacks
+        if not isinstance(student.get_input_embeddings(), nn.Embedding):
+            raise ValueError(
+                f"stage {stage.name!r} guesses words, but the word table was split or packed: list "
+                "it before that"
+            )
+        words = pair.tokenizer.get_vocab()
+        compares = stage.objective and stage.objective.needs_teacher
+        if compares and words != load_tokenizer(job.backbone).get_vocab():
+            raise ValueError(
+                f"stage {stage.name!r} compares with {job.backbone}, but the student reads another "
+                "vocabulary: list the stage before the vocabulary is cut"
+            )
+        student = self.model(job, stage, pair)
+        if stage.objective:
+            MASKED.check(stage.objective, student, MASKED.load_model(job.backbone, job.seed))
+
+    def model(self, job: Job, stage: Stage, pair: Pair) -> PreTrainedModel:
+        """What is trained: with a head for words, unless the stage only compares layers."""
+        objective = stage.objective
+        if objective and not (objective.labels or objective.logits):
+            return pair.student
+        return under_head(pair.student, job.backbone, job.seed)
+
+    def teach(self, job: Job, stage: Stage, pair: Pair, run: Run, finalize: Finalize) -> dict:
+        objective, teacher = stage.objective or Objective(labels=1), None
+        if objective.needs_teacher:
+            teacher = MASKED.load_model(job.backbone, job.seed)
+        lesson = Lesson(
+            MASKED.data(self.rows(job)), pair.tokenizer, _to_the_end(job, stage), objective,
+            teacher, stage.techniques,
+        )  # fmt: skip
+        return train(self.model(job, stage, pair), lesson, run)[1]
+
+
+class TwoModels(Texts):
+    """A student with a small vocabulary, beside a teacher that learns it too."""
+
+    def check(self, job: Job, stage: Stage, pair: Pair) -> None:
+        """Whatever makes such a student fits."""
+
+    def teach(self, job: Job, stage: Stage, pair: Pair, run: Run, finalize: Finalize) -> dict:
+        how = next(t for t in stage.techniques if isinstance(t, SmallVocabulary))
+        teacher = MASKED.load_model(job.backbone, job.seed)
+        budget = _to_the_end(job, stage)
+        if budget.dropout is not None:  # the teacher learns with its own
+            set_dropout_(pair.student, budget.dropout)
+        task = TwoVocabularies(
+            ours=pair.tokenizer, theirs=load_tokenizer(job.backbone), mix=how.mix,
+            offset=len(teacher.get_input_embeddings().weight), max_length=budget.max_length,
+        )  # fmt: skip
+        lesson = Lesson(task.data(self.rows(job)), pair.tokenizer, replace(budget, dropout=None))
+        student = self.model(job, stage, pair)
+        return train_beside(student, teacher, lesson, run, how)[1]
+
+
+KINDS: dict[str, OwnTask] = {"its own": OwnTask(), "mlm": Texts(), "dual": TwoModels()}
+
+
+def _to_the_end(job: Job, stage: Stage) -> Budget:
+    """A stage's budget on texts, none of which are held out or scored on the way."""
+    return replace(stage.budget(job.budget), keep="last")
 
 
 def _augmented(job: Job, how: Augmentation) -> Split:
     """A task's rows with their copies, made once: all seeds share them."""
-    path = profiles.backbone_for(job.profile)  # with its own tokenizer: rows are text
+    path = job.backbone  # with its own tokenizer: rows are text
     name = key(teachers.weights_id(path), job.data.train.fingerprint, how.to_dict())
     file = cache_dir() / "augmented" / f"{name}.json"
     with cache.locked(name):
         if not file.is_file():
-            model = mlm.load_masked_lm(path).to(job.device or default_device())
+            model = MASKED.load_model(path).to(job.device or default_device())
             rows = augmentation.augment(
                 job.data.train, load_tokenizer(path), model, how, progress=job.progress
             )
             file.parent.mkdir(parents=True, exist_ok=True)
             augmentation.save(rows, file)
     return augmentation.load(file)
-
-
-def steps_of(job: Job, stage: Stage) -> int:
-    """How long a stage trains: an epoch is the task's rows, or the texts it reads."""
-    rows = job.data.train if stage.task == "its own" else profiles.texts_for(job.profile, job.data)
-    return stage.budget(job.budget).total_steps(len(rows))
-
-
-def _pretrain(
-    job: Job, student: PreTrainedModel, stage: Stage, file: Path
-) -> tuple[PreTrainedModel, dict]:
-    """A stage on texts, by the encoder of a classifier."""
-    budget, texts = stage.budget(job.budget), profiles.texts_for(job.profile, job.data)
-    steps, device = steps_of(job, stage), job.device or default_device()
-    precision, path = job.profile.precision, profiles.backbone_for(job.profile)
-    if budget.dropout is not None:
-        set_dropout_(student, budget.dropout)
-    student, teacher = student.to(device), None
-    model = mlm.under_head(student, path, job.seed).to(device) if _has_head(stage) else student
-    if stage.task == "dual" or (stage.objective and stage.objective.needs_teacher):
-        teacher = mlm.load_masked_lm(path, job.seed)
-    common = {
-        "batch": budget.batch_size,
-        "lr": budget.learning_rate,
-        "warmup": budget.warmup,
-        "weight_decay": budget.weight_decay,
-        "seed": job.seed,
-        "bf16": precision == "bf16" or (precision == "auto" and bf16_is_fast(device)),
-        "max_length": budget.max_length,
-        "progress": job.progress,
-        "file": file,
-    }
-    resumed = file.is_file()
-    if stage.task == "dual":
-        how = next(t for t in stage.techniques if isinstance(t, SmallVocabulary))
-        both = job.teacher.tokenizer, load_tokenizer(path)
-        losses = dual.train(model, teacher, both, texts, steps, how, **common)
-    else:
-        rest = {"objective": stage.objective, "teacher": teacher, "techniques": stage.techniques}
-        losses = mlm.pretrain(model, job.teacher.tokenizer, texts, steps, **common, **rest)
-    tenth = max(steps // 20, 1)
-    means = [
-        {"step": i + tenth, "loss": round(float(np.mean(losses[i : i + tenth])), 6)}
-        for i in range(0, steps - tenth + 1, tenth)
-    ]
-    notes = {
-        "steps": steps, "rows": len(texts), "task": stage.task, "resumed": resumed, "losses": means
-    }  # fmt: skip
-    return student.eval(), notes

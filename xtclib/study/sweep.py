@@ -14,7 +14,8 @@ from xtclib.records import RESULTS, Record, record_path
 from xtclib.study import profiles
 from xtclib.study.compress import compress
 from xtclib.study.profiles import Profile
-from xtclib.tasks.glue import TASKS, TaskData
+from xtclib.tasks.base import TaskData
+from xtclib.tasks.glue import TASKS
 from xtclib.training import budget as training_budget
 
 

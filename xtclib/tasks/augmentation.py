@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xtclib.config import Count, Share, config, written
 from xtclib.files import write_json
-from xtclib.tasks.glue import Split
+from xtclib.tasks.rows import Split
 
 # Words that carry the sentence's form: exchanging them breaks it more often than not.
 FUNCTION_WORDS = frozenset(

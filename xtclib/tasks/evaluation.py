@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from xtclib.tasks.glue import Split, Task, TaskData
-from xtclib.tasks.metrics import score
-from xtclib.tasks.rows import Rows, collate
+from xtclib.tasks.base import Task, TaskData
+from xtclib.tasks.classification import CLASSES
+from xtclib.tasks.rows import Split
 
 
-@torch.inference_mode()
 def predict(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -21,26 +22,40 @@ def predict(
     max_length: int = 128,
     batch_size: int = 64,
 ) -> np.ndarray:
-    """Logits of shape (rows, classes) in fp32, in the split's order; batches sorted by length."""
-    rows = Rows.tokenize(split, tokenizer, max_length)
-    return _logits(model, rows, tokenizer.pad_token_id, batch_size)
+    """Logits of shape (rows, classes) in fp32, in the split's order; batches sorted by length.
+
+    For tasks with one label a row.
+    """
+    rows, result = CLASSES.tokenize(split, tokenizer, max_length), {}
+    for order, logits, _ in _batches(model, rows, CLASSES, tokenizer, batch_size):
+        result |= zip(order, logits, strict=True)
+    return np.stack([result[i] for i in range(len(rows))])
 
 
-def _logits(model: PreTrainedModel, rows: Rows, pad_id: int, batch_size: int = 64) -> np.ndarray:
+@torch.inference_mode()
+def _batches(
+    model: PreTrainedModel, rows: Dataset, task: Task, tokenizer, batch_size: int = 64
+) -> Iterator[tuple[list[int], np.ndarray, dict[str, Tensor]]]:
+    """(which rows, their logits, the batch), rows of like length together."""
     was_training = model.training
     model.eval()
-    order = np.argsort(rows.lengths, kind="stable")
-    device, logits = model.device, []
+    order = np.argsort(rows.lengths, kind="stable").tolist()
     for start in range(0, len(order), batch_size):
-        batch = collate([rows[i] for i in order[start : start + batch_size]], pad_id, False)
-        batch.pop("labels")
-        batch = {k: v.to(device) for k, v in batch.items()}
-        logits.append(model(**batch).logits.float().cpu().numpy())
+        chosen = order[start : start + batch_size]
+        batch = task.collate([rows[i] for i in chosen], tokenizer)
+        given = {k: v.to(model.device) for k, v in batch.items() if k != "labels"}
+        with task.answering(model, batch["labels"].to(model.device)):
+            logits = task.logits(model(**given)).float().cpu().numpy()
+        yield chosen, logits, batch
     model.train(was_training)
-    out = np.concatenate(logits)
-    result = np.empty_like(out)
-    result[order] = out
-    return result
+
+
+def _answers(model: PreTrainedModel, rows: Dataset, task: Task, tokenizer) -> list:
+    """What the model decides for each row, in order."""
+    found = {}
+    for order, logits, batch in _batches(model, rows, task, tokenizer):
+        found |= zip(order, task.decide(logits, batch), strict=True)
+    return [found[i] for i in range(len(found))]
 
 
 def evaluate(
@@ -51,12 +66,11 @@ def evaluate(
     splits: dict[str, Split] | None = None,
 ) -> dict[str, dict[str, float]]:
     """The task's metrics, in percent, for every evaluation split."""
-    return {
-        name: score(
-            data.task, decide(data.task, predict(model, tokenizer, split, max_length)), split.labels
-        )
-        for name, split in (splits or data.evaluation).items()
-    }
+    task, found = data.task, {}
+    for name, split in (splits or data.evaluation).items():
+        rows = task.tokenize(split, tokenizer, max_length)
+        found[name] = task.score(_answers(model, rows, task, tokenizer), split.labels)
+    return found
 
 
 def scorer(
@@ -69,18 +83,7 @@ def scorer(
 
     Rows are tokenized once: for looking at many models, as sensitivity does.
     """
-    split = next(iter(data.evaluation.values()))
+    task, split = data.task, next(iter(data.evaluation.values()))
     split = split.select(list(range(min(rows or len(split), len(split)))))
-    read = Rows.tokenize(split, tokenizer, max_length)
-
-    @torch.inference_mode()
-    def score_of(model: PreTrainedModel) -> float:
-        found = decide(data.task, _logits(model, read, tokenizer.pad_token_id))
-        return score(data.task, found, split.labels)["score"]
-
-    return score_of
-
-
-def decide(task: Task, logits: np.ndarray) -> np.ndarray:
-    """Class ids, or values for a regression task, from logits (rows, classes)."""
-    return logits[:, 0] if task.is_regression else logits.argmax(-1)
+    read = task.tokenize(split, tokenizer, max_length)
+    return lambda model: task.score(_answers(model, read, task, tokenizer), split.labels)["score"]

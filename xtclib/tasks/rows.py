@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,7 +14,61 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
-from xtclib.tasks.glue import Split, TaskData
+if TYPE_CHECKING:
+    from xtclib.tasks.base import TaskData
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows as columns: first texts, second texts (None where a row has one text), labels.
+
+    A label is what the row's task makes of it: a class id, a number, a list of tags. Raises
+    `ValueError` where the columns differ in length.
+
+    >>> split = Split(["good", "bad"], None, [1, 0])
+    >>> len(split), split.select([1]).first, split.fingerprint
+    (2, ['bad'], '389eeb21a9f99274')
+    """
+
+    first: list[str] = field(repr=False)
+    second: list[str] | None = field(repr=False)
+    labels: list[Any] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        second = len(self.first) if self.second is None else len(self.second)
+        if not len(self.first) == second == len(self.labels):
+            raise ValueError(
+                f"received {len(self.first)} first texts, {second} second texts and "
+                f"{len(self.labels)} labels, expected as many of each"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, indices: Iterable[int]) -> Split:
+        """The rows at these positions, in this order; `IndexError` for one outside the split."""
+        indices = [int(index) for index in indices]
+        outside = [index for index in indices if not 0 <= index < len(self)]
+        if outside:
+            raise IndexError(
+                f"received row {outside[0]}, expected one of 0 … {len(self) - 1}: "
+                f"the split has {len(self)} rows"
+            )
+        return Split(
+            [self.first[index] for index in indices],
+            None if self.second is None else [self.second[index] for index in indices],
+            [self.labels[index] for index in indices],
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the SHA-256 over every text and label: same digits, same data."""
+        return digest([self.first, self.second, self.labels])
+
+
+def digest(value: Any) -> str:
+    """16 hex digits of the SHA-256 of a value's JSON."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 class Rows(Dataset):
@@ -46,8 +103,11 @@ class Rows(Dataset):
         return row if self.types is None else {**row, "token_type_ids": self.types[index]}
 
 
-def collate(rows: list[dict], pad_id: int, regression: bool) -> dict[str, Tensor]:
-    """Pads rows to their longest: ids, mask and types of shape (batch, length); labels (batch)."""
+def collate(rows: list[dict], pad_id: int, dtype: torch.dtype = torch.int64) -> dict[str, Tensor]:
+    """Pads rows to their longest: ids, mask and types of shape (batch, length); labels (batch).
+
+    ``dtype``: of the labels.
+    """
     lengths = np.array([len(row["input_ids"]) for row in rows])
     width = int(lengths.max())
     ids = np.full((len(rows), width), pad_id, dtype=np.int64)
@@ -61,7 +121,7 @@ def collate(rows: list[dict], pad_id: int, regression: bool) -> dict[str, Tensor
         "input_ids": torch.from_numpy(ids),
         "attention_mask": torch.from_numpy((np.arange(width) < lengths[:, None]).astype(np.int64)),
         "token_type_ids": torch.from_numpy(types),
-        "labels": torch.tensor(labels, dtype=torch.float32 if regression else torch.int64),
+        "labels": torch.tensor(labels, dtype=dtype),
     }
 
 
@@ -110,15 +170,15 @@ class Calibration:
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
         """Collated batches with labels, the same at every call."""
-        train = self.data.train
+        train, task = self.data.train, self.data.task
         order = np.random.default_rng(self.seed).permutation(len(train))[: self.rows].tolist()
-        rows = Rows.tokenize(train.select(order), self.tokenizer, self.max_length)
-        regression = self.data.task.is_regression
+        rows = task.tokenize(train.select(order), self.tokenizer, self.max_length)
         for start in range(0, len(rows), self.batch_size):
             part = [rows[i] for i in range(start, min(start + self.batch_size, len(rows)))]
-            yield collate(part, self.tokenizer.pad_token_id, regression)
+            yield task.collate(part, self.tokenizer)
 
     def token_counts(self) -> np.ndarray:
         """How often each token id occurs in all training rows: (vocabulary,)."""
-        ids = Rows.tokenize(self.data.train, self.tokenizer, self.max_length).ids
+        rows = self.data.task.tokenize(self.data.train, self.tokenizer, self.max_length)
+        ids = [rows[i]["input_ids"] for i in range(len(rows))]
         return np.bincount(np.concatenate(ids), minlength=len(self.tokenizer))

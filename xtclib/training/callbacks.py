@@ -14,10 +14,11 @@ from transformers import (
     PreTrainedModel,
     TrainerCallback,
 )
+from transformers.integrations import integration_utils
 from transformers.trainer_callback import ProgressCallback
 
 from xtclib.bert import embeddings, encoder_layers
-from xtclib.files import write_json
+from xtclib.files import unknown, write_json
 from xtclib.techniques.base import Technique
 
 # By name: importing the notebook's one would need IPython.
@@ -124,3 +125,19 @@ class _Progress(ProgressCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.training_bar = tqdm(total=state.max_steps, desc="training", leave=False)
         self.current_step = 0
+
+
+def check_report_to(name: str) -> None:
+    """Raises ``ValueError`` for no integration of transformers, ``ImportError`` for one to install.
+
+    >>> check_report_to("none")
+    """
+    if name == "none":
+        return
+    if name not in integration_utils.INTEGRATION_TO_CALLBACK:
+        raise unknown("integration", name, ("none", *integration_utils.INTEGRATION_TO_CALLBACK))
+    if name not in integration_utils.get_available_reporting_integrations():
+        raise ImportError(
+            f"reporting to {name!r} needs its package, which is not installed: install it "
+            f"(pip install {name.replace('_', '-')}), or choose 'none'"
+        )

@@ -9,96 +9,71 @@ Zhao et al. 2019, arXiv:1909.11687, section 3.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xtclib import attention
+from xtclib.tasks.masked import IGNORED, MaskedWords, hidden
+from xtclib.tasks.rows import Split
 from xtclib.techniques.embeddings.technique import SmallVocabulary
-from xtclib.training.mlm import IGNORED, Resumable, optimizer_of
-
-MASKED = 0.15  # of the words
+from xtclib.training.trainer import Lesson, Run, train
 
 
-def train(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel,
-    tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase],
-    texts: Sequence[str],
-    steps: int,
-    how: SmallVocabulary,
-    batch: int = 32,
-    lr: float = 5e-4,
-    warmup: float = 0.1,
-    weight_decay: float = 0.01,
-    seed: int = 0,
-    bf16: bool = False,
-    max_length: int = 64,
-    progress: bool = True,
-    file: str | Path | None = None,
-) -> list[float]:
-    """Trains two masked language models in place, and returns the loss of each step.
+def train_beside(student: PreTrainedModel, teacher: PreTrainedModel, lesson: Lesson, run: Run,
+                 how: SmallVocabulary) -> tuple[PreTrainedModel, dict]:  # fmt: skip
+    """Trains two masked language models at once, the student in place; returns it with notes.
 
-    ``tokenizers``: the student's and the teacher's. The loss is both models' cross-entropy on the
-    masked words, plus ``how.weight`` times :func:`projection_loss` where ``how.projection`` names
-    a direction. The teacher is copied first and thrown away after. A killed run goes on from
-    ``file``, to the same result (:class:`xtclib.training.mlm.Resumable`).
+    ``lesson`` has :class:`TwoVocabularies` as its task. The loss is both models' cross-entropy on
+    the masked words, plus ``how.weight`` times :func:`projection_loss` where ``how.projection``
+    names a direction. The teacher is copied first and thrown away after.
     """
-    if steps < 1 or not texts:
-        raise ValueError(f"nothing to train on: {steps} steps, {len(texts)} texts")
-    torch.manual_seed(seed)
-    device = next(student.parameters()).device
-    teacher = copy.deepcopy(teacher).to(device).train()
-    mixed = _Mixed(teacher, student.base_model.config.vocab_size).to(device)
-    shared = SharedProjections(teacher, student).to(device) if how.projection != "none" else None
-    learning = [
-        *student.parameters(),
-        *mixed.parameters(),
-        *(shared.parameters() if shared else ()),
-    ]
-    optimizer, schedule = optimizer_of(learning, lr, weight_decay, warmup, steps)
-    rows = mixed_batches(texts, *tokenizers, batch, how.mix, seed, max_length, mixed.own)
-    student.train()
+    torch.manual_seed(run.seed)
+    pair = DualTraining(student, copy.deepcopy(teacher), how).to(run.device)
     before = student.config._attn_implementation
-    for model in (student, teacher):
-        if attention.trains_faster(model, bf16):
+    for model in (pair.student, pair.mixed.model):
+        if attention.trains_faster(model, run.bf16):
             attention.use(model)
-    parts = {"student": student, "mixed": mixed, "optimizer": optimizer, "schedule": schedule}
-    kept = Resumable(file, steps, **parts, **({"shared": shared} if shared else {}))
-    bar = tqdm(kept.left(), desc="dual training", disable=not progress, mininterval=5)
     try:
-        for _, (ours, theirs) in zip(bar, kept.rest(rows), strict=False):
-            ours, theirs = ({k: v.to(device) for k, v in part.items()} for part in (ours, theirs))
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                loss = _guess(student, ours) + mixed.loss(theirs)
-            if shared is not None:
-                loss = loss + how.weight * shared.loss(teacher, student, how.projection)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(learning, 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            kept.after_step(loss.item())
+        pair, notes = train(pair, lesson, run)
     finally:
         if student.config._attn_implementation != before:
             student.set_attn_implementation(before)
-    return kept.losses
+    return student, notes
+
+
+class DualTraining(nn.Module):
+    """A student and its teacher as one module, which gives the terms of both their losses."""
+
+    def __init__(
+        self, student: PreTrainedModel, teacher: PreTrainedModel, how: SmallVocabulary
+    ) -> None:
+        super().__init__()
+        self.student, self.how = student, how
+        self.mixed = _Mixed(teacher, student.base_model.config.vocab_size)
+        self.shared = SharedProjections(teacher, student) if how.projection != "none" else None
+
+    def forward(self, ours: dict, theirs: dict) -> dict[str, Tensor]:
+        terms = {"student": _guess(self.student, ours), "teacher": self.mixed.loss(theirs)}
+        if self.shared is not None:
+            found = self.shared.loss(self.mixed.model, self.student, self.how.projection)
+            terms["projections"] = self.how.weight * found
+        return terms
 
 
 def _guess(model: PreTrainedModel, inputs: dict) -> Tensor:
     """A masked language model's cross-entropy on the tokens it has to guess."""
     labels = inputs["labels"]
     guessed = labels != IGNORED
-    hidden = model.base_model(
+    states = model.base_model(
         input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
     ).last_hidden_state
-    return F.cross_entropy(model.cls(hidden[guessed]).float(), labels[guessed])
+    return F.cross_entropy(model.cls(states[guessed]).float(), labels[guessed])
 
 
 class _Mixed(nn.Module):
@@ -118,7 +93,7 @@ class _Mixed(nn.Module):
 
     def loss(self, inputs: dict) -> Tensor:
         table = torch.cat([self.model.get_input_embeddings().weight, self.second.weight])
-        hidden = self.model.base_model(
+        states = self.model.base_model(
             inputs_embeds=F.embedding(inputs["input_ids"], table),
             attention_mask=inputs["attention_mask"],
         ).last_hidden_state
@@ -126,7 +101,7 @@ class _Mixed(nn.Module):
         guessed = labels != IGNORED
         head = self.model.cls.predictions
         bias = torch.cat([head.decoder.bias, self.bias])
-        logits = F.linear(head.transform(hidden[guessed]), table, bias)
+        logits = F.linear(head.transform(states[guessed]), table, bias)
         return F.cross_entropy(logits.float(), labels[guessed])
 
 
@@ -194,88 +169,82 @@ def projection_loss(
     return torch.stack(terms).mean()
 
 
-def mixed_batches(
-    texts: Sequence[str],
-    ours: PreTrainedTokenizerBase,
-    theirs: PreTrainedTokenizerBase,
-    batch: int,
-    mix: float,
-    seed: int,
-    max_length: int,
-    offset: int | None = None,
-) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """Endless pairs of batches of the same texts and masked words, the student's and the teacher's.
+@dataclass(frozen=True)
+class TwoVocabularies(MaskedWords):
+    """The same texts and masked words for a student and for a teacher of another vocabulary.
 
-    In the teacher's a word is in the student's pieces with probability ``mix``; their ids start at
-    ``offset``, by default after its own. Of a masked word's tokens 80 % are shown as [MASK], 10 %
-    as another, 10 % as they are.
+    In the teacher's batch a word is in the student's pieces with probability ``mix``; their ids
+    start at ``offset``, after its own.
     """
-    random = np.random.default_rng(seed)
-    spelled: dict[str, tuple[list[int], list[int]]] = {}
-    offset = len(theirs) if offset is None else offset
 
-    def pieces(word: str) -> tuple[list[int], list[int]]:
-        if word not in spelled:
-            ids = [t(word, add_special_tokens=False)["input_ids"] for t in (ours, theirs)]
-            spelled[word] = tuple(ids)
-        return spelled[word]
+    ours: PreTrainedTokenizerBase | None = None
+    theirs: PreTrainedTokenizerBase | None = None
+    mix: float = 0.5
+    offset: int = 0
+    max_length: int = 64
 
-    split = theirs.backend_tokenizer
-    words = []
-    for text in texts:
-        text = split.normalizer.normalize_str(text) if split.normalizer else text
-        words.append([word for word, _ in split.pre_tokenizer.pre_tokenize_str(text)])
-    if not any(words):
-        raise ValueError(f"none of {len(texts)} texts has a word to guess")
-    while True:
-        order = random.permutation(len(texts))
-        for start in range(0, len(order) - batch + 1 if len(order) >= batch else 1, batch):
-            rows = ([], [])
-            for row in order[start : start + batch]:
-                sides = _row(words[row], pieces, ours, theirs, mix, random, max_length, offset)
-                for side, found in zip(rows, sides, strict=True):
-                    side.append(found)
-            if all(
-                any(label != IGNORED for _, labels in side for label in labels) for side in rows
-            ):
-                yield tuple(
-                    _padded(side, t.pad_token_id)
-                    for side, t in zip(rows, (ours, theirs), strict=True)
-                )
+    def tokenize(self, split: Split, tokenizer, max_length: int) -> _Words:
+        """Texts as words, each spelled in both vocabularies; ``ValueError`` if there is no word."""
+        spelled: dict[str, tuple[list[int], list[int]]] = {}
+        inner, rows = self.theirs.backend_tokenizer, []
+        for text in split.first:
+            text = inner.normalizer.normalize_str(text) if inner.normalizer else text
+            words = [word for word, _ in inner.pre_tokenizer.pre_tokenize_str(text)]
+            for word in words:
+                if word not in spelled:
+                    ids = [t(word, add_special_tokens=False)["input_ids"]
+                           for t in (self.ours, self.theirs)]  # fmt: skip
+                    spelled[word] = tuple(ids)
+            rows.append([spelled[word] for word in words])
+        if not any(rows):
+            raise ValueError(f"none of {len(rows)} texts has a word to guess")
+        return _Words([row for row in rows if row])
 
-
-def _row(words, pieces, ours, theirs, mix, random, max_length, offset) -> list[tuple]:
-    """Ids and labels of one text, for the student and for the teacher."""
-    sides = [([t.cls_token_id], [IGNORED]) for t in (ours, theirs)]
-    for word in words:
-        small, large = pieces(word)
-        masked = random.random() < MASKED
-        mixed = [i + offset for i in small] if random.random() < mix else large
-        for (ids, labels), tokens, t, extra in (
-            (sides[0], small, ours, 0),
-            (sides[1], mixed, theirs, offset),
-        ):
-            for token in tokens:
-                labels.append(token if masked else IGNORED)
-                ids.append(
-                    _shown(token, t.mask_token_id, len(ours) + extra, random) if masked else token
-                )
-    return [
-        ([*ids[: max_length - 1], t.sep_token_id], [*labels[: max_length - 1], IGNORED])
-        for (ids, labels), t in zip(sides, (ours, theirs), strict=True)
-    ]
+    def collate(self, rows: list[dict], tokenizer, draw: int = 0) -> dict[str, dict]:
+        """A batch for each model: ``ours`` and ``theirs``."""
+        random, generator = np.random.default_rng(draw), torch.Generator().manual_seed(draw)
+        sides: tuple[list, list] = ([], [])
+        for row in rows:
+            words = row["words"]
+            masked = random.random(len(words)) < self.share
+            mixed = random.random(len(words)) < self.mix
+            if not masked.any():
+                masked[0] = True  # no row is without a word to guess
+            spelled = ([small for small, _ in words],
+                       [[i + self.offset for i in small] if mix else large
+                        for (small, large), mix in zip(words, mixed, strict=True)])  # fmt: skip
+            for side, pieces in zip(sides, spelled, strict=True):
+                ids = np.concatenate(pieces)[: self.max_length - 2]
+                chosen = np.repeat(masked, [len(piece) for piece in pieces])[: len(ids)]
+                side.append((ids, chosen))
+        both = zip(("ours", "theirs"), sides, (self.ours, self.theirs), strict=True)
+        return {name: _padded(side, t, generator) for name, side, t in both}
 
 
-def _shown(token: int, mask: int, size: int, random: np.random.Generator) -> int:
-    fate = random.random()
-    return mask if fate < 0.8 else int(random.integers(size)) if fate < 0.9 else token
+class _Words(Dataset):
+    """Texts as lists of words, each as its pieces in two vocabularies."""
+
+    def __init__(self, rows: list[list[tuple[list[int], list[int]]]]) -> None:
+        self.rows, self.lengths = rows, np.array([len(row) for row in rows])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return {"words": self.rows[index]}
 
 
-def _padded(rows: list[tuple[list[int], list[int]]], pad: int) -> dict[str, Tensor]:
-    width = max(len(ids) for ids, _ in rows)
-    filled = {
-        "input_ids": [ids + [pad] * (width - len(ids)) for ids, _ in rows],
-        "attention_mask": [[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows],
-        "labels": [labels + [IGNORED] * (width - len(ids)) for ids, labels in rows],
-    }
-    return {name: torch.tensor(values) for name, values in filled.items()}
+def _padded(
+    rows: list[tuple[np.ndarray, np.ndarray]], tokenizer, random: torch.Generator
+) -> dict[str, Tensor]:
+    """Rows of ids, and which of them to guess, between the special tokens and padded."""
+    width = max(len(ids) for ids, _ in rows) + 2
+    ids = np.full((len(rows), width), tokenizer.pad_token_id)
+    guessed, mask = np.zeros_like(ids, dtype=bool), np.zeros_like(ids)
+    for i, (row, chosen) in enumerate(rows):
+        end = len(row) + 1
+        ids[i, 0], ids[i, 1:end], ids[i, end] = tokenizer.cls_token_id, row, tokenizer.sep_token_id
+        guessed[i, 1:end], mask[i, : end + 1] = chosen, 1
+    guessed = torch.from_numpy(guessed)
+    seen, labels = hidden(torch.from_numpy(ids), tokenizer, guessed, random)
+    return {"input_ids": seen, "attention_mask": torch.from_numpy(mask), "labels": labels}

@@ -1,5 +1,6 @@
-"""Training one stage: a ``transformers.Trainer`` whose loss compares a student with its teacher.
+"""Training: a ``transformers.Trainer`` whose loss compares a student with its teacher.
 
+:func:`train` takes a student, what it is taught (:class:`Lesson`) and how it is run (:class:`Run`).
 Resume, mixed precision, many processes, progress bars and logging come with ``Trainer``. Batches
 are grouped by length and padded to their own longest row.
 """
@@ -10,15 +11,17 @@ import contextlib
 import copy
 import json
 import shutil
+import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
-from torch import nn
-from torch.utils.data import Sampler
+from safetensors.torch import load_file, load_model, save_model
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -28,15 +31,16 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from xtclib import attention
 from xtclib.bert import encoder_layers
-from xtclib.distillation import terms as matching
 from xtclib.distillation.objective import Objective, distillation_loss
-from xtclib.distillation.terms import Reader
+from xtclib.distillation.terms import Reader, Signals, projections
+from xtclib.tasks.base import Task, TaskData
+from xtclib.tasks.classification import CLASSES
 from xtclib.tasks.evaluation import evaluate
-from xtclib.tasks.glue import Split, TaskData
-from xtclib.tasks.rows import LengthGroupedSampler, Rows, collate
+from xtclib.tasks.rows import LengthGroupedSampler, Split
 from xtclib.techniques.base import Technique
 from xtclib.training.budget import Budget
 from xtclib.training.callbacks import (
@@ -47,14 +51,76 @@ from xtclib.training.callbacks import (
     _Progress,
     _Steps,
     _StopOnDivergence,
+    check_report_to,
     only,
     turn,
 )
 from xtclib.training.device import bf16_is_fast, default_device, keep_freed_memory
 
+PRECISIONS = ("auto", "bf16", "fp32")
+CHECKPOINTS = 5  # in a run
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a student is taught: a task's rows, by an objective, for as long as a budget says.
+
+    Without an objective the model gives its own loss. ``techniques`` are those whose schedules and
+    penalties run along; ``finalize`` gives a trained model as it will be stored, by which the best
+    checkpoint is chosen where the budget keeps that.
+    """
+
+    data: TaskData
+    tokenizer: PreTrainedTokenizerBase
+    budget: Budget
+    objective: Objective | None = None
+    teacher: PreTrainedModel | None = None
+    techniques: Sequence[Technique] = ()
+    finalize: Callable[[PreTrainedModel], PreTrainedModel] = lambda model: model
+
+    @property
+    def selects(self) -> bool:
+        """Whether the best checkpoint counts: one that a stage of layers alone does not tell."""
+        answers = self.objective and (self.objective.labels or self.objective.logits)
+        return bool(answers) and self.budget.keep != "last"
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a training is run. Checkpoints lie in ``folder``, and a killed one goes on from there.
+
+    ``precision``: ``auto`` (bf16 autocast where the processor has it), ``bf16`` or ``fp32``.
+    ``report_to``: an integration of transformers that gets the logs, such as ``tensorboard``.
+    Raises ``ValueError`` for an unknown precision or integration, ``ImportError`` for one that is
+    not installed.
+    """
+
+    folder: str | Path
+    seed: int = 0
+    precision: str = "auto"
+    device: str | None = None
+    progress: bool = True
+    report_to: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"unknown precision {self.precision!r}: choose 'auto', 'bf16' or 'fp32'"
+            )
+        check_report_to(self.report_to)
+        object.__setattr__(self, "folder", Path(self.folder))
+        object.__setattr__(self, "device", self.device or default_device())
+
+    @property
+    def bf16(self) -> bool:
+        """Whether it computes in bf16."""
+        return self.precision == "bf16" or (self.precision == "auto" and bf16_is_fast(self.device))
+
 
 class DistillationTrainer(Trainer):
     """Trains a student by an objective, with a frozen teacher where the objective needs one.
+
+    Without an objective the model gives its own loss: a dictionary of terms, whose sum it is.
 
     The teacher is put in eval mode, runs without gradients, and keeps its linear weights in the
     training precision so that they are not cast again at every step.
@@ -63,11 +129,12 @@ class DistillationTrainer(Trainer):
     def __init__(
         self,
         model: PreTrainedModel,
-        objective: Objective,
+        objective: Objective | None,
         teacher: PreTrainedModel | None = None,
         sampler: Sampler | None = None,
         bf16: bool = False,
         techniques: Sequence[Technique] = (),
+        task: Task = CLASSES,
         **kwargs,
     ) -> None:
         # One process has one accelerate state, and refuses a second precision: a bf16 Trainer that
@@ -80,13 +147,16 @@ class DistillationTrainer(Trainer):
         # The loss is a mean over the batch: let Trainer divide it under gradient accumulation.
         self.loss_is_scaled_for_ga = False
         self.objective, self._sampler, self.techniques = objective, sampler, techniques
+        self.task, self._read = task, None
         self.terms: dict[str, float] = {}
         self._counted = 0  # batches in `terms`
         self.teacher, self._pairs = None, {}
+        if objective is None:
+            return
         if objective.needs_teacher:
             if teacher is None:
                 raise ValueError("this objective compares with a teacher, but none was given")
-            objective.check(model, teacher)
+            task.check(objective, model, teacher)
             self._pairs = objective.pairs(model, teacher)
             self.teacher = prepare_teacher(teacher, self.args.device, bf16)
             self._read_teacher = Reader(self.teacher, objective.reads)
@@ -111,32 +181,52 @@ class DistillationTrainer(Trainer):
         return self._sampler or super()._get_train_sampler(train_dataset)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        inputs = dict(inputs)
-        labels = inputs.pop("labels")
-        teacher = None
-        if self.teacher is not None:
-            # Not inference mode: its tensors cannot be saved for the student's backward.
-            with torch.no_grad(), self._autocast():
-                teacher = self._read_teacher(self.teacher, **inputs)
-        with self._autocast():
-            student = self._read(model, **inputs)
-        student.logits = student.logits.float()
-        terms = distillation_loss(
-            self.objective, student, teacher, labels, inputs["attention_mask"], self._now(),
-            getattr(self.model, PROJECTIONS, None),
-        )  # fmt: skip
+        terms = self._terms(model, dict(inputs))
         penalties = [t.penalty(model) for t in self.techniques]
         if any(penalty is not None for penalty in penalties):
             terms["penalty"] = sum(penalty for penalty in penalties if penalty is not None)
         for name, value in terms.items():
             self.terms[name] = self.terms.get(name, 0.0) + value.detach()
         self._counted += 1
-        loss = sum(terms.values())
-        return (loss, student.output) if return_outputs else loss
+        return sum(terms.values())
+
+    def _terms(self, model: nn.Module, inputs: dict) -> dict[str, Tensor]:
+        """Every term of the loss on a batch, by name."""
+        if self.objective is None:
+            with self._autocast():
+                return model(**inputs)
+        labels, teacher = inputs.pop("labels"), None
+        if self.teacher is not None:
+            # Not inference mode: its tensors cannot be saved for the student's backward.
+            with torch.no_grad():
+                teacher, _ = self._shown(self.teacher, self._read_teacher, inputs, labels)
+        student, wanted = self._shown(model, self._read, inputs, labels)
+        student.logits = student.logits.float()
+        projections = getattr(self.model, PROJECTIONS, None)
+        return distillation_loss(
+            self.objective, student, teacher, wanted, inputs["attention_mask"], self._now(),
+            projections, self.task,
+        )  # fmt: skip
+
+    def _shown(self, model, read: Reader, inputs: dict, labels: Tensor) -> tuple[Signals, Tensor]:
+        """What a model shows of a batch, its logits where an answer is wanted, and these labels."""
+        with self._autocast(), self.task.answering(model, labels):
+            signals = read(model, **inputs)
+        signals.logits, labels = self.task.answers(signals.output, labels)
+        return signals, labels
 
     def close(self) -> None:
         """Leaves the student as an ordinary model, without hooks."""
-        self._read.close()
+        if self._read is not None:
+            self._read.close()
+
+    def _save(self, output_dir=None, state_dict=None):
+        # A checkpoint is weights: of any module, with those that share a place written once.
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        save_model(self.model, str(Path(output_dir) / SAFE_WEIGHTS_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        load_model(self.model, Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
 
     def _now(self) -> dict[str, list]:
         """The pairs of states that count in this step: all, or those of one layer."""
@@ -170,106 +260,23 @@ def prepare_teacher(teacher: PreTrainedModel, device, bf16: bool) -> PreTrainedM
     return teacher
 
 
-def train_stage(
-    student: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    data: TaskData,
-    objective: Objective,
-    budget: Budget,
-    folder: str | Path,
-    teacher: PreTrainedModel | None = None,
-    seed: int = 0,
-    precision: str = "auto",
-    progress: bool = True,
-    finalize: Callable[[PreTrainedModel], PreTrainedModel] = lambda model: model,
-    device: str | None = None,
-    checkpoints: int = 5,
-    techniques: Sequence[Technique] = (),
-) -> tuple[PreTrainedModel, dict]:
-    """Trains ``student`` and returns it with notes on the training; resumes in ``folder``.
+def train(student: nn.Module, lesson: Lesson, run: Run) -> tuple[nn.Module, dict]:
+    """Trains ``student`` in place and returns it with notes on the training.
 
-    ``precision``: ``auto`` (bf16 autocast where the processor has it), ``bf16`` or ``fp32``.
     A folder that holds a checkpoint of the same run is continued from there, to the same result.
-    ``techniques`` are those applied in this stage: their schedules and penalties run along.
-    Raises ``FloatingPointError`` if the loss diverges, ``ValueError`` for an unknown precision.
+    Raises ``FloatingPointError`` if the loss diverges, ``ValueError`` for an objective that needs
+    another teacher.
     """
-    if precision not in ("auto", "bf16", "fp32"):
-        raise ValueError(f"unknown precision {precision!r}: choose 'auto', 'bf16' or 'fp32'")
-    folder = Path(folder)
-    device = device or default_device()
     keep_freed_memory()
-    bf16 = precision == "bf16" or (precision == "auto" and bf16_is_fast(device))
-    train, held_out = _cut_held_out(data.train, budget, seed)
-    rows = Rows.tokenize(train, tokenizer, budget.max_length)
-    total = budget.total_steps(len(rows))
-    if budget.dropout is not None:
-        set_dropout_(student, budget.dropout)
-    set_seed(seed)
-    args = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=total,
-        per_device_train_batch_size=budget.batch_size,
-        learning_rate=budget.learning_rate,
-        weight_decay=budget.weight_decay,
-        max_grad_norm=budget.clip,
-        warmup_steps=round(budget.warmup * total),
-        lr_scheduler_type="linear",
-        use_cpu=device == "cpu",
-        seed=seed,
-        data_seed=seed,
-        save_strategy="steps" if checkpoints else "no",
-        save_steps=max(-(-total // max(checkpoints, 1)), 1),
-        save_total_limit=1,
-        logging_steps=max(total // 20, 1),
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=not progress,
-        remove_unused_columns=False,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=device != "cpu",
-    )
-    callbacks: list[TrainerCallback] = [_StopOnDivergence(), _Steps(techniques)]
-    best = None
-    # A stage of layers alone does not train the answer, by which checkpoints are told apart.
-    if budget.keep != "last" and (objective.labels or objective.logits):
-        splits = {"held-out": held_out} if budget.keep == "held-out" else data.evaluation
-
-        def scored(model: nn.Module) -> float:
-            model = finalize(copy.deepcopy(model))
-            found = evaluate(model, tokenizer, data, budget.max_length, splits)
-            return float(np.mean([s["score"] for s in found.values()]))
-
-        settled = max((t.settled for t in techniques), default=0.0)
-        best = _KeepBest(max(total // budget.evaluations, 1), folder, scored, settled)
-        callbacks.append(best)
-    if objective.progressive:
-        callbacks.append(_InTurn())
-    if objective.needs_teacher and teacher is not None:
-        objective.check(student, teacher)
-        found = matching.projections(objective.matches, student, teacher)
-        setattr(student, PROJECTIONS, found)  # so that they are saved and resumed with it
-    regression = data.task.is_regression
-    trainer = DistillationTrainer(
-        student,
-        objective,
-        teacher,
-        LengthGroupedSampler(rows.lengths, budget.batch_size, seed),
-        bf16,
-        techniques,
-        args=args,
-        train_dataset=rows,
-        callbacks=callbacks,
-        data_collator=lambda batch: collate(batch, tokenizer.pad_token_id, regression),
-    )
-    for callback in list(trainer.callback_handler.callbacks):  # one bar, no tables in notebooks
-        if type(callback).__name__ in PRINTERS:
-            trainer.remove_callback(callback)
-    if progress:
-        trainer.add_callback(_Progress)
-    for partial in folder.glob("checkpoint-*"):  # the state is written last
-        if not (partial / "trainer_state.json").is_file():
-            shutil.rmtree(partial)
-    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    taught, held_out = _cut_held_out(lesson.data.train, lesson.budget, run.seed)
+    rows = lesson.data.task.tokenize(taught, lesson.tokenizer, lesson.budget.max_length)
+    if lesson.budget.dropout is not None:
+        set_dropout_(student, lesson.budget.dropout)
+    set_seed(run.seed)
+    arguments = _arguments(lesson.budget, run, len(rows))
+    best = _best(lesson, run, arguments.max_steps, held_out)
+    trainer = _trainer(student, lesson, run, arguments, rows, [best] if best else [])
+    checkpoint = _last_checkpoint(run.folder)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
         if best is not None and best.weights.exists():
@@ -278,13 +285,93 @@ def train_stage(
         trainer.close()
         if hasattr(student, PROJECTIONS):
             delattr(student, PROJECTIONS)
+    return student.eval(), _notes(lesson, run, trainer, best, checkpoint is not None)
+
+
+def _arguments(budget: Budget, run: Run, rows: int) -> TrainingArguments:
+    """A budget and a run in Trainer's words."""
+    total = budget.total_steps(rows)
+    return TrainingArguments(
+        output_dir=str(run.folder), run_name=run.folder.name, max_steps=total,
+        per_device_train_batch_size=budget.batch_size, learning_rate=budget.learning_rate,
+        weight_decay=budget.weight_decay, max_grad_norm=budget.clip,
+        warmup_steps=round(budget.warmup * total), lr_scheduler_type="linear",
+        use_cpu=run.device == "cpu", seed=run.seed, data_seed=run.seed, save_strategy="steps",
+        save_steps=max(-(-total // CHECKPOINTS), 1), save_total_limit=1,
+        logging_steps=max(total // 20, 1), logging_nan_inf_filter=False, report_to=run.report_to,
+        disable_tqdm=not run.progress, remove_unused_columns=False, dataloader_num_workers=0,
+        dataloader_pin_memory=run.device != "cpu",
+    )  # fmt: skip
+
+
+def _best(lesson: Lesson, run: Run, total: int, held_out: Split | None) -> _KeepBest | None:
+    """What keeps the best checkpoint, by the lesson's own metric, where the budget asks for it."""
+    if not lesson.selects:
+        return None
+    data, length = lesson.data, lesson.budget.max_length
+    splits = data.evaluation if held_out is None else {"held-out": held_out}
+
+    def scored(model: nn.Module) -> float:
+        model = lesson.finalize(copy.deepcopy(model))
+        found = evaluate(model, lesson.tokenizer, data, length, splits)
+        return float(np.mean([s["score"] for s in found.values()]))
+
+    settled = max((t.settled for t in lesson.techniques), default=0.0)
+    return _KeepBest(max(total // lesson.budget.evaluations, 1), run.folder, scored, settled)
+
+
+def _trainer(
+    student: nn.Module, lesson: Lesson, run: Run, arguments: TrainingArguments, rows: Dataset,
+    callbacks: list[TrainerCallback],
+) -> DistillationTrainer:  # fmt: skip
+    """A Trainer with what runs beside the optimizer, whose batches repeat when it is resumed."""
+    objective, teacher, task = lesson.objective, lesson.teacher, lesson.data.task
+    if objective and objective.progressive:
+        callbacks.append(_InTurn())
+    if objective and objective.needs_teacher and teacher is not None:
+        task.check(objective, student, teacher)
+        found = projections(objective.matches, student.base_model, teacher.base_model)
+        setattr(student, PROJECTIONS, found)  # so that they are saved and resumed with it
+    sampler = LengthGroupedSampler(rows.lengths, lesson.budget.batch_size, run.seed)
+
+    def collate(batch: list[dict]) -> dict[str, Tensor]:
+        draw = zlib.crc32(repr((run.seed, sampler.epoch, batch[0])).encode())
+        return task.collate(batch, lesson.tokenizer, draw)
+
+    trainer = DistillationTrainer(
+        student, objective, teacher, sampler, run.bf16, lesson.techniques, task, args=arguments,
+        train_dataset=rows, data_collator=collate,
+        callbacks=[_StopOnDivergence(), _Steps(lesson.techniques), *callbacks],
+    )  # fmt: skip
+    for callback in list(trainer.callback_handler.callbacks):  # one bar, no tables in notebooks
+        if type(callback).__name__ in PRINTERS:
+            trainer.remove_callback(callback)
+        if getattr(callback, "logging_dir", "") is None:  # TensorBoard's: the run's folder goes
+            callback.logging_dir = f"runs/{run.folder.name}"
+    if run.progress:
+        trainer.add_callback(_Progress)
+    return trainer
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint of a run, if it was cut off; those cut off themselves go."""
+    for partial in folder.glob("checkpoint-*"):  # the state is written last
+        if not (partial / "trainer_state.json").is_file():
+            shutil.rmtree(partial)
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def _notes(
+    lesson: Lesson, run: Run, trainer: Trainer, best: _KeepBest | None, resumed: bool
+) -> dict:
+    """What a record holds of a training."""
     notes = {
-        "steps": total,
-        "rows": len(rows),
-        "precision": "bf16" if bf16 else "fp32",
-        "device": device,
-        "keep": budget.keep,
-        "resumed": checkpoint is not None,
+        "steps": trainer.args.max_steps,
+        "rows": len(trainer.train_dataset),
+        "precision": "bf16" if run.bf16 else "fp32",
+        "device": run.device,
+        "keep": lesson.budget.keep,
+        "resumed": resumed,
         "losses": [
             {k: round(v, 6) for k, v in entry.items() if k == "step" or k.startswith("loss")}
             for entry in trainer.state.log_history
@@ -293,7 +380,7 @@ def train_stage(
     }
     if best is not None:
         notes["best"] = json.loads(best.note.read_text())
-    return student.eval(), notes
+    return notes
 
 
 def set_dropout_(model: nn.Module, probability: float) -> nn.Module:

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from made import taught
 from transformers import (
     AutoModelForSequenceClassification,
     ElectraConfig,
@@ -28,7 +29,7 @@ from xtclib.techniques.pruning.structured import LearnGates, PruneWidth
 from xtclib.techniques.pruning.unstructured import Sparsify
 from xtclib.techniques.quantization.technique import Quantize, Storage
 from xtclib.training.budget import Budget
-from xtclib.training.trainer import DistillationTrainer, train_stage
+from xtclib.training.trainer import DistillationTrainer
 
 
 def finalized(model, techniques):
@@ -254,10 +255,9 @@ def test_gates_start_open_learn_and_close(bert, data, tokenizer, batch, tmp_path
     both = LearnGates("neurons").apply(student)  # each part answers for itself
     assert float(gates.penalty(both)) == float(gates.penalty(student))
     assert float(gates.penalty(student)) == pytest.approx(2 / (1 + math.exp(-4.0986)), abs=1e-3)
-    student, notes = train_stage(
+    student, notes = taught(
         student.requires_grad_(True), tokenizer, data, Objective(labels=1),
-        Budget(steps=80, batch_size=8), tmp_path, precision="fp32", progress=False, device="cpu",
-        techniques=[gates],
+        Budget(steps=80, batch_size=8), tmp_path, techniques=[gates],
     )  # fmt: skip
     penalties = [entry["loss_penalty"] for entry in notes["losses"]]
     assert penalties[-1] < 0.5 * penalties[0]

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from made import taught
 from safetensors.torch import load_file
 from torch import nn
 
@@ -11,6 +12,7 @@ from xtclib.artefact import format, ledger
 from xtclib.bert import encoder_linears
 from xtclib.deployment import onnx, runtimes
 from xtclib.distillation.objective import Objective
+from xtclib.tasks.masked import MASKED, under_head
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques import PruneHeads, apply_all, technique
 from xtclib.techniques.embeddings.technique import PruneVocabulary
@@ -24,9 +26,7 @@ from xtclib.techniques.pruning.unstructured import (
 )
 from xtclib.techniques.quantization.packing import encode, pack
 from xtclib.techniques.quantization.technique import Quantize
-from xtclib.training import mlm
 from xtclib.training.budget import Budget
-from xtclib.training.trainer import train_stage
 
 
 def logits(model, batch):
@@ -88,11 +88,10 @@ def test_magnitude_keeps_the_largest_and_random_does_not_look(bert):
 
 def trained(bert, tokenizer, data, folder, techniques, steps=10, **budget):
     student = apply_all(bert, techniques).requires_grad_(True)
-    return train_stage(
+    return taught(
         student, tokenizer, data, Objective(labels=1),
         Budget(steps=steps, batch_size=8, learning_rate=1e-3, **budget), folder,
-        precision="fp32", progress=False, device="cpu", techniques=techniques,
-        finalize=lambda m: format.finalize(m, techniques),
+        techniques=techniques, finalize=lambda m: format.finalize(m, techniques),
     )  # fmt: skip
 
 
@@ -313,10 +312,9 @@ def test_a_later_stage_quantizes_behind_the_mask(bert, tokenizer, data, tmp_path
     )
     second = Quantize("int8-row", None, "int8-token").apply(first)
     before = [layer.mask.clone() for layer in layers(second)]
-    student, _ = train_stage(
-        second, tokenizer, data, Objective(labels=1), Budget(steps=4, batch_size=8),
-        tmp_path / "2", precision="fp32", progress=False, device="cpu",
-    )  # fmt: skip
+    student, _ = taught(
+        second, tokenizer, data, Objective(labels=1), Budget(steps=4, batch_size=8), tmp_path / "2"
+    )
     assert all(torch.equal(a, b.mask) for a, b in zip(before, layers(student), strict=True))
     assert shares(student) == {0.5}
 
@@ -325,12 +323,12 @@ def test_pre_training_prunes_too(bert, tokenizer, tmp_path):
     bert.save_pretrained(tmp_path / "backbone")
     technique_ = Sparsify(0.6, schedule=Schedule(0, 0.5, 1))
     student = technique_.apply(bert).requires_grad_(True)
-    masked = mlm.under_head(student, tmp_path / "backbone")
+    masked = under_head(student, tmp_path / "backbone")
     texts = [f"w{i} w{i + 1} w{i + 2} w{i + 3}" for i in range(40)]
     before = student.bert.embeddings.word_embeddings.weight.detach().clone()
-    mlm.pretrain(
-        masked, tokenizer, texts, 6, batch=8, bf16=False, progress=False, techniques=[technique_]
-    )
+    budget = Budget(steps=6, batch_size=8)
+    taught(masked, tokenizer, MASKED.data(texts), Objective(labels=1), budget, tmp_path / "run",
+           techniques=[technique_])  # fmt: skip
     assert all(share == pytest.approx(0.6, abs=1e-3) for share in shares(student))
     assert not torch.equal(student.bert.embeddings.word_embeddings.weight, before)
     assert masked.cls.predictions.decoder.weight is student.bert.embeddings.word_embeddings.weight
@@ -342,7 +340,7 @@ def test_a_cut_model_gets_a_fresh_head_for_masked_words(bert, data, tokenizer, t
     for cut in (PruneWidth(), PruneVocabulary(0.6)):
         student = cut.apply(bert, rows)
         table = student.get_input_embeddings().weight
-        masked = mlm.under_head(student, tmp_path / "backbone")
+        masked = under_head(student, tmp_path / "backbone")
         assert masked.fresh_head and masked.cls.predictions.decoder.weight is table
         assert masked.cls(torch.zeros(2, table.shape[1])).shape == (2, len(table))
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from made import taught
 
 from xtclib.artefact import format
 from xtclib.deployment import onnx
@@ -13,7 +14,6 @@ from xtclib.techniques.quantization.quantizers import Scheme, first_clip, round_
 from xtclib.techniques.quantization.technique import Quantize, Storage
 from xtclib.techniques.registry import technique
 from xtclib.training.budget import Budget
-from xtclib.training.trainer import train_stage
 
 BOTH = pytest.mark.parametrize("how", ["lsq", "pact"])
 
@@ -65,10 +65,7 @@ def test_ends_start_at_the_first_input_learn_and_are_stored(
     quantize = Quantize("binary", "binary-row", f"int8-{how}")
     model = quantize.apply(bert)
     budget = Budget(steps=6, batch_size=8, learning_rate=1e-3, max_length=16)
-    model, _ = train_stage(
-        model, tokenizer, data, Objective(logits=1), budget, tmp_path / "run", bert,
-        precision="fp32", progress=False, device="cpu",
-    )  # fmt: skip
+    model, _ = taught(model, tokenizer, data, Objective(logits=1), budget, tmp_path / "run", bert)
     layer = model.bert.encoder.layer[0].intermediate.dense
     start = Quantize("binary", "binary-row", f"int8-{how}").apply(bert)
     logits(start, batch)

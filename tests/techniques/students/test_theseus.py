@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from made import taught
 
 from xtclib import attention
 from xtclib.artefact import format
@@ -15,7 +16,7 @@ from xtclib.techniques import BiLSTM, Compact, KeepSuccessors, ReplaceModules, t
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.quantization.technique import Quantize
 from xtclib.training.budget import Budget
-from xtclib.training.trainer import set_dropout_, train_stage
+from xtclib.training.trainer import set_dropout_
 
 
 def logits(model, batch):
@@ -61,10 +62,9 @@ def test_only_the_new_layers_learn_then_everything(bert, tokenizer, data, tmp_pa
     mixed = how.apply(bert)
     before = copy.deepcopy(mixed.state_dict())
     budget = Budget(steps=6, batch_size=8, learning_rate=1e-3, max_length=16)
-    trained, _ = train_stage(
-        mixed, tokenizer, data, Objective(labels=1), budget, tmp_path / "a", precision="fp32",
-        progress=False, device="cpu", techniques=[how],
-    )  # fmt: skip
+    trained, _ = taught(
+        mixed, tokenizer, data, Objective(labels=1), budget, tmp_path / "a", techniques=[how]
+    )
     changed = {k for k, v in trained.state_dict().items() if not torch.equal(v, before[k])}
     assert changed and all(".successor." in name for name in changed)
     assert mixed.bert.encoder.layer[0].rate == pytest.approx(how.at(5, 6))

@@ -1,0 +1,193 @@
+"""Tasks: what is asked of a model, as objects that answer for themselves.
+
+A task says which model it takes, how rows become batches, what the loss on labels is, what a
+model's logits decide and how that is scored. A new one is one file: a subclass of :class:`Task`
+and a call of :func:`register`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from xtclib.files import unknown
+from xtclib.tasks.rows import Rows, Split, collate, digest
+
+
+class Task(ABC):
+    """What is asked of a model.
+
+    ``labels`` name the model's outputs, in order; ``primary`` is the one metric to quote where only
+    one fits. Here is how texts and pairs of texts with one label each are read; a task of another
+    shape says so by :meth:`tokenize`, :meth:`collate` and :meth:`answers`.
+    """
+
+    name: str
+    title: str
+    labels: tuple[str, ...] = ()
+    primary: str = "score"
+    model_class: ClassVar[type] = AutoModelForSequenceClassification
+    # Weights by which a file shows that it was trained for such a task: one of them is there.
+    heads: ClassVar[tuple[str, ...]] = (
+        "classifier.weight", "classifier.out_proj.weight", "classifier.dense.weight"
+    )  # fmt: skip
+    settings: ClassVar[dict] = {}  # of the model's config
+    label_type: ClassVar[torch.dtype] = torch.int64
+
+    @property
+    def num_labels(self) -> int:
+        """Width of the model's output."""
+        return len(self.labels)
+
+    def load(self, source: str, limit: int | None = None) -> TaskData:
+        """The task's rows from a folder or ``"hub"``; at most ``limit`` of each split."""
+        raise NotImplementedError(f"{self.name} does not say where its rows are")
+
+    def load_model(self, path: str | Path, seed: int = 0) -> PreTrainedModel:
+        """A model for the task from a folder or Hub id; a missing head is drawn by ``seed``.
+
+        The label names go into the config, so that a model says what its outputs mean.
+        """
+        torch.manual_seed(seed)
+        return self.model_class.from_pretrained(
+            path,
+            num_labels=self.num_labels,
+            id2label=dict(enumerate(self.labels)),
+            label2id={name: i for i, name in enumerate(self.labels)},
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **self.settings,
+        )
+
+    def tokenize(
+        self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> Dataset:
+        """Rows as token ids: a dataset of dicts, with the number of tokens of each, ``lengths``."""
+        return Rows.tokenize(split, tokenizer, max_length)
+
+    def collate(
+        self, rows: list[dict], tokenizer: PreTrainedTokenizerBase, draw: int = 0
+    ) -> dict[str, Tensor]:
+        """A padded batch with ``labels``. What falls by chance is drawn by the seed ``draw``."""
+        return collate(rows, tokenizer.pad_token_id, self.label_type)
+
+    def answering(
+        self, model: PreTrainedModel, labels: Tensor
+    ) -> contextlib.AbstractContextManager:
+        """Around a forward pass: a head may be told here which answers are wanted."""
+        return contextlib.nullcontext()
+
+    def logits(self, output) -> Tensor:
+        """What a model's output says, (batch, …, labels)."""
+        return output.logits
+
+    def answers(self, output, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (n, labels) and labels (n,): what the losses compare, where there is a label."""
+        return self.logits(output), labels
+
+    @abstractmethod
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss of :meth:`answers`."""
+
+    def compare(
+        self, student: Tensor, teacher: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """The loss of a student's logits against its teacher's, by the objective's ``loss``."""
+        return loss(student, teacher)
+
+    @abstractmethod
+    def decide(self, logits: np.ndarray, batch: dict[str, Tensor] | None = None) -> Sequence[Any]:
+        """The answer for each row of a batch, from :meth:`logits`."""
+
+    @abstractmethod
+    def score(self, answers: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+        """The task's metrics in percent, and as ``score`` the one number for it."""
+
+    @abstractmethod
+    def majority(self, split: Split, train: Split | None = None) -> dict[str, float]:
+        """The score on ``split`` of the best constant answer for ``train``, else for ``split``."""
+
+    def check_labels(self, path: str | Path, labels: Sequence[str]) -> None:
+        """Raises ``ValueError`` for labels that are not the task's, in order; no names are fine."""
+        if len(labels) != self.num_labels:
+            raise ValueError(
+                f"{path} has {len(labels)} labels, but {self.name} has {self.num_labels}: use a "
+                "model that was fine-tuned for this task, or name its task by --task"
+            )
+        named = [str(label).lower() for label in labels]
+        unnamed = all(name.startswith("label_") for name in named)
+        if not unnamed and named != [label.lower() for label in self.labels]:
+            raise ValueError(
+                f"{path} orders its labels {named}, but {self.name} is {list(self.labels)}: "
+                "permute the classifier's rows or use another model"
+            )
+
+    def check(self, objective, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+        """Raises ``ValueError`` for an objective by which two models for it cannot be compared."""
+        objective.check(student, teacher)
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task with its rows: ``train``, the splits to evaluate on, and a sentence on their source.
+
+    ``evaluation`` is keyed "dev", "test" where the labelled rows are a test set, or for MNLI
+    "matched" and "mismatched"; ``evaluation_name`` is what to write over a column: "SST-2 dev".
+    """
+
+    task: Task
+    train: Split
+    evaluation: dict[str, Split]
+    source: str
+    evaluation_name: str
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over the fingerprints of all splits, with their names."""
+        splits = [[name, split.fingerprint] for name, split in self.evaluation.items()]
+        return digest([["train", self.train.fingerprint], *splits])
+
+
+_TASKS: dict[str, Task] = {}
+
+
+def register(task: Task) -> Task:
+    """Makes a task known by its name, to recipes, commands and :func:`find_task`; returns it."""
+    _TASKS[_plain(task.name)] = task
+    return task
+
+
+def find_task(name: str | Task) -> Task:
+    """The task of that name, however it is spelled: "sst2", "SST-2", "sts_b".
+
+    Raises `ValueError` with the nearest name for an unknown one.
+
+    >>> find_task("STS-B").name
+    'stsb'
+    """
+    if isinstance(name, Task):
+        return name
+    if not isinstance(name, str):
+        raise TypeError(f"received {name!r} as a task, expected one of {', '.join(_TASKS)}")
+    if _plain(name) not in _TASKS:
+        raise unknown("task", name, _TASKS)
+    return _TASKS[_plain(name)]
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "").replace(" ", "")

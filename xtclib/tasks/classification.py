@@ -1,0 +1,131 @@
+"""A class, or a number, for a text or a pair of texts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xtclib.tasks.base import Task
+from xtclib.tasks.metrics import METRICS, checked
+from xtclib.tasks.rows import Split
+
+
+@dataclass(frozen=True)
+class _OneLabel(Task):
+    """One label a row: what classes and numbers have in common."""
+
+    name: str
+    title: str = ""
+    labels: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ("accuracy",)
+    primary: str = "accuracy"
+
+    def score(self, answers: Sequence[float], references: Sequence[float]) -> dict[str, float]:
+        """The task's metrics in percent, and their mean, GLUE's number for the task, as "score".
+
+        Answers and references are class ids, or numbers. A metric that is undefined, as a
+        correlation is for constant answers, is 0. Raises `ValueError` for empty, differently long
+        or non-finite input and for ids outside the labels, `TypeError` for ids that are no
+        integers.
+
+        >>> from xtclib.tasks.base import find_task
+        >>> find_task("mrpc").score([1, 1, 0, 1], [1, 1, 1, 0])
+        {'accuracy': 50.0, 'f1': 66.66666666666666, 'score': 58.33333333333333}
+        """
+        predicted = self._checked(answers, "predictions")
+        true = self._checked(references, "references")
+        if len(predicted) != len(true):
+            raise ValueError(
+                f"received {len(predicted)} predictions and {len(true)} references, "
+                "expected as many of each"
+            )
+        values = {name: 100 * METRICS[name](predicted, true) for name in self.metrics}
+        return {**values, "score": sum(values.values()) / len(values)}
+
+    def majority(self, split: Split, train: Split | None = None) -> dict[str, float]:
+        """The scores on `split` of always giving the most common label of `train`, or the mean.
+
+        Without `train` it is that of `split` itself. The floor under every result: a model below
+        it has learned nothing.
+
+        >>> from xtclib.tasks.base import find_task
+        >>> find_task("sst2").majority(Split(["a", "b", "c", "d"], None, [1, 1, 1, 0]))
+        {'accuracy': 75.0, 'score': 75.0}
+        """
+        labels = (train or split).labels
+        if not labels:
+            raise ValueError("received a split without rows, expected at least one")
+        return self.score([self._constant(labels)] * len(split), split.labels)
+
+
+@dataclass(frozen=True)
+class Classification(_OneLabel):
+    """One of some classes; labels are class ids, in the order of ``labels``."""
+
+    settings: ClassVar[dict] = {"problem_type": "single_label_classification"}
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels)
+
+    def decide(self, logits: np.ndarray, batch=None) -> np.ndarray:
+        return logits.argmax(-1)
+
+    def _constant(self, labels: list[int]) -> int:
+        counts = Counter(labels)
+        return min(counts, key=lambda label: (-counts[label], label))
+
+    def _checked(self, values: Sequence[int], what: str) -> np.ndarray:
+        array = checked(values, what, "take argmax over the last axis")
+        if array.dtype.kind == "f":
+            raise TypeError(
+                f"received {what} of type {array.dtype}, expected the integer class ids of "
+                f"{self.title}: take argmax over the logits"
+            )
+        if array.min() < 0 or array.max() >= self.num_labels:
+            wrong = array[(array < 0) | (array >= self.num_labels)][0]
+            raise ValueError(
+                f"received class id {wrong} among the {what}, expected 0 … {self.num_labels - 1} "
+                f"({', '.join(self.labels)})"
+            )
+        return array
+
+
+CLASSES = Classification("classes")  # whichever: for what only reads rows or compares logits
+
+
+@dataclass(frozen=True)
+class Regression(_OneLabel):
+    """A number: the model's one output, trained by the squared error."""
+
+    labels: tuple[str, ...] = ("score",)
+    metrics: tuple[str, ...] = ("pearson", "spearman")
+    primary: str = "pearson"
+    settings: ClassVar[dict] = {"problem_type": "regression"}
+    label_type: ClassVar[torch.dtype] = torch.float32
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.mse_loss(logits.squeeze(-1), labels.float())
+
+    def compare(self, student: Tensor, teacher: Tensor, loss) -> Tensor:
+        """The squared error, whatever the objective takes for classes."""
+        return F.mse_loss(student, teacher)
+
+    def decide(self, logits: np.ndarray, batch=None) -> np.ndarray:
+        return logits[:, 0]
+
+    def check_labels(self, path, labels: Sequence[str]) -> None:
+        """One output is enough: its name says nothing."""
+        super().check_labels(path, self.labels if len(labels) == 1 else labels)
+
+    def _constant(self, labels: list[float]) -> float:
+        return sum(labels) / len(labels)
+
+    def _checked(self, values: Sequence[float], what: str) -> np.ndarray:
+        return checked(values, what, "squeeze the last axis").astype(np.float64)
