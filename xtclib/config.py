@@ -12,7 +12,7 @@ import reprlib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from dataclasses import Field as Field_
-from functools import cache, partial
+from functools import partial
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -103,10 +103,17 @@ def config(cls: type[T]) -> type[T]:
     return made
 
 
-@cache  # built when first needed: that takes a millisecond a class, and an import needs none
+_CHECKS: dict[type, TypeAdapter] = {}
+
+
 def checks(cls: type) -> TypeAdapter:
-    """What pydantic made of a config's fields."""
-    return TypeAdapter(cls)
+    """What pydantic made of a config's fields.
+
+    Built when first needed: that takes a millisecond a class, and an import needs none.
+    """
+    if cls not in _CHECKS:
+        _CHECKS[cls] = TypeAdapter(cls)
+    return _CHECKS[cls]
 
 
 def read(cls: type[T], value: object, *first: object) -> T:
@@ -164,7 +171,7 @@ class Registry(dict[str, type[T]], Generic[T]):
         super().__init__()
         self.kind, self.base = kind, base
 
-    def register(self, cls: type) -> type:
+    def register(self, cls: Any) -> Any:
         """Adds a class under its ``name``; as a decorator too. ``ValueError`` for a taken name."""
         if self.get(cls.name, cls).__qualname__ != cls.__qualname__:
             taken = f"the {self.kind} {cls.name!r} is there already, as {self[cls.name].__name__}"

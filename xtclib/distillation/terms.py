@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -80,7 +80,7 @@ class Match:
     states: Literal["all", "layers", "inner", "last", "embeddings"] | None = None
     layers: LayerMap | Listed[int] | None = None
     projection: Flag = False
-    options: tuple[tuple[str, object], ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         if self.term not in TERMS:
@@ -152,7 +152,7 @@ class Match:
 
     def check(self, student: PreTrainedModel, teacher: PreTrainedModel, kind: str) -> None:
         """Raises ``ValueError`` for a term that these two models cannot be compared by."""
-        depths = []
+        depths: list[int] = []
         for whose, model in (("student", student), ("teacher", teacher)):
             try:
                 depths.append(len(encoder_layers(model)))
@@ -161,7 +161,7 @@ class Match:
                     f"{self.term} compares layers, but the {whose}, a {type(model).__name__}, has "
                     "none of BERT's kind: leave the term out, logits can always be compared"
                 ) from None
-        pairs = self.pairs(*depths, kind)
+        pairs = self.pairs(depths[0], depths[1], kind)
         if not pairs:
             raise ValueError(
                 f"{self.term} compares the inner layers, and a student of {depths[0]} layer has "
@@ -217,7 +217,8 @@ class Reader:
     """
 
     def __init__(self, model: PreTrainedModel, wanted: Iterable[str], bf16: bool = False) -> None:
-        self.wanted, self._kept, self._hooks = set(wanted), {}, []
+        self.wanted, self._hooks = set(wanted), []
+        self._kept: dict[str, list[Tensor]] = {}
         self._model, self._before = model, model.config._attn_implementation
         if "attention_scores" in self.wanted or attention.trains_faster(model, bf16):
             attention.use(model)

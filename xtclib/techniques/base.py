@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from xtclib.bert import encoder_linears, replace_module_
-from xtclib.config import Named, Registry
+from xtclib.config import Named, Registry, config
 from xtclib.tasks.rows import Calibration
 
 
+@config
 class Technique(Named):
     """The interface; every method but ``apply`` has a default that does nothing.
 
@@ -69,7 +70,8 @@ class Technique(Named):
 
     def for_seed(self, seed: int) -> Technique:
         """The same technique for a run of this seed: what it draws by chance, it draws anew."""
-        return replace(self, seed=self.seed + seed) if hasattr(self, "seed") else self
+        own = getattr(self, "seed", None)
+        return self if own is None else replace(self, **{"seed": own + seed})
 
     @property
     def settled(self) -> float:

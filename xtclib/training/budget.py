@@ -51,7 +51,7 @@ class Budget:
         """
         if self.steps is not None:
             return self.steps
-        steps = max(round(self.epochs * -(-rows // self.batch_size)), 1)
+        steps = max(round((self.epochs or 0) * -(-rows // self.batch_size)), 1)
         return min(steps, self.at_most or steps)
 
 

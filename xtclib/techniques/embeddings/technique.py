@@ -106,7 +106,8 @@ class SmallVocabulary(_Student):
         return narrow.config(teacher)
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
-        tokenizer = self.tokenizer(needs(data, self.name))
+        data = needs(data, self.name)
+        tokenizer = self.tokenizer(data)
         model = super().apply(model, data)
         torch.manual_seed(data.initial)
         table = nn.Embedding(len(tokenizer), model.config.hidden_size, tokenizer.pad_token_id)

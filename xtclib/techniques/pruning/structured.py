@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from xtclib.bert import encoder_layers
@@ -44,7 +44,7 @@ class _Narrow(Technique):
 
     prunes: ClassVar[bool] = True
     part: ClassVar[str]
-    cut_: ClassVar[Callable[[nn.Module, Sequence[int]], None]]
+    cut_: ClassVar[Callable[..., None]]
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         refuse_packed(model)

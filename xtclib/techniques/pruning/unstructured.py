@@ -154,11 +154,11 @@ class Sparsify(Technique):
                 noise = torch.rand(masked.weight.shape, generator=generator) * 2 - 1
                 masked.scores.data.add_(self.criterion.score_noise * noise.to(masked.scores.device))
         # What is there before any training: movement has no scores yet, and takes magnitudes.
-        self._draw_(model, self.sparsity, Magnitude() if self.learns else self.criterion)
+        self._draw_(model, self.sparsity or 0.0, Magnitude() if self.learns else self.criterion)
         return _deleted_(model) if self.recover else model
 
     def before_step(self, model: PreTrainedModel, step: int, total: int) -> None:
-        share = self.schedule.at(step, total, self.sparsity)
+        share = self.schedule.at(step, total, self.sparsity or 0.0)
         if share is not None and not self._idle:
             self._draw_(model, share, self.criterion)
 
@@ -269,7 +269,9 @@ class ReweightedProximal(Technique):
                 raise ValueError("reweighted_proximal comes last: after sparsify and quantize")
             if step % self.reweight == 0:
                 linear.alpha.copy_(reweighting(linear.weight, self.epsilon))
-            pull = self.strength * rate if self.sparsity is None else linear.aim**2 / (2 * steps)
+            pull = (
+                self.strength * rate if self.strength is not None else linear.aim**2 / (2 * steps)
+            )
             linear.weight.copy_(soft_threshold(linear.weight, pull * linear.alpha))
 
     def finalize(self, model: PreTrainedModel) -> PreTrainedModel:

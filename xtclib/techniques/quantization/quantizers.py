@@ -94,13 +94,14 @@ class Scheme:
         if name not in _NAMES:
             raise unknown("quantization scheme", name, _NAMES)
         if tail in LEARNED:
-            return replace(cls.parse(name), learned=tail)
+            return replace(cls.parse(name), learned=tail)  # type: ignore[arg-type]
         match = re.fullmatch(r"([a-z]+)(\d*)", tail or "tensor")
         if match is None or match[1] not in GRANULARITIES:
             raise unknown("granularity", tail, ("tensor", "row", "group128", "token", *LEARNED))
         family = name.rstrip("0123456789")
         bits = {"binary": 1, "ternary": 2}.get(name) or int(name[len(family) :])
-        return cls(family, bits, match[1], int(match[2]) if match[2] else None)
+        groups = int(match[2]) if match[2] else None
+        return cls(family, bits, match[1], groups)  # type: ignore[arg-type]
 
     def to_dict(self, whole: bool = True) -> dict:
         """What :meth:`parse` reads: the scheme's name with its bits, and what else is set."""
@@ -120,7 +121,7 @@ class Scheme:
         >>> Scheme.parse("int4-group128").groups_of(384), Scheme.parse("binary").groups_of(384)
         (128, 1)
         """
-        if self.granularity != "group":
+        if self.groups is None:
             return 1 if self.granularity == "tensor" else rows
         groups = min(self.groups, rows)
         if rows % groups:
