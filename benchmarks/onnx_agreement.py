@@ -50,7 +50,7 @@ def main() -> None:
         files.write_json(args.out, about)
 
 
-def compare(name: str, run: compress.Run) -> list[dict]:
+def compare(name: str, run: compress.Result) -> list[dict]:
     """Rows of one student: what runs, against what, metric, agreement."""
     ((split_name, split),) = run.data.evaluation.items()
     trained = run.student
