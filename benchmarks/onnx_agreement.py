@@ -22,7 +22,7 @@ import transformers
 
 from xtclib import files, records
 from xtclib.deployment import onnx, runtimes
-from xtclib.study.compress import Run, compress
+from xtclib.study.compress import Result, compress
 from xtclib.tasks import evaluation
 from xtclib.techniques.quantization.technique import with_activations
 
@@ -50,7 +50,7 @@ def main() -> None:
         files.write_json(args.out, about)
 
 
-def compare(name: str, run: Run) -> list[dict]:
+def compare(name: str, run: Result) -> list[dict]:
     """Rows of one student: what runs, against what, metric, agreement."""
     ((split_name, split),) = run.data.evaluation.items()
     trained = run.student

@@ -49,21 +49,12 @@ PROFILES = {
     p.name: p
     for p in (
         Profile(
-            "smoke",
-            "a random tiny BERT and a handful of rows, for tests",
-            "random",
-            "mini",
-            replace(_SMALL, steps=6),
-            _lengths("steps", 4, 6, 8, _SMALL),
-            rows=64,
-            precision="fp32",
-            latency=(2, 16),
+            "smoke", "a random tiny BERT and a handful of rows, for tests", "random", "mini",
+            replace(_SMALL, steps=6), _lengths("steps", 4, 6, 8, _SMALL), rows=64,
+            precision="fp32", latency=(2, 16),
         ),
         Profile(
-            "mini",
-            "a small 12-layer BERT and the built-in tasks, offline",
-            "mini",
-            "mini",
+            "mini", "a small 12-layer BERT and the built-in tasks, offline", "mini", "mini",
             replace(_SMALL, steps=400, learning_rate=3e-4, dropout=0.1),
             _lengths("steps", 200, 600, 1200, _SMALL),
             # The backbone knows this task best: a teacher of 400 steps would leave no row wrong.
@@ -72,27 +63,19 @@ PROFILES = {
             },
         ),
         Profile(
-            "minilm",
-            "the real 6-layer MiniLM on GLUE",
-            "minilm",
-            "glue",
-            replace(_GLUE, epochs=5, learning_rate=1e-4),
-            _lengths("epochs", 3, 9, 18, _MINILM),
+            "minilm", "the real 6-layer MiniLM on GLUE", "minilm", "glue",
+            replace(_GLUE, epochs=5, learning_rate=1e-4), _lengths("epochs", 3, 9, 18, _MINILM),
             latency=(8, 128),
             # Eight times CoLA's rows: a lower rate, chosen by the dev score among four budgets.
             teacher_by_task={"sst2": replace(_GLUE, epochs=4, learning_rate=3e-5)},
         ),
         Profile(
-            "bert-base",
-            "BERT-base on GLUE, the paper's setting",
-            "google-bert/bert-base-uncased",
-            "glue",
-            replace(_GLUE, learning_rate=2e-5, keep="evaluation"),
-            _lengths("epochs", 3, 9, 18, _PAPER),
-            latency=(8, 128),
+            "bert-base", "BERT-base on GLUE, the paper's setting", "google-bert/bert-base-uncased",
+            "glue", replace(_GLUE, learning_rate=2e-5, keep="evaluation"),
+            _lengths("epochs", 3, 9, 18, _PAPER), latency=(8, 128),
         ),
     )
-}
+}  # fmt: skip
 
 
 def profile(name: str | Profile | None = None) -> Profile:
@@ -165,14 +148,9 @@ def _random_backbone() -> Path:
 
 def _make_random(tokenizer, folder: Path) -> None:
     config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=12,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        initializer_range=0.1,
-    )
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=12, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=64, initializer_range=0.1,
+    )  # fmt: skip
     torch.manual_seed(0)
     model = BertForPreTraining(config)
     with staged_folder(folder) as partial:

@@ -10,10 +10,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import (
-    PreTrainedModel,
-    TrainerCallback,
-)
+from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 from transformers.trainer_callback import ProgressCallback
 
@@ -44,21 +41,14 @@ def only(pairs: dict[str, list], state: int) -> dict[str, list]:
     return {name: [pair for pair in found if pair[0] == state] for name, found in pairs.items()}
 
 
-def learn_in_turn_(model: PreTrainedModel, step: int, total: int) -> int:
-    """Lets only the part learn whose turn it is, embeddings or a layer; returns its state."""
-    parts = [embeddings(model), *encoder_layers(model)]
-    state = turn(step, total, len(parts) - 1)
-    model.requires_grad_(False)
-    parts[state].requires_grad_(True)
-    return state
-
-
 class _InTurn(TrainerCallback):
-    """Progressive transfer: the parts of the student learn one after the other."""
+    """Progressive transfer: the embeddings and layers of the student learn one after the other."""
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
-        learn_in_turn_(model, state.global_step, state.max_steps)
-        getattr(model, PROJECTIONS).requires_grad_(True)
+        parts = [embeddings(model), *encoder_layers(model), getattr(model, PROJECTIONS)]
+        model.requires_grad_(False)
+        for part in (parts[turn(state.global_step, state.max_steps, len(parts) - 2)], parts[-1]):
+            part.requires_grad_(True)
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         model.requires_grad_(True)
