@@ -38,9 +38,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     found = []
     for name in args.recipes.split(","):
-        run = compress(
-            name, args.task, "minilm", args.budget, 0, args.glue_dir, progress=False
-        )
+        run = compress(name, args.task, "minilm", args.budget, 0, args.glue_dir, progress=False)
         found += compare(name, run)
     if args.out:
         about = {
