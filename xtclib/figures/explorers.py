@@ -16,7 +16,7 @@ from xtclib.bert import encoder_layers
 from xtclib.costs.breakdown import break_down
 from xtclib.distillation.losses import layer_map
 from xtclib.distillation.terms import LAYER_MAPS
-from xtclib.figures import costs, distillation, pruning, records
+from xtclib.figures import costs, deployment, distillation, pruning, quantization
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.pruning.structured import PruneHeads
 from xtclib.techniques.pruning.unstructured import Sparsify
@@ -72,7 +72,7 @@ def quantization_explorer(tensor: Tensor, bits: int = 2) -> ui.VBox:
 
     def make() -> go.Figure:
         describe()
-        return records.quantization_curve(tensor, chosen())
+        return quantization.quantization_curve(tensor, chosen())
 
     view, draw = _live(make)
     for control in (slider, groups, cut):
@@ -174,7 +174,7 @@ def size_explorer(config: PretrainedConfig, layers: int | None = None) -> ui.VBo
             f"<b>{size / 1e6:.2f} MB, {full / size:.0f} × smaller than fp32</b>, "
             f"{100 * (size / least - 1):.1f} % above the minimum of its widths"
         )
-        return records.ledger(
+        return deployment.ledger(
             entries, f"{size / 1e6:.2f} MB, {full / size:.0f} × smaller than fp32"
         )
 
@@ -245,7 +245,7 @@ def distillation_explorer(logits: Tensor, student: int = 6, teacher: int = 12) -
         layers = layer_map(depth.value, teacher, kind.value)
         taught = f"the last of {teacher} layers teaches" + " nobody" * (layers[-1] != teacher)
         sentence.value = f"<b>{kind.value}</b>: {layers}; {taught}"
-        return records.layer_map(depth.value, teacher, layers)
+        return distillation.layer_map(depth.value, teacher, layers)
 
     above, redraw_above = _live(soft)
     below, redraw_below = _live(mapping)
