@@ -27,7 +27,6 @@ _ALIKE = {  # terms that differ in how, not in what they compare, share a mark
     "key_relations": ("relations", "triangle-up"),
     "value_relations": ("relations", "triangle-up"),
 }
-_ORDER = tuple(dict.fromkeys(kind for kind, _ in _ALIKE.values()))
 
 
 def what_is_matched(
@@ -49,9 +48,8 @@ def what_is_matched(
     figure = new_figure(title, 90 + 46 * len(names))
     marks = {name: _marks(objectives[name], student, teacher) for name in names}
     drawn = {kind for found in marks.values() for kind in found}
-    symbols = dict(_ALIKE.values()) | dict.fromkeys(
-        drawn - {*_ORDER}, "cross"
-    )  # terms of one's own
+    symbols = dict(_ALIKE.values())
+    symbols |= dict.fromkeys(drawn - symbols.keys(), "cross")  # terms of one's own
     for place, (kind, symbol) in enumerate(symbols.items()):
         x, y, text = [], [], []
         for row, name in enumerate(names):
@@ -109,11 +107,11 @@ def temperature(logits: Tensor, temperatures: Sequence[float] = (1, 2, 5, 20)) -
     """Softened probabilities of one row of logits (classes,), a group of bars for each class."""
     shares = [(logits / t).softmax(-1).tolist() for t in temperatures]
     entropy = [-sum(p * torch.tensor(p).log().item() for p in row if p > 0) for row in shares]
-    figure = new_figure(
+    title = (
         f"From T = {temperatures[0]:g} to {temperatures[-1]:g} the entropy rises from "
-        f"{entropy[0]:.2f} to {entropy[-1]:.2f}; the order of the classes stays",
-        300,
+        f"{entropy[0]:.2f} to {entropy[-1]:.2f}; the order of the classes stays"
     )
+    figure = new_figure(title, 300)
     patterns = ("", "/", "x", ".", "-", "+")
     for i, (t, row) in enumerate(zip(temperatures, shares, strict=True)):
         figure.add_bar(
@@ -152,16 +150,15 @@ def layer_map(
         y=[0, 1, None] * len(mapping), mode="lines", line={"color": COLOURS[1], "width": 2},
         showlegend=False, hoverinfo="skip",
     )  # fmt: skip
-    for x, y, name, i in (
-        (list(range(teacher + 1)), 1, "teacher", 0), (place, 0, "student", 2),
+    states = list(range(teacher + 1))
+    colours = [GREY if state in unused else COLOURS[0] for state in states]
+    for x, y, name, colour in (
+        (states, 1, "teacher", colours), (place, 0, "student", [COLOURS[2]] * len(place)),
     ):  # fmt: skip
-        labels = ["E", *map(str, range(1, len(x)))]
-        quiet = [y == 1 and s in unused for s in range(len(x))]
         figure.add_scatter(
-            x=x, y=[y] * len(x), mode="markers+text", text=labels, name=name, showlegend=False,
-            textfont={"color": "white", "size": 12},
-            marker={"symbol": "square", "size": 22, "color": [GREY if q else COLOURS[i]
-                                                              for q in quiet]},
+            x=x, y=[y] * len(x), mode="markers+text", text=["E", *map(str, range(1, len(x)))],
+            name=name, showlegend=False, textfont={"color": "white", "size": 12},
+            marker={"symbol": "square", "size": 22, "color": colour},
             hovertemplate=f"{name}, state %{{text}}<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(visible=False, range=[-0.7, teacher + 0.7])
