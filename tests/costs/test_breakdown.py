@@ -7,7 +7,8 @@ from transformers import BertConfig, ViTConfig
 from xtclib.artefact import format
 from xtclib.costs import breakdown
 from xtclib.costs.architectures import ARCHITECTURES, build
-from xtclib.costs.breakdown import COMPONENTS, Convention, Part, break_down, component_of, deformer
+from xtclib.costs.breakdown import break_down, component_of, deformer
+from xtclib.costs.parts import COMPONENTS, Convention, Part
 from xtclib.recipes import recipe
 from xtclib.techniques import registry
 

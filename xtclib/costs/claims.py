@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from xtclib.costs.architectures import config_of
-from xtclib.costs.breakdown import EMBEDDINGS, Breakdown, break_down, deformer
+from xtclib.costs.breakdown import break_down, deformer
+from xtclib.costs.parts import EMBEDDINGS, Breakdown
 from xtclib.costs.published import select, table
 
 TOLERANCE = 0.02

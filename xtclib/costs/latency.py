@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from xtclib.costs.breakdown import COMPONENTS, component_of, fitting, layer_of
+from xtclib.costs.breakdown import component_of, fitting, layer_of
+from xtclib.costs.parts import COMPONENTS
 
 
 def _wait() -> None:

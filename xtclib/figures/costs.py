@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from xtclib.costs.breakdown import EMBEDDINGS, Breakdown, Part, break_down
+from xtclib.costs.breakdown import break_down
 from xtclib.costs.claims import backbone_parameters
 from xtclib.costs.latency import ComponentLatency
+from xtclib.costs.parts import EMBEDDINGS, Breakdown, Part
 from xtclib.costs.published import table
 from xtclib.figures.style import (
     COLOURS,
