@@ -219,19 +219,7 @@ def roofline(
 
 # What the figures' points are, as far as the catalogue has them.
 _LAYERS = {12: "bert-base", 8: "bert-8-768", 6: "bert-6-768"}
-_SAME = {
-    "ELECTRA Large": "electra-large",
-    "ELECTRA-Base": "electra-base",
-    "ELECTRA-Small": "electra-small",
-    "BERT Large": "bert-large",
-    "BERT-Base": "bert-base",
-    "GPT-1": "openai-gpt",
-    "ELMo": "elmo",
-    "Theseus 6/768": "theseus-6l",
-    "SqueezeBERT": "squeezebert",
-    "MobileBERT": "mobilebert",
-    "MobileBERT tiny": "mobilebert-tiny",
-}
+_SAME = {"gpt-1": "openai-gpt", "theseus-6/768": "theseus-6l"}
 _TWELVE = ("BinaryBERT", "TernaryBERT")
 
 
@@ -262,11 +250,9 @@ def glue_against_size(title: str | None = None) -> go.Figure:
             x=math.log10(x), y=1, yref="y domain", xanchor=anchor, yanchor="top", text=text,
             showarrow=False, font={"color": COLOURS[0], "size": 12},
         )  # fmt: skip
-    _name(figure, points)
-    figure.update_xaxes(type="log", title_text="size, MB", tickvals=[5, 10, 20, 50, 100, 200, 500],
+    figure.update_xaxes(title_text="size, MB", tickvals=[5, 10, 20, 50, 100, 200, 500],
                         range=[math.log10(4), math.log10(700)])  # fmt: skip
-    figure.update_yaxes(title_text="GLUE score, mean of 8 tasks")
-    return _legend(figure)
+    return _finish(figure, points, "GLUE score, mean of 8 tasks")
 
 
 def glue_against_gflops(title: str | None = None) -> go.Figure:
@@ -285,16 +271,15 @@ def glue_against_gflops(title: str | None = None) -> go.Figure:
     for row in rows:
         at = dates.index(str(row["release"]))
         look = {"symbol": SYMBOLS[at], "color": colours[at], "size": 10, "line": {"width": 0}}
-        computed = break_down(_SAME[str(row["system"])]).flops() / 1e9
-        points.append((str(row["system"]), look, row["gflops"], computed, row["value"]))
+        name = str(row["system"]).lower().replace(" ", "-")
+        computed = break_down(_SAME.get(name, name)).flops() / 1e9
+        points.append((row["system"], look, row["gflops"], computed, row["value"]))
     _pairs(figure, points, "GFLOPs")
     for at, date in enumerate(dates):
         _entry(figure, date, {"symbol": SYMBOLS[at], "color": colours[at], "size": 10})
-    _name(figure, points)
-    figure.update_xaxes(type="log", title_text="GFLOPs", tickvals=[2, 5, 10, 20, 50, 100],
+    figure.update_xaxes(title_text="GFLOPs", tickvals=[2, 5, 10, 20, 50, 100],
                         range=[math.log10(2), math.log10(130)])  # fmt: skip
-    figure.update_yaxes(title_text="GLUE score")
-    return _legend(figure)
+    return _finish(figure, points, "GLUE score")
 
 
 def _pairs(figure: go.Figure, points: Sequence[tuple], unit: str) -> None:
@@ -315,17 +300,17 @@ def _pairs(figure: go.Figure, points: Sequence[tuple], unit: str) -> None:
             )  # fmt: skip
 
 
-def _name(figure: go.Figure, points: Sequence[tuple]) -> None:
-    named = [(x, y, name) for name, _, x, _, y in points]
-    label_points(figure, [*named, *((x, y, "") for _, _, _, x, y in points)], 360)
-
-
 def _entry(figure: go.Figure, name: str, marker: dict) -> None:
     """A line of the legend that stands for no single point."""
     figure.add_scatter(x=[None], y=[None], mode="markers", name=name, marker=marker)
 
 
-def _legend(figure: go.Figure) -> go.Figure:
+def _finish(figure: go.Figure, points: Sequence[tuple], score: str) -> go.Figure:
+    """Names beside the hollow points, axes, and what hollow and filled mean."""
+    named = [(x, y, name) for name, _, x, _, y in points]
+    label_points(figure, [*named, *((x, y, "") for _, _, _, x, y in points)], 360)
+    figure.update_xaxes(type="log")
+    figure.update_yaxes(title_text=score)
     look = {"color": GREY, "size": 9, "line": {"width": 2}}
     for name, symbol in (("read off the figure", "circle-open"), ("computed here", "circle")):
         _entry(figure, name, {"symbol": symbol, **look})

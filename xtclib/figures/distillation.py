@@ -13,20 +13,16 @@ from xtclib.distillation.objective import Objective
 from xtclib.distillation.terms import TERMS
 from xtclib.figures.style import COLOURS, GREY, new_figure
 
-_ALIKE = {  # terms that differ in how, not in what they compare, share a mark
-    "labels": ("labels", "x"),
-    "logits": ("logits", "star"),
-    "hidden_states": ("hidden states", "circle"),
-    "embeddings": ("hidden states", "circle"),
-    "cosine": ("hidden states", "circle"),
-    "patience": ("first token", "diamond"),
-    "attention_scores": ("attention maps", "square"),
-    "attention_probabilities": ("attention maps", "square"),
-    "attention_divergence": ("attention maps", "square"),
-    "query_relations": ("relations", "triangle-up"),
-    "key_relations": ("relations", "triangle-up"),
-    "value_relations": ("relations", "triangle-up"),
-}
+_MARKS = {  # terms that differ in how, not in what they compare, share a mark
+    "labels": ("x", ("labels",)),
+    "logits": ("star", ("logits",)),
+    "hidden states": ("circle", ("hidden_states", "embeddings", "cosine")),
+    "first token": ("diamond", ("patience",)),
+    "attention maps": ("square", ("attention_scores", "attention_probabilities",
+                                  "attention_divergence")),
+    "relations": ("triangle-up", ("query_relations", "key_relations", "value_relations")),
+}  # fmt: skip
+_KIND = {term: kind for kind, (_, terms) in _MARKS.items() for term in terms}
 
 
 def what_is_matched(
@@ -48,7 +44,7 @@ def what_is_matched(
     figure = new_figure(title, 90 + 46 * len(names))
     marks = {name: _marks(objectives[name], student, teacher) for name in names}
     drawn = {kind for found in marks.values() for kind in found}
-    symbols = dict(_ALIKE.values())
+    symbols = {kind: symbol for kind, (symbol, _) in _MARKS.items()}
     symbols |= dict.fromkeys(drawn - symbols.keys(), "cross")  # terms of one's own
     for place, (kind, symbol) in enumerate(symbols.items()):
         x, y, text = [], [], []
@@ -84,7 +80,7 @@ def _marks(stages, student: int, teacher: int) -> dict[str, set[tuple[float, str
                 side = -0.2 if name == "labels" else 0.2
                 found.setdefault(name, set()).add((student + 1 + side, ""))
         for match in objective.matches:
-            kind = _ALIKE.get(match.term, (match.term, ""))[0]
+            kind = _KIND.get(match.term, match.term)
             pairs = match.pairs(student, teacher, objective.layer_map)
             found.setdefault(kind, set()).update((i, str(j) if j else "e") for i, j in pairs)
     return found
