@@ -20,7 +20,7 @@ from xtclib.cache import ROOT
 from xtclib.costs.breakdown import break_down, sweep
 from xtclib.deployment import runtimes
 from xtclib.distillation import losses
-from xtclib.figures import costs
+from xtclib.figures import costs, quantization, style
 from xtclib.figures import deployment as deployment_plots
 from xtclib.figures import distillation as distillation_plots
 from xtclib.figures import pruning as pruning_plots
@@ -85,9 +85,9 @@ def gallery(results: Path) -> dict:
     """Figures by name: those without records, then those of every profile that has some."""
     weights = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
     figures = {
-        "quantization": plots.quantization_curve(weights, ["binary", "ternary", "int4"]),
-        "error-by-bits": plots.error_by_bits(weights),
-        "layer-map": plots.layer_map(6, 12, losses.layer_map(6, 12)),
+        "quantization": quantization.quantization_curve(weights, ["binary", "ternary", "int4"]),
+        "error-by-bits": quantization.error_by_bits(weights),
+        "layer-map": distillation_plots.layer_map(6, 12, losses.layer_map(6, 12)),
         "losses-compared": distillation_plots.what_is_matched(systems(), 6, 12),
         "breakdown": costs.shares(break_down("bert-base")),
         "lengths": costs.over_lengths(
@@ -162,7 +162,7 @@ def readme(figures: dict) -> str:
     """The gallery's page: each figure in the reader's theme, with its words as alt text."""
     parts = ["# Figures\n\nMade by `make figures` from the records in `data/results`.\n"]
     for name, figure in figures.items():
-        words = plots.alt(figure).replace('"', "&quot;").replace("<", "&lt;")
+        words = style.alt(figure).replace('"', "&quot;").replace("<", "&lt;")
         parts.append(
             f"## {name}\n\n<picture>\n"
             f'  <source media="(prefers-color-scheme: dark)" srcset="{name}-dark.svg">\n'
@@ -179,7 +179,7 @@ def render(figures: dict, out: Path) -> None:
     if importlib.util.find_spec("kaleido") is None:
         raise RuntimeError("figures need kaleido: pip install -e '.[export]'")
     images = {
-        f"{name}{'-dark' * dark}.svg": plots.themed(figure, dark)
+        f"{name}{'-dark' * dark}.svg": style.themed(figure, dark)
         for name, figure in figures.items()
         for dark in (False, True)
     }

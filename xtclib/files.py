@@ -17,18 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "folder_bytes",
-    "nearest",
-    "first_line",
-    "sha256",
-    "staged_folder",
-    "unknown",
-    "write_bytes",
-    "write_json",
-    "write_text",
-]
-
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
     """Write `data` to `path` in one step: beside it first, then renamed over it.

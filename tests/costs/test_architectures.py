@@ -96,7 +96,7 @@ def test_a_folder_without_a_config_is_refused(tmp_path):
 
 def test_a_hub_id_that_cannot_be_reached_is_one_clear_error(monkeypatch):
     monkeypatch.setattr(
-        architectures.transformers.AutoConfig, "from_pretrained",
+        architectures.AutoConfig, "from_pretrained",
         lambda *_, **__: (_ for _ in ()).throw(OSError("no route\nmore")),
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"no config for 'someone/model'.*\(no route\)"):

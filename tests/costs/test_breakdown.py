@@ -8,7 +8,8 @@ from xtclib import techniques
 from xtclib.artefact import format
 from xtclib.costs import breakdown
 from xtclib.costs.architectures import ARCHITECTURES, build
-from xtclib.costs.breakdown import COMPONENTS, Convention, Part, break_down, component_of, deformer
+from xtclib.costs.breakdown import break_down, component_of, deformer
+from xtclib.costs.parts import COMPONENTS, Convention, Part
 from xtclib.recipes import recipe
 
 H, FF, N, LAYERS, B, V = 32, 64, 10, 3, 2, 50

@@ -7,7 +7,9 @@ import torch
 from made import made
 
 plots = pytest.importorskip("xtclib.figures.records", exc_type=ImportError)
+from xtclib import records as results  # noqa: E402
 from xtclib.artefact.ledger import Entry  # noqa: E402
+from xtclib.figures import deployment, distillation, quantization, style  # noqa: E402
 
 
 def seeds(recipe, scores, size, **other):
@@ -33,21 +35,21 @@ def luminance(colour):
 
 @pytest.mark.parametrize("dark, pages", [(None, "#ffffff #111111"), (0, "#ffffff"), (1, "#111111")])
 def test_text_has_contrast_on_its_page(dark, pages):
-    ink = plots.template(None if dark is None else bool(dark)).layout.font.color
+    ink = style.template(None if dark is None else bool(dark)).layout.font.color
     for page in pages.split():
         low, high = sorted((luminance(ink), luminance(page)))
         assert (high + 0.05) / (low + 0.05) >= (4.1 if dark is None else 7)
 
 
 def test_a_themed_figure_is_a_copy():
-    figure = plots.layer_map(1, 2, [0, 2])
+    figure = distillation.layer_map(1, 2, [0, 2])
     before = figure.to_json()
-    assert plots.themed(figure, True).layout.template.layout.font.color == "#dddddd"
+    assert style.themed(figure, True).layout.template.layout.font.color == "#dddddd"
     assert figure.to_json() == before
 
 
 def test_grouped():
-    first, second = plots.grouped(TWO)
+    first, second = results.grouped(TWO)
     assert (first.recipe, first.n, first.low, first.high, first.bytes) == (
         "xtc-1bit", 3, 88.0, 91.0, 500_000
     )  # fmt: skip
@@ -58,18 +60,18 @@ def test_grouped():
 def test_grouped_takes_the_mean_over_tasks_before_the_range_over_seeds():
     records = [made(score=s, task=t, seed=i) for i, pair in enumerate([(80, 90), (70, 80)])
                for s, t in zip(pair, ("sst2", "rte"), strict=True)]  # fmt: skip
-    (group,) = plots.grouped(records)
+    (group,) = results.grouped(records)
     assert group.scores == (85, 75) and group.tasks == ("rte", "sst2")
     with pytest.raises(ValueError, match=r"xtc-1bit, budget A, seed 1 lacks \['sst2'\]"):
-        plots.grouped([r for r in records if (r.seed, r.task) != (1, "sst2")])
-    assert {r.task for r in plots.common([*records, made("other", task="rte")])} == {"rte"}
+        results.grouped([r for r in records if (r.seed, r.task) != (1, "sst2")])
+    assert {r.task for r in results.common([*records, made("other", task="rte")])} == {"rte"}
 
 
 def test_grouped_refuses_a_mix():
     with pytest.raises(ValueError, match="mini, minilm"):
-        plots.grouped([made(), made(profile="minilm")])
+        results.grouped([made(), made(profile="minilm")])
     with pytest.raises(ValueError, match="doubles"):
-        plots.grouped([made(), made()])
+        results.grouped([made(), made()])
 
 
 def test_size_accuracy():
@@ -147,7 +149,7 @@ def test_latency():
 
 def test_quantization_curve():
     weights = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
-    figure = plots.quantization_curve(weights, ["binary", "ternary-row", "int4", "uint3"])
+    figure = quantization.quantization_curve(weights, ["binary", "ternary-row", "int4", "uint3"])
     assert [len(d.x) for d in figure.data] == [81, 2, 3, 15, 8]
     alpha = float(weights.abs().mean())
     assert list(figure.data[1].x) == pytest.approx([-alpha, alpha])
@@ -158,7 +160,9 @@ def test_quantization_curve():
 
 
 def test_error_by_bits():
-    figure = plots.error_by_bits(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))
+    figure = quantization.error_by_bits(
+        torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    )
     tensor, row = figure.data
     assert list(tensor.x) == list(range(1, 9)) and list(tensor.customdata)[:2] == [
         "binary", "ternary"
@@ -172,28 +176,28 @@ def test_error_by_bits():
 
 
 def test_layer_map():
-    figure = plots.layer_map(5, 12, [1, 3, 5, 7, 9, 11])
+    figure = distillation.layer_map(5, 12, [1, 3, 5, 7, 9, 11])
     assert len(figure.data[1].x) == 13 and len(figure.data[2].x) == 6
-    assert "its last layer teaches nobody" in plots.alt(figure)
+    assert "its last layer teaches nobody" in style.alt(figure)
     with pytest.raises(ValueError, match="expected 3 states, each 0 to 4"):
-        plots.layer_map(2, 4, [0, 5, 4])
+        distillation.layer_map(2, 4, [0, 5, 4])
 
 
 def test_scores_heatmap():
     student, teacher = torch.zeros(2, 2), torch.tensor([[1.0, 2.0], [3.0, float("-inf")]])
-    figure = plots.scores_heatmap(student, teacher, ["a", "b"])
+    figure = distillation.scores_heatmap(student, teacher, ["a", "b"])
     assert [d.name for d in figure.data] == ["teacher", "student", "difference"]
     assert list(figure.data[2].z[0]) == [-1.0, -2.0] and figure.data[2].z[1][1] is None
     assert (figure.layout.coloraxis2.cmin, figure.layout.coloraxis2.cmax) == (-3, 3)
     with pytest.raises(ValueError, match=r"\(2, 2\) and \(2, 2\) for 3 tokens"):
-        plots.scores_heatmap(student, teacher, ["a", "b", "c"])
+        distillation.scores_heatmap(student, teacher, ["a", "b", "c"])
 
 
 def test_ledger_adds_up():
     names = ["bert.encoder.layer.0.attention.self.query.weight", "bert.encoder.layer.1.output.x",
              "bert.embeddings.word_embeddings.weight", "classifier.bias", "header"]  # fmt: skip
     rows = [Entry(n, (i,), "uint8", 10 * i + 1, i, 8, 1) for i, n in enumerate(names)]
-    (tree,) = plots.ledger(rows).data
+    (tree,) = deployment.ledger(rows).data
     sizes = dict(zip(tree.ids, tree.values, strict=True))
     assert sizes["file"] == 105 and sizes["layers"] == 12 and sizes["layers/layer 2"] == 11
     for key in tree.ids:

@@ -7,7 +7,7 @@ tensors have shapes and no data, and every module that runs is priced by the for
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -19,49 +19,14 @@ from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from xtclib.costs.architectures import OWN, build, config_of
-from xtclib.costs.parts import (
-    COMPONENTS,
-    CONVENTIONS,
-    EMBEDDINGS,
-    Breakdown,
-    Convention,
-    Part,
-    convention,
-)
+from xtclib.costs.parts import COMPONENTS, EMBEDDINGS, Breakdown, Part
 from xtclib.techniques.base import Stored, held, technique
-
-__all__ = [
-    "COMPONENTS",
-    "CONVENTIONS",
-    "EMBEDDINGS",
-    "Breakdown",
-    "Convention",
-    "Part",
-    "break_down",
-    "component_of",
-    "convention",
-    "deformer",
-    "flops",
-    "parameters",
-    "positions",
-    "sweep",
-]
 
 # The models of `transformers` whose parts the names below tell.
 FAMILIES = (
-    "albert",
-    "bert",
-    "camembert",
-    "distilbert",
-    "electra",
-    "mobilebert",
-    "openai-gpt",
-    "roberta",
-    "squeezebert",
-    "xlm-roberta",
-    "xtc-bilstm",
-    "xtc-cnn",
-)
+    "albert", "bert", "camembert", "distilbert", "electra", "mobilebert", "openai-gpt", "roberta",
+    "squeezebert", "xlm-roberta", "xtc-bilstm", "xtc-cnn",
+)  # fmt: skip
 
 # The first pattern that a module's name matches says which component it is.
 _RULES = tuple(
@@ -71,31 +36,23 @@ _RULES = tuple(
         (r"positions?_embed", "position embeddings"),
         (r"token_type_embed", "type embeddings"),
         (r"word_embeddings|tokens_embed$|^embedding$|^characters$", "word embeddings"),
-        (
-            r"embeddings_project$|embedding_transformation$|embedding_hidden_mapping_in$"
-            r"|^projection$",
-            "embedding projection",
-        ),
+        (r"embeddings_project$|embedding_transformation$|embedding_hidden_mapping_in$"
+         r"|^projection$", "embedding projection"),
         (r"\bbottleneck\b", "bottleneck"),
         (r"^(filters|highways)\b", "convolution"),
         (r"^(lstm|forwards|backwards)\b", "recurrent"),
         (r"\bpooler", "pooler"),
         (r"^(classifier|pre_classifier|score|dense)\b", "head"),
         (r"\b(query|key|value|[qkv]_lin|c_attn)$", "query, key, value"),
-        (
-            r"attention\.(output\.dense|out_lin|dense)$|attn\.c_proj$|post_attention\.conv1d$",
-            "attention output",
-        ),
+        (r"attention\.(output\.dense|out_lin|dense)$|attn\.c_proj$|post_attention\.conv1d$",
+         "attention output"),
         # What these blocks do beside their own parts is to add the residual.
-        (
-            r"(attention|\d)\.output$|post_attention$|\b(layers?|h|albert_layers)\.\d+$"
-            r"|embeddings$",
-            "norm and residual",
-        ),
+        (r"(attention|\d)\.output$|post_attention$|\b(layers?|h|albert_layers)\.\d+$"
+         r"|embeddings$", "norm and residual"),
         (r"\b(attention|attn)(\.|$)", "attention"),
         (r"\b(intermediate|ffn|ffn_output|mlp|output)\b|\bactivation$", "feed-forward"),
     )
-)
+)  # fmt: skip
 # ALBERT's shared layer has another name: it is told by how often it was called.
 _LAYER = re.compile(r"\b(?:layers?|h|forwards|backwards)\.(\d+)(?:\.|$)")
 _ATTENTION = re.compile(r"(^|\.)(attention\.self|attention|attn)$")
@@ -170,8 +127,8 @@ def known(source: str | Path | PretrainedConfig | nn.Module) -> nn.Module:
     """:func:`architectures.build`, refused with ``ValueError`` if its parts have no names here."""
     found = config_of(source) if isinstance(source, (str, Path)) else source
     config = found if isinstance(found, PretrainedConfig) else getattr(found, "config", None)
-    if getattr(config, "model_type", None) not in FAMILIES and not isinstance(found, OWN):
-        kind = getattr(config, "model_type", "none")
+    kind = getattr(config, "model_type", "none")
+    if kind not in FAMILIES and not isinstance(found, OWN):
         raise ValueError(
             f"the structure of {type(found).__name__} (model_type {kind!r}) is not known here; "
             f"known are {', '.join(FAMILIES)}"
@@ -192,17 +149,13 @@ def _positions_name(config: PretrainedConfig) -> str:
     return "n_positions" if hasattr(config, "n_positions") else "max_position_embeddings"
 
 
-def _usable(config: PretrainedConfig) -> int:
-    limit = getattr(config, _positions_name(config))
-    # RoBERTa's positions start after the padding index.
-    offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
-    return limit - offset
-
-
 def positions(model: nn.Module) -> int | None:
     """The longest input that a model takes; ``None`` if it has no positions."""
     config = getattr(model, "config", None)
-    return _usable(config) if hasattr(config, _positions_name(config)) else None
+    limit = getattr(config, _positions_name(config), None)
+    # RoBERTa's positions start after the padding index.
+    offset = config.pad_token_id + 1 if limit and "roberta" in config.model_type else 0
+    return limit and limit - offset
 
 
 def run_on(model: nn.Module, ids: Tensor) -> None:
@@ -223,14 +176,10 @@ def run_on(model: nn.Module, ids: Tensor) -> None:
 
 
 def _price(model: nn.Module, batch: int, length: int) -> tuple[Part, ...]:
-    parts: Counter = Counter()
+    parts: dict[tuple[str, int | None], Counter] = defaultdict(Counter)
     calls: Counter = Counter()
     seen: set[int] = set()
     projected: dict[int | None, list[Tensor]] = {}
-
-    def add(component: str, layer: int | None, **prices: int) -> None:
-        for name, value in prices.items():
-            parts[component, layer, name] += value
 
     def hook(name: str) -> Callable:
         component = component_of(name)
@@ -242,16 +191,17 @@ def _price(model: nn.Module, batch: int, length: int) -> tuple[Part, ...]:
             seen.update(map(id, new))
             out = output[0] if isinstance(output, tuple) else output
             numbers = out.numel() if isinstance(out, Tensor) else 0
-            add(component, layer, parameters=sum(p.numel() for p in new))
+            part = parts[component, layer]
+            part["parameters"] += sum(p.numel() for p in new)
             if component == "query, key, value":
                 projected.setdefault(layer, []).append(out)
             if _ATTENTION.search(name) and layer in projected:
-                add("attention", layer, **_attention(model.config, projected.pop(layer)))
+                parts["attention", layer].update(_attention(model.config, projected.pop(layer)))
             if not list(module.children()):
-                add(component, layer, **_leaf(module, inputs, numbers))
+                part.update(_leaf(module, inputs, numbers))
             else:
                 added = _additions(name, module) * numbers
-                add("norm and residual", layer, elementwise=added)
+                parts["norm and residual", layer]["elementwise"] += added
 
         return priced
 
@@ -267,11 +217,8 @@ def _price(model: nn.Module, batch: int, length: int) -> tuple[Part, ...]:
             handle.remove()
     for name, parameter in model.named_parameters():
         if id(parameter) not in seen:  # of a module that this pass does not use
-            add(component_of(name.rpartition(".")[0]), None, parameters=parameter.numel())
-    keys = sorted({key[:2] for key in parts}, key=_order)
-    return tuple(
-        Part(*key, **{n: v for (*k, n), v in parts.items() if tuple(k) == key}) for key in keys
-    )
+            parts[component_of(name.rpartition(".")[0]), None]["parameters"] += parameter.numel()
+    return tuple(Part(*key, **parts[key]) for key in sorted(parts, key=_order))
 
 
 def _order(key: tuple[str, int | None]) -> tuple:
@@ -312,9 +259,8 @@ def _additions(name: str, module: nn.Module) -> int:
         if hasattr(module, "output"):
             return 0  # BERT adds them in the blocks called output
         return 1 if "albert" in name else 2
-    return int(
-        bool(re.search(r"(attention|\d)\.output$|output\.bottleneck$|post_attention$", name))
-    )
+    adds = re.search(r"(attention|\d)\.output$|output\.bottleneck$|post_attention$", name)
+    return int(adds is not None)
 
 
 # Operations an element, as ELECTRA's flops_computation.py counts them.
@@ -338,11 +284,8 @@ def _leaf(module: nn.Module, inputs: tuple, numbers: int) -> dict[str, int]:
         tokens = inputs[0].numel() // inputs[0].shape[-1]
         weights = sum(p.numel() for n, p in module.named_parameters() if n.startswith("weight"))
         gates = 4 * module.hidden_size * tokens * (1 + module.bidirectional)
-        return {
-            "macs": tokens * weights,
-            "elementwise": _ACTIVATION * gates,
-            "activations": gates + numbers,
-        }
+        elementwise, activations = _ACTIVATION * gates, gates + numbers
+        return {"macs": tokens * weights, "elementwise": elementwise, "activations": activations}
     else:
         each = _NORM if "Norm" in kind else _ACTIVATION
         return {"elementwise": each * numbers, "activations": numbers}
@@ -351,11 +294,7 @@ def _leaf(module: nn.Module, inputs: tuple, numbers: int) -> dict[str, int]:
 
 
 def deformer(
-    source: str | PretrainedConfig,
-    length: int,
-    question: int,
-    lower: int,
-    cached: bool = True,
+    source: str | PretrainedConfig, length: int, question: int, lower: int, cached: bool = True
 ) -> Breakdown:
     """DeFormer: the lower layers see question and passage apart, the rest together.
 

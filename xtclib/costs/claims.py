@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from xtclib.costs.architectures import config_of
-from xtclib.costs.breakdown import EMBEDDINGS, Breakdown, break_down, deformer
+from xtclib.costs.breakdown import break_down, deformer
+from xtclib.costs.parts import EMBEDDINGS, Breakdown
 from xtclib.costs.published import select, table
 
 TOLERANCE = 0.02
@@ -78,33 +79,17 @@ def _cell(name: str, metric: str, **where: object) -> float:
 
 
 def _mobilebert_table() -> Iterator[Claim]:
-    where = "MobileBERT, table 3"
-    names = {
-        "BERT-base": "bert-base",
-        "BERT-base-6L-PKD": "pkd-6l",
-        "BERT-base-3L-PKD": "pkd-3l",
-        "MobileBERT": "mobilebert",
-        "OpenAI GPT": "openai-gpt",
-    }
-    for system, name in names.items():
-        yield Claim(
-            f"{system}: parameters",
-            _cell("mobilebert", "parameters", system=system),
-            backbone_parameters(name) / 1e6,
-            "M",
-            "all weights and biases but the classifier's",
-            where,
-        )
-    del names["OpenAI GPT"]  # its operations are not printed
-    for system, name in names.items():
-        yield Claim(
-            f"{system}: operations",
-            _cell("mobilebert", "operations", system=system),
-            _costs(name).flops() / 1e9,
-            "GFLOPs",
-            "matrix products at length 128, a multiply-add as 2",
-            where,
-        )
+    names = {"BERT-base": "bert-base", "BERT-base-6L-PKD": "pkd-6l", "BERT-base-3L-PKD": "pkd-3l",
+             "MobileBERT": "mobilebert", "OpenAI GPT": "openai-gpt"}  # fmt: skip
+    count = "all weights and biases but the classifier's"
+    work = "matrix products at length 128, a multiply-add as 2"
+    for metric, unit, how in (("parameters", "M", count), ("operations", "GFLOPs", work)):
+        for system, name in names.items():
+            if (metric, system) == ("operations", "OpenAI GPT"):
+                continue  # not printed
+            printed = _cell("mobilebert", metric, system=system)
+            found = backbone_parameters(name) / 1e6 if unit == "M" else _costs(name).flops() / 1e9
+            yield Claim(f"{system}: {metric}", printed, found, unit, how, "MobileBERT, table 3")
 
 
 # The masked-LM head: a dense layer, a LayerNorm and one bias a word; the table is the embeddings'.
@@ -116,51 +101,33 @@ def _small_vocabulary(width: int, positions: int = 128) -> int:
 
 def _optimal_subwords() -> Iterator[Claim]:
     where, teacher = "Optimal Subwords, table 3", backbone_parameters("bert-base")
+    rows = table("optimal_subwords")
+    how = "BERT-base's parameters over the student's"
     for name, system in (("pkd-6l", "PKD, 6 layers"), ("pkd-3l", "PKD, 3 layers")):
-        printed = select(table("optimal_subwords"), system=system)[0]["compression"]
-        yield Claim(
-            f"{system}: compression factor",
-            float(printed),
-            teacher / backbone_parameters(name),
-            "×",
-            "BERT-base's parameters over the student's",
-            where,
-        )
+        printed = float(select(rows, system=system)[0]["compression"])
+        found = teacher / backbone_parameters(name)
+        yield Claim(f"{system}: compression factor", printed, found, "×", how, where)
+    how = "teacher ÷ 3 × student with masked-LM head and 128 positions"
     for width in (192, 96, 48):
-        row = select(table("optimal_subwords"), system="DualTrain", hidden=width)[0]
-        yield Claim(
-            f"{width} wide: compression factor",
-            float(row["compression"]),
-            teacher / (3 * _small_vocabulary(width)),
-            "×",
-            "teacher ÷ 3 × student with masked-LM head and 128 positions",
-            where,
-            plain=teacher / backbone_parameters(f"dualtrain-{width}"),
-        )
+        printed = float(select(rows, system="DualTrain", hidden=width)[0]["compression"])
+        found = teacher / (3 * _small_vocabulary(width))
+        plain = teacher / backbone_parameters(f"dualtrain-{width}")
+        yield Claim(f"{width} wide: compression factor", printed, found, "×", how, where, plain)
 
 
 def _deformer() -> Iterator[Claim]:
     where, rule = "DeFormer, table 2", "everything"
+    how = "matrix products, softmax, LayerNorm, activations and biases"
     for system, name in (("BERT-base", "bert-base"), ("BERT-large", "bert-large")):
-        yield Claim(
-            f"{system} at 320 tokens: operations",
-            _cell("deformer_squad", "operations", system=system),
-            _costs(name, 320).flops(rule) / 1e9,
-            "GFLOPs",
-            "matrix products, softmax, LayerNorm, activations and biases",
-            where,
-        )
+        printed = _cell("deformer_squad", "operations", system=system)
+        found = _costs(name, 320).flops(rule) / 1e9
+        yield Claim(f"{system} at 320 tokens: operations", printed, found, "GFLOPs", how, where)
     printed = _cell("deformer_squad", "operations", system="Decomp-BERT-large")
     for lower, question in deformer_fits(printed):
+        what = f"Decomp-BERT-large, {lower} + {24 - lower} layers"
         found = deformer("bert-large", 320, question, lower).flops(rule) / 1e9
-        yield Claim(
-            f"Decomp-BERT-large, {lower} + {24 - lower} layers",
-            printed,
-            found,
-            "GFLOPs",
-            f"a question of {question} tokens, the passage's lower layers cached",
-            where,
-        )
+        how = f"a question of {question} tokens, the passage's lower layers cached"
+        yield Claim(what, printed, found, "GFLOPs", how, where)
 
 
 @cache
@@ -184,10 +151,8 @@ def deformer_fits(gflops: float, length: int = 320) -> tuple[tuple[int, int], ..
     ends = whole.flops("everything") - 24 * upper_layer
     fits = []
     for lower in range(1, 24):
-        found = {
-            question: (lower * cost + (24 - lower) * upper_layer + ends) / 1e9
-            for question, cost in lower_layer.items()
-        }
+        rest = (24 - lower) * upper_layer + ends
+        found = {question: (lower * cost + rest) / 1e9 for question, cost in lower_layer.items()}
         question = min(found, key=lambda q: abs(found[q] - gflops))
         if abs(found[question] / gflops - 1) < 0.01:
             fits.append((lower, question))
@@ -195,27 +160,18 @@ def deformer_fits(gflops: float, length: int = 320) -> tuple[tuple[int, int], ..
 
 
 def _xtc_sizes() -> Iterator[Claim]:
-    where = "XTC, the figure of size against GLUE score"
     full = backbone_parameters("bert-base") * 4 / MIB
-    yield Claim(
-        "BERT-base in fp32",
-        float(select(table("xtc"), layers=12, weight_bits=32)[0]["size_mib"]),
-        full,
-        "MiB",
-        "all parameters × 4 bytes, in 2²⁰ bytes",
-        "XTC, table of sizes",
-    )
+    printed = float(select(table("xtc"), layers=12, weight_bits=32)[0]["size_mib"])
+    how = "all parameters × 4 bytes, in 2²⁰ bytes"
+    yield Claim("BERT-base in fp32", printed, full, "MiB", how, "XTC, table of sizes")
+    where = "XTC, the figure of size against GLUE score"
+    how = "every parameter at that width, scales and LayerNorm not counted"
     for row in select(table("xtc"), metric="reduction"):
         layers, bits = row["layers"], row["weight_bits"]
         name = "bert-base" if layers == 12 else "pkd-6l"
-        yield Claim(
-            f"XTC-BERT*, {layers} layers, {bits} bit: reduction",
-            float(row["value"]),
-            full / (backbone_parameters(name) * bits / 8 / MIB),
-            "×",
-            "every parameter at that width, scales and LayerNorm not counted",
-            where,
-        )
+        found = full / (backbone_parameters(name) * bits / 8 / MIB)
+        what = f"XTC-BERT*, {layers} layers, {bits} bit: reduction"
+        yield Claim(what, float(row["value"]), found, "×", how, where)
 
 
 def _effectiveness() -> Iterator[Claim]:
@@ -241,28 +197,22 @@ def _effectiveness() -> Iterator[Claim]:
     for row in (4, 5, 6, 10, 17, 23):  # only the sum can be checked: the share is what was chosen
         share = _size(row, "no")["value"]
         rows.append((row, "embeddings kept whole", share / 100 * rest, tables))
+    where = "poster, effectiveness table"
     for row, how, inside, outside in sorted(rows):
-        found = {"yes": 100 * (inside + outside) / whole, "no": 100 * inside / rest}
-        for given, computed in found.items():
-            if given == "no" and how == "embeddings kept whole":
+        shares = {"with": 100 * (inside + outside) / whole, "without": 100 * inside / rest}
+        chosen = how == "embeddings kept whole"
+        for which, computed in shares.items():
+            if chosen and which == "without":
                 continue
-            cell = _size(row, given)
-            yield Claim(
-                f"{cell['system']}, row {row}, {'with' if given == 'yes' else 'without'} "
-                "embeddings",
-                float(cell["value"]),
-                computed,
-                "% of BERT-base",
-                how,
-                "poster, effectiveness table",
-                given=how == "embeddings kept whole" or "printed elsewhere" in how,
-            )
+            cell = _size(row, "yes" if which == "with" else "no")
+            what, printed = f"{cell['system']}, row {row}, {which} embeddings", float(cell["value"])
+            given = chosen or "printed elsewhere" in how
+            yield Claim(what, printed, computed, "% of BERT-base", how, where, given=given)
 
 
 def _size(row: int, with_embeddings: str) -> Mapping:
-    return select(
-        table("effectiveness"), metric="model size", row=row, with_embeddings=with_embeddings
-    )[0]
+    rows = select(table("effectiveness"), metric="model size", row=row)
+    return select(rows, with_embeddings=with_embeddings)[0]
 
 
 def _apart(name: str) -> tuple[int, int]:
@@ -276,13 +226,8 @@ def claims() -> list[Claim]:
     >>> found.what, found.printed, round(found.computed, 1), found.verdict
     ('BERT-base: operations', 22.5, 22.3, 'within 2 %')
     """
-    return [
-        *_mobilebert_table(),
-        *_optimal_subwords(),
-        *_deformer(),
-        *_xtc_sizes(),
-        *_effectiveness(),
-    ]
+    sources = (_mobilebert_table, _optimal_subwords, _deformer, _xtc_sizes, _effectiveness)
+    return [claim for source in sources for claim in source()]
 
 
 def claim_table(found: list[Claim] | None = None) -> str:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from xtclib.costs.breakdown import COMPONENTS, component_of, fitting, layer_of
+from xtclib.costs.breakdown import component_of, fitting, layer_of
+from xtclib.costs.parts import COMPONENTS
 
 
 def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    _wait()
+    return time.perf_counter() - start
 
 
 def _quartiles(times: list[float]) -> dict[str, float]:
@@ -46,19 +55,17 @@ def in_turns(
             if pause:
                 time.sleep(pause)
                 if not times[name] or times[name][-1] < 500:
-                    run()
-                    _wait()
-            start = time.perf_counter()
-            run()
-            _wait()
+                    _seconds(run)
+            taken = _seconds(run)
             if turn >= warm_up:
-                times[name].append(1e3 * (time.perf_counter() - start))
+                times[name].append(1e3 * taken)
     return {name: _quartiles(found) for name, found in times.items()}
 
 
-def _random_ids(high: int, batch: int, length: int, device: torch.device) -> Tensor:
+def random_ids(vocabulary: int, batch: int, length: int) -> Tensor:
+    """Ids (batch, length) of ordinary words, the same on every call."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(5, high, (batch, length), generator=generator).to(device)
+    return torch.randint(5, vocabulary, (batch, length), generator=generator)
 
 
 def of_models(
@@ -73,25 +80,18 @@ def of_models(
     milliseconds needs many: a busy machine takes them away ten at a time.
     """
     device = next(next(iter(models.values())).parameters()).device
-    high = min(model.config.vocab_size for model in models.values())
-    ids = _random_ids(high, batch, length, device)
+    vocabulary = min(model.config.vocab_size for model in models.values())
+    ids = random_ids(vocabulary, batch, length).to(device)
     mask = torch.ones_like(ids)
 
-    def runner(model: PreTrainedModel) -> Callable[[], object]:
-        return lambda: model(input_ids=ids, attention_mask=mask)
-
-    runs = {name: runner(model) for name, model in models.items()}
+    runs = {n: partial(m, input_ids=ids, attention_mask=mask) for n, m in models.items()}
     with torch.inference_mode():
         repeats = repeats or _enough(runs, 2.0)
         found = in_turns(runs, repeats)
     return {
-        "batch": batch,
-        "length": length,
-        "repeats": repeats,
-        "device": device.type,
-        "threads": torch.get_num_threads(),
-        "milliseconds": found,
-    }
+        "batch": batch, "length": length, "repeats": repeats, "device": device.type,
+        "threads": torch.get_num_threads(), "milliseconds": found,
+    }  # fmt: skip
 
 
 def _enough(runs: Mapping[str, Callable[[], object]], seconds: float) -> int:
@@ -154,13 +154,9 @@ class ComponentLatency:
 
 
 def of_components(
-    source,
-    batch: int = 1,
-    length: int = 128,
-    repeats: int = 20,
-    warm_up: int = 3,
+    source, batch: int = 1, length: int = 128, repeats: int = 20, warm_up: int = 3,
     extend: bool = False,
-) -> ComponentLatency:
+) -> ComponentLatency:  # fmt: skip
     """Times every component of a model on this machine, eager attention, fp32, random weights.
 
     ``source`` as for :func:`breakdown.break_down`, or a model that has weights. Each module's own
@@ -178,17 +174,14 @@ def of_components(
         model = _random_weights(model)
     device = next(model.parameters()).device
     vocabulary = getattr(getattr(model, "config", None), "vocab_size", 256)
-    ids = _random_ids(vocabulary, batch, length, device)
+    ids = random_ids(vocabulary, batch, length).to(device)
     whole, runs = [], []
     cost = _timer_cost()
     was_training = model.training
     model.eval()
     with torch.inference_mode():
         for turn in range(warm_up + repeats):
-            start = time.perf_counter()
-            model(input_ids=ids)
-            _wait()
-            undisturbed = time.perf_counter() - start
+            undisturbed = _seconds(partial(model, input_ids=ids))
             found = _timed(model, ids, cost)
             if turn >= warm_up:
                 whole.append(1e3 * undisturbed)
@@ -198,31 +191,22 @@ def of_components(
     # Means of the same runs: medians of parts would not add up to the median of their sum.
     middle = sorted(runs, key=lambda run: sum(run.values()))
     middle = middle[len(middle) // 4 : max(-(-3 * len(middle) // 4), len(middle) // 4 + 1)]
+    means: dict[tuple, float] = {}
+    for run in middle:
+        for key, value in run.items():
+            means[key] = means.get(key, 0.0) + value / len(middle)
 
-    def mean(wanted: Callable[[tuple], bool]) -> float:
-        return float(np.mean([sum(v for k, v in run.items() if wanted(k)) for run in middle]))
+    def summed(at: int, keys: Iterable) -> dict:
+        """The means by component (0) or layer (1)."""
+        return {key: sum(v for k, v in means.items() if k[at] == key) for key in keys}
 
-    here = {key for run in middle for key in run}
-    parts = {
-        name: mean(lambda key, name=name: key[0] == name)
-        for name in COMPONENTS
-        if any(key[0] == name for key in here)
-    }
-    depth = sorted({key[1] for key in here}, key=lambda i: -1 if i is None else i)
-    layers = {i: mean(lambda key, i=i: key[1] == i) for i in depth}
+    here, depths = {key[0] for key in means}, {key[1] for key in means}
     return ComponentLatency(
-        model=type(model).__name__ if not isinstance(source, str) else source,
-        batch=batch,
-        length=length,
-        repeats=repeats,
-        device=device.type,
-        threads=torch.get_num_threads(),
-        whole=spread["median"],
-        low=spread["low"],
-        high=spread["high"],
-        components=parts,
-        layers=layers,
-    )
+        source if isinstance(source, str) else type(model).__name__,
+        batch, length, repeats, device.type, torch.get_num_threads(), spread["median"],
+        spread["low"], spread["high"], summed(0, (name for name in COMPONENTS if name in here)),
+        summed(1, sorted(depths, key=lambda layer: -1 if layer is None else layer)),
+    )  # fmt: skip
 
 
 def _random_weights(model: nn.Module) -> nn.Module:
@@ -291,11 +275,7 @@ def _timer_cost(count: int = 200, repeats: int = 7) -> tuple[float, float]:
     def leave(*_) -> None:
         own.append(time.perf_counter() - begun.pop())
 
-    def run() -> float:
-        start = time.perf_counter()
-        model(x)
-        return time.perf_counter() - start
-
+    run = partial(_seconds, partial(model, x))
     plain = min(run() for _ in range(repeats))
     for module in model:
         module.register_forward_pre_hook(enter)
@@ -326,21 +306,13 @@ def machine(repeats: int = 10) -> dict[str, float]:
     on arithmetic, not memory, sets the time.
     """
     square, wide, vector = torch.rand(1024, 1024), torch.rand(4096, 4096), torch.rand(4096)
-    found: dict[str, list[float]] = {"square": [], "wide": []}
+    runs = (lambda: square @ square, lambda: wide @ vector)
     with torch.inference_mode():
-        for _ in range(repeats):
-            for name, run in (("square", lambda: square @ square), ("wide", lambda: wide @ vector)):
-                start = time.perf_counter()
-                run()
-                found[name].append(time.perf_counter() - start)
-    gflops = 2 * 1024**3 / min(found["square"]) / 1e9
-    gbytes = wide.numel() * 4 / min(found["wide"]) / 1e9
-    return {
-        "gflops": gflops,
-        "gbytes": gbytes,
-        "ridge": gflops / gbytes,
-        "threads": torch.get_num_threads(),
-    }
+        turns = [[_seconds(run) for run in runs] for _ in range(repeats)]
+    arithmetic, reading = map(min, zip(*turns, strict=True))
+    gflops, gbytes = 2 * 1024**3 / arithmetic / 1e9, wide.numel() * 4 / reading / 1e9
+    ridge, threads = gflops / gbytes, torch.get_num_threads()
+    return {"gflops": gflops, "gbytes": gbytes, "ridge": ridge, "threads": threads}
 
 
 def product_speed(tokens: int, inputs: int, outputs: int, repeats: int = 20) -> tuple[float, float]:
@@ -352,13 +324,11 @@ def product_speed(tokens: int, inputs: int, outputs: int, repeats: int = 20) -> 
     copies = max(2, 2**28 // (4 * inputs * outputs))
     weights = torch.rand(min(copies, 32), outputs, inputs)
     x = torch.rand(tokens, inputs)
-    times = []
     with torch.inference_mode():
-        for turn in range(repeats + 3):
-            weight = weights[turn % len(weights)]
-            start = time.perf_counter()
-            nn.functional.linear(x, weight)
-            times.append(time.perf_counter() - start)
+        times = [
+            _seconds(partial(nn.functional.linear, x, weights[turn % len(weights)]))
+            for turn in range(repeats + 3)
+        ]
     operations = 2 * tokens * inputs * outputs
     moved = 4 * (inputs * outputs + tokens * (inputs + outputs))
     return operations / moved, operations / min(times[3:]) / 1e9

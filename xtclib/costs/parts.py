@@ -9,22 +9,10 @@ from xtclib.files import unknown
 
 # The order of the data flow, and of every table and figure.
 COMPONENTS = (
-    "word embeddings",
-    "position embeddings",
-    "type embeddings",
-    "embedding projection",
-    "bottleneck",
-    "convolution",
-    "recurrent",
-    "query, key, value",
-    "attention",
-    "attention output",
-    "feed-forward",
-    "norm and residual",
-    "pooler",
-    "head",
-    "other",
-)
+    "word embeddings", "position embeddings", "type embeddings", "embedding projection",
+    "bottleneck", "convolution", "recurrent", "query, key, value", "attention", "attention output",
+    "feed-forward", "norm and residual", "pooler", "head", "other",
+)  # fmt: skip
 EMBEDDINGS = COMPONENTS[:4]
 
 

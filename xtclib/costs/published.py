@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from xtclib.cache import ROOT
 from xtclib.files import unknown
 
-__all__ = ["names", "select", "table"]
 FOLDER = ROOT / "data" / "published"
 Row = dict[str, int | float | str | None]
 

@@ -51,12 +51,11 @@ def halve_(graph) -> None:
         half = numbers.astype(np.float16)
         if not np.array_equal(half.astype(np.float32), numbers):
             continue
+        name = f"{value.name}_fp16"
         small = ir.Value(
-            name=f"{value.name}_fp16",
-            type=ir.TensorType(ir.DataType.FLOAT16),
-            shape=ir.Shape(half.shape),
-            const_value=ir.tensor(half, name=f"{value.name}_fp16"),
-        )
+            name=name, type=ir.TensorType(ir.DataType.FLOAT16), shape=ir.Shape(half.shape),
+            const_value=ir.tensor(half, name=name),
+        )  # fmt: skip
         cast = ir.node("Cast", [small], {"to": ir.DataType.FLOAT.value})
         cast.outputs[0].type, cast.outputs[0].shape = value.type, value.shape
         graph.initializers.add(small)

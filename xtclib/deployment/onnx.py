@@ -53,11 +53,10 @@ def padding_mask(attention_mask: Tensor, dtype=torch.float32, **kwargs) -> Tenso
 
 def _dynamic(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """ONNX's DynamicQuantizeLinear: uint8 codes, scale, zero point; one scale per tensor."""
+    types = (torch.uint8, torch.float32, torch.uint8)
+    shapes = (x.shape, (), ())
     codes, scale, zero = symbolic_multi_out(
-        "DynamicQuantizeLinear",
-        (x,),
-        dtypes=(torch.uint8, torch.float32, torch.uint8),
-        shapes=(x.shape, (), ()),
+        "DynamicQuantizeLinear", (x,), dtypes=types, shapes=shapes
     )
     return codes, scale, zero
 
@@ -95,9 +94,8 @@ def _symmetric(x: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
 
 def _gather(rows: Tensor, ids: Tensor) -> Tensor:
     """``rows[ids]`` as ONNX's Gather, whatever the type."""
-    return symbolic(
-        "Gather", (rows, ids), {"axis": 0}, dtype=rows.dtype, shape=(*ids.shape, *rows.shape[1:])
-    )
+    shape = (*ids.shape, *rows.shape[1:])
+    return symbolic("Gather", (rows, ids), {"axis": 0}, dtype=rows.dtype, shape=shape)
 
 
 class _Unpacked(nn.Module):
@@ -110,9 +108,8 @@ class _Unpacked(nn.Module):
         self.register_buffer("table", byte_table(packed.width, packed.offset))
         self.register_buffer("scale", packed._rows_of(packed.weight_scale, None).flatten().float())
         zero = getattr(packed, "weight_zero", None)
-        self.register_buffer(
-            "zero", zero if zero is None else packed._rows_of(zero, None).flatten()
-        )
+        zero = zero if zero is None else packed._rows_of(zero, None).flatten()
+        self.register_buffer("zero", zero)
 
     def open(self, rows: Tensor) -> Tensor:
         """Bytes (…, n) → integers (…, columns)."""
@@ -250,11 +247,8 @@ def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dy
 def about(model: PreTrainedModel, activations: str) -> dict[str, str]:
     """The metadata that :class:`OnnxModel` reads."""
     config = model.config
-    said = {
-        "activations": activations,
-        "labels": list(config.id2label.values()),
-        "max_length": config.max_position_embeddings,
-    }
+    said = {"activations": activations, "labels": list(config.id2label.values()),
+            "max_length": config.max_position_embeddings}  # fmt: skip
     return {"xtc": json.dumps(said)}
 
 
@@ -282,17 +276,12 @@ def trace(
     """Any module of named inputs (batch, length, …) and one output, as an ONNX file's bytes."""
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     with quiet(), torch.no_grad():
+        # Its own optimizer would open small packed weights; `serialized` leaves them.
         program = torch.onnx.export(
-            module.eval(),
-            tuple(example.values()),
-            input_names=list(example),
-            output_names=[output],
-            dynamic_shapes=((sizes,) * len(example),),
-            opset_version=OPSET,
-            dynamo=True,
-            optimize=False,  # would open small packed weights; `serialized` leaves them
-            verbose=False,
-        )
+            module.eval(), tuple(example.values()), input_names=list(example),
+            output_names=[output], dynamic_shapes=((sizes,) * len(example),), opset_version=OPSET,
+            dynamo=True, optimize=False, verbose=False,
+        )  # fmt: skip
     return serialized(program.model, metadata or {})
 
 

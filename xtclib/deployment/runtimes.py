@@ -14,6 +14,7 @@ ONNX packed as trained      the compressed model, activations as in training
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
@@ -21,6 +22,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from xtclib.bert import encoder_layers
-from xtclib.costs.latency import in_turns
+from xtclib.costs.latency import in_turns, random_ids
 from xtclib.deployment import onnx
 from xtclib.deployment.graph import check_sum, quiet
 from xtclib.files import unknown
@@ -105,12 +107,9 @@ def _onnx(name: str, model: PreTrainedModel, packed: PreTrainedModel, folder: Pa
 
 
 def latencies(
-    ready: Sequence[Runtime],
-    shapes: Iterable[tuple[int, int]],
-    vocabulary: int,
-    repeats: int = 10,
+    ready: Sequence[Runtime], shapes: Iterable[tuple[int, int]], vocabulary: int, repeats: int = 10,
     pause: float = 0.05,
-) -> list[dict]:
+) -> list[dict]:  # fmt: skip
     """Milliseconds of every runtime at every (batch, length), taken in turns.
 
     Rows of ``runtime``, ``batch``, ``length``, ``low``, ``median``, ``high`` (quartiles of
@@ -119,10 +118,9 @@ def latencies(
     """
     rows = []
     for batch, length in shapes:
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(5, vocabulary, (batch, length), generator=generator)
+        ids = random_ids(vocabulary, batch, length)
         with torch.inference_mode():
-            runs = {r.name: (lambda run=r.run, ids=ids: run(ids)) for r in ready}
+            runs = {r.name: partial(r.run, ids) for r in ready}
             found = in_turns(runs, repeats, warm_up=1, pause=pause)
         base = found[ready[0].name]["median"]
         rows += [
@@ -164,25 +162,19 @@ def noise_by_depth(
 
     def states() -> list[Tensor]:
         found: list[Tensor] = []
-        hooks = [
-            layer.register_forward_hook(
-                lambda _m, _i, out: found.append(out[0] if isinstance(out, tuple) else out)
-            )
-            for layer in (model.base_model.embeddings, *encoder_layers(model))
-        ]
-        try:
+
+        def keep(_module, _inputs, output) -> None:
+            found.append(output[0] if isinstance(output, tuple) else output)
+
+        with contextlib.ExitStack() as hooks:
+            for layer in (model.base_model.embeddings, *encoder_layers(model)):
+                hooks.enter_context(layer.register_forward_hook(keep))
             model(input_ids=ids)
-        finally:
-            for hook in hooks:
-                hook.remove()
         return found
 
     plain = states()
-    handle = model.base_model.embeddings.register_forward_hook(disturb)
-    try:
+    with model.base_model.embeddings.register_forward_hook(disturb):
         disturbed = states()
-    finally:
-        handle.remove()
     return [float((b - a).norm() / a.norm()) for a, b in zip(plain, disturbed, strict=True)]
 
 
@@ -217,9 +209,8 @@ class OnnxModel(nn.Module):
         try:
             import onnxruntime
         except ImportError as error:
-            raise ImportError(
-                "running ONNX files needs onnxruntime: pip install 'xtclib[onnx]'"
-            ) from error
+            message = "running ONNX files needs onnxruntime: pip install 'xtclib[onnx]'"
+            raise ImportError(message) from error
         if not Path(path).is_file():
             raise FileNotFoundError(f"no ONNX file at {path}: write one by `xtc export`")
         if check:
@@ -242,23 +233,17 @@ class OnnxModel(nn.Module):
         self.inputs = [value.name for value in self.session.get_inputs()]
 
     def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
+        self, input_ids: Tensor, attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-    ) -> SequenceClassifierOutput:
+    ) -> SequenceClassifierOutput:  # fmt: skip
         if input_ids.shape[-1] > self.max_length:
             raise ValueError(
                 f"received {input_ids.shape[-1]} tokens, but the file has {self.max_length} "
                 "positions: truncate, or export with more"
             )
-        given = {
-            "input_ids": input_ids,
-            "attention_mask": torch.ones_like(input_ids) if attention_mask is None
-            else attention_mask,
-            "token_type_ids": torch.zeros_like(input_ids) if token_type_ids is None
-            else token_type_ids,
-        }  # fmt: skip
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        given = dict(zip(onnx.INPUTS, (input_ids, mask, types), strict=True))
         feeds = {name: given[name].long().numpy() for name in self.inputs}
         try:
             (logits,) = self.session.run(["logits"], feeds)

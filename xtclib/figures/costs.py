@@ -8,17 +8,18 @@ from collections.abc import Iterable, Mapping, Sequence
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from xtclib.costs.breakdown import EMBEDDINGS, Breakdown, Part, break_down
+from xtclib.costs.breakdown import break_down
 from xtclib.costs.claims import backbone_parameters
 from xtclib.costs.latency import ComponentLatency
+from xtclib.costs.parts import EMBEDDINGS, Breakdown, Part
 from xtclib.costs.published import table
 from xtclib.figures.style import (
     COLOURS,
-    DASHES,
     GREY,
     SYMBOLS,
     label_ends,
     label_points,
+    line_of,
     log_ticks,
     marker_of,
     new_figure,
@@ -61,33 +62,28 @@ def shares(
 ) -> go.Figure:
     """A bar each for parameters, operations, activations and time, cut into components."""
     bars = {
-        "parameters": (costs.parameters / 1e6, "M", costs.by("component")),
-        "operations": (costs.flops() / 1e9, "GFLOPs", costs.by("component", Part.flops)),
-        "activations": (
-            costs.total("activations") * 4 / 1e6,
-            "MB",
-            costs.by("component", "activations"),
+        f"parameters<br>{costs.parameters / 1e6:.3g} M": costs.by("component"),
+        f"operations<br>{costs.flops() / 1e9:.3g} GFLOPs": costs.by("component", Part.flops),
+        f"activations<br>{costs.total('activations') * 4 / 1e6:.3g} MB": costs.by(
+            "component", "activations"
         ),
     }
     if latency is not None:
-        bars["time"] = (latency.whole, "ms", latency.components)
-    cut = {name: merged(parts) for name, (_, _, parts) in bars.items()}
-    part = {name: {c: v / sum(p.values()) for c, v in p.items()} for name, p in cut.items()}
-    most = {name: max(p, key=p.get) for name, p in part.items()}
-    figure = new_figure(
-        title
-        or f"{costs.model}: the {most['parameters']} layers hold "
-        f"{100 * part['parameters'][most['parameters']]:.0f} % of the parameters and do "
-        f"{100 * part['operations'].get(most['parameters'], 0):.0f} % of the operations",
-        80 + 62 * len(bars),
+        bars[f"time<br>{latency.whole:.3g} ms"] = latency.components
+    cut = [merged(parts) for parts in bars.values()]
+    part = [{c: v / sum(p.values()) for c, v in p.items()} for p in cut]
+    most = max(part[0], key=part[0].get)
+    title = title or (
+        f"{costs.model}: the {most} layers hold {100 * part[0][most]:.0f} % of the parameters and "
+        f"do {100 * part[1].get(most, 0):.0f} % of the operations"
     )
-    rows = [f"{name}<br>{total:.3g} {unit}" for name, (total, unit, _) in bars.items()]
+    figure = new_figure(title, 80 + 62 * len(bars))
     for component, (colour, pattern) in _LOOK.items():
-        values = [100 * p.get(component, 0) for p in part.values()]
+        values = [100 * p.get(component, 0) for p in part]
         if max(values) < 0.05:
             continue
         figure.add_bar(
-            y=rows, x=values, name=component, orientation="h",
+            y=list(bars), x=values, name=component, orientation="h",
             marker={"color": colour, "line": {"width": 1, "color": "rgba(255,255,255,0.7)"},
                     "pattern": {"shape": pattern, "fillmode": "overlay", "size": 6, "solidity": 0.2,
                                 "fgcolor": "#ffffff"}},
@@ -112,29 +108,18 @@ def over_lengths(found: Sequence[Breakdown], title: str | None = None) -> go.Fig
         for name in wanted
         if any(e.get(name) for e in each)
     }
-    crossing = next(
-        (
-            n
-            for n, a, f in zip(
-                lengths, lines.get("attention", ()), lines.get("feed-forward", ()), strict=False
-            )
-            if a >= f
-        ),
-        None,
+    pairs = zip(lengths, *(lines.get(n, ()) for n in ("attention", "feed-forward")), strict=False)
+    crossing = next((length for length, a, f in pairs if a >= f), None)
+    title = title or (
+        f"Attention costs more than feed-forward from length {crossing} on"
+        if crossing
+        else f"Up to length {lengths[-1]} the feed-forward layers cost most"
     )
-    figure = new_figure(
-        title
-        or (
-            f"Attention costs more than feed-forward from length {crossing} on"
-            if crossing
-            else f"Up to length {lengths[-1]} the feed-forward layers cost most"
-        ),
-        330,
-    )
+    figure = new_figure(title, 330)
     for i, (name, values) in enumerate(lines.items()):
         figure.add_scatter(
             x=lengths, y=values, name=name, mode="lines+markers", showlegend=False,
-            line={"color": COLOURS[i], "dash": DASHES[i]}, marker={"symbol": SYMBOLS[i], "size": 7},
+            line=line_of(i), marker={"symbol": SYMBOLS[i], "size": 7},
             hovertemplate=f"{name}<br>%{{x}} tokens: %{{y:.1f}} %<extra></extra>",
         )  # fmt: skip
     if crossing:
@@ -151,14 +136,10 @@ def over_lengths(found: Sequence[Breakdown], title: str | None = None) -> go.Fig
 
 def layers(costs: Breakdown, title: str | None = None) -> go.Figure:
     """Parameters and operations of every layer, and of what stands outside the layers."""
-    figure = new_figure(
-        title or _layer_takeaway(costs),
-        360,
-        {"rows": 1, "cols": 2, "shared_yaxes": True, "horizontal_spacing": 0.06},
-    )
-    for column, (price, scale, unit) in enumerate(
-        (("parameters", 1e6, "parameters, M"), (Part.flops, 1e9, "operations, GFLOPs")), 1
-    ):
+    panels = {"rows": 1, "cols": 2, "shared_yaxes": True, "horizontal_spacing": 0.06}
+    figure = new_figure(title or _layer_takeaway(costs), 360, panels)
+    prices = (("parameters", 1e6, "parameters, M"), (Part.flops, 1e9, "operations, GFLOPs"))
+    for column, (price, scale, unit) in enumerate(prices, 1):
         sums = costs.by("layer", price)
         names = ["outside" if k is None else f"layer {k + 1}" for k in sums]
         figure.add_bar(
@@ -182,16 +163,16 @@ def architectures(found: Iterable[Breakdown], title: str | None = None) -> go.Fi
     """Parameters against operations, one point a model, on two logarithmic axes."""
     found = list(found)
     points = [(b.parameters / 1e6, math.log10(b.flops() / 1e9), b.model) for b in found]
-    figure = new_figure(
-        title or "Fewer parameters need not mean fewer operations: sharing and small vocabularies",
-        460,
+    title = title or (
+        "Fewer parameters need not mean fewer operations: sharing and small vocabularies"
     )
+    figure = new_figure(title, 460)
     for i, (x, y, name) in enumerate(points):
         figure.add_scatter(
             x=[x], y=[y], mode="markers", marker=marker_of(i), showlegend=False, name=name,
             hovertemplate=f"{name}<br>%{{x:.3g}} M, {10**y:.3g} GFLOPs<extra></extra>",
         )  # fmt: skip
-    label_points(figure, points, 400, "")
+    label_points(figure, points, 400)
     xs = [p[0] for p in points]
     figure.update_xaxes(
         type="log", title_text="parameters, M", tickvals=log_ticks(min(xs) / 2, 2 * max(xs)),
@@ -212,16 +193,13 @@ def roofline(
 
     ``points``: name → (operations a byte, GFLOP/s); ``limits`` as ``latency.machine`` gives them.
     """
-    left = 0.5 * min(limits["ridge"], *(p[0] for p in points.values()))
-    right = 3 * max(limits["ridge"], *(p[0] for p in points.values()))
-    low = sum(p[0] < limits["ridge"] for p in points.values())
-    figure = new_figure(
-        title
-        or f"{low} of {len(points)} stand left of the ridge at {limits['ridge']:.1f} operations a "
-        "byte, where fewer bytes buy time",
-        360,
+    ridge, xs = limits["ridge"], [x for x, _ in points.values()]
+    title = title or (
+        f"{sum(x < ridge for x in xs)} of {len(points)} stand left of the ridge at {ridge:.1f} "
+        "operations a byte, where fewer bytes buy time"
     )
-    roof = [left, limits["ridge"], right]
+    figure = new_figure(title, 360)
+    roof = [0.5 * min(ridge, *xs), ridge, 3 * max(ridge, *xs)]
     figure.add_scatter(
         x=roof, y=[min(limits["gbytes"] * x, limits["gflops"]) for x in roof], mode="lines",
         line={"color": GREY, "width": 3}, showlegend=False,
@@ -233,7 +211,7 @@ def roofline(
             hovertemplate=f"{name}<br>%{{x:.3g}} operations a byte, %{{y:.3g}} GFLOP/s"
             "<extra></extra>",
         )  # fmt: skip
-    ys = [p[1] for p in points.values()] + [limits["gflops"]]
+    ys = [y for _, y in points.values()] + [limits["gflops"]]
     figure.update_xaxes(type="log", title_text="operations a byte moved", dtick=1)
     figure.update_yaxes(type="log", title_text="GFLOP/s", tickvals=log_ticks(min(ys) / 2, max(ys)))
     return figure.update_layout(margin_b=90, height=figure.layout.height + 30)
@@ -241,19 +219,7 @@ def roofline(
 
 # What the figures' points are, as far as the catalogue has them.
 _LAYERS = {12: "bert-base", 8: "bert-8-768", 6: "bert-6-768"}
-_SAME = {
-    "ELECTRA Large": "electra-large",
-    "ELECTRA-Base": "electra-base",
-    "ELECTRA-Small": "electra-small",
-    "BERT Large": "bert-large",
-    "BERT-Base": "bert-base",
-    "GPT-1": "openai-gpt",
-    "ELMo": "elmo",
-    "Theseus 6/768": "theseus-6l",
-    "SqueezeBERT": "squeezebert",
-    "MobileBERT": "mobilebert",
-    "MobileBERT tiny": "mobilebert-tiny",
-}
+_SAME = {"gpt-1": "openai-gpt", "theseus-6/768": "theseus-6l"}
 _TWELVE = ("BinaryBERT", "TernaryBERT")
 
 
@@ -263,34 +229,30 @@ def glue_against_size(title: str | None = None) -> go.Figure:
     Hollow: read off the figure. Filled, joined by a line: parameters × bits ÷ 8, for the layers and
     bits that the point has, scales not counted. MB, so the figure's 32 MiB stand at 33.6.
     """
-    points = []
+    points: list[tuple] = []
+    looks: dict[object, dict] = {}
     for row in table("glue_against_size"):
         layers = row["layers"] or (12 if str(row["system"]).startswith(_TWELVE) else 6)
         count = backbone_parameters(_LAYERS[layers])
         bits = row["weight_bits"] or 32
         shown = f"{row['system']}, {layers}L" + (f", {bits} bit" if bits < 32 else "")
-        points.append(
-            (shown, row["system"], row["size_mib"] * 2**20 / 1e6, count * bits / 8e6, row["value"])
-        )
-    figure = new_figure(
-        title or "One or two bits a weight keep more score at a tenth of the size than fewer layers"
-        " alone",
-        430,
-    )  # fmt: skip
-    systems = list(dict.fromkeys(p[1] for p in points))
-    looks = {name: marker_of(i) for i, name in enumerate(systems)}
-    _pairs(figure, [(n, looks[s], x, c, y) for n, s, x, c, y in points], "MB")
+        look = looks.setdefault(row["system"], marker_of(len(looks)))
+        size = row["size_mib"] * 2**20 / 1e6
+        points.append((shown, look, size, count * bits / 8e6, row["value"]))
+    title = title or (
+        "One or two bits a weight keep more score at a tenth of the size than fewer layers alone"
+    )
+    figure = new_figure(title, 430)
+    _pairs(figure, points, "MB")
     figure.add_vline(x=100, line={"color": COLOURS[0], "width": 2})
     for x, anchor, text in ((92, "right", "← quantization"), (108, "left", "layer reduction →")):
         figure.add_annotation(
             x=math.log10(x), y=1, yref="y domain", xanchor=anchor, yanchor="top", text=text,
             showarrow=False, font={"color": COLOURS[0], "size": 12},
         )  # fmt: skip
-    _name(figure, points)
-    figure.update_xaxes(type="log", title_text="size, MB", tickvals=[5, 10, 20, 50, 100, 200, 500],
+    figure.update_xaxes(title_text="size, MB", tickvals=[5, 10, 20, 50, 100, 200, 500],
                         range=[math.log10(4), math.log10(700)])  # fmt: skip
-    figure.update_yaxes(title_text="GLUE score, mean of 8 tasks")
-    return _legend(figure)
+    return _finish(figure, points, "GLUE score, mean of 8 tasks")
 
 
 def glue_against_gflops(title: str | None = None) -> go.Figure:
@@ -309,19 +271,15 @@ def glue_against_gflops(title: str | None = None) -> go.Figure:
     for row in rows:
         at = dates.index(str(row["release"]))
         look = {"symbol": SYMBOLS[at], "color": colours[at], "size": 10, "line": {"width": 0}}
-        computed = break_down(_SAME[str(row["system"])]).flops() / 1e9
-        points.append((str(row["system"]), look, row["gflops"], computed, row["value"]))
+        name = str(row["system"]).lower().replace(" ", "-")
+        computed = break_down(_SAME.get(name, name)).flops() / 1e9
+        points.append((row["system"], look, row["gflops"], computed, row["value"]))
     _pairs(figure, points, "GFLOPs")
     for at, date in enumerate(dates):
-        figure.add_scatter(
-            x=[None], y=[None], mode="markers", name=date,
-            marker={"symbol": SYMBOLS[at], "color": colours[at], "size": 10},
-        )  # fmt: skip
-    _name(figure, points)
-    figure.update_xaxes(type="log", title_text="GFLOPs", tickvals=[2, 5, 10, 20, 50, 100],
+        _entry(figure, date, {"symbol": SYMBOLS[at], "color": colours[at], "size": 10})
+    figure.update_xaxes(title_text="GFLOPs", tickvals=[2, 5, 10, 20, 50, 100],
                         range=[math.log10(2), math.log10(130)])  # fmt: skip
-    figure.update_yaxes(title_text="GLUE score")
-    return _legend(figure)
+    return _finish(figure, points, "GLUE score")
 
 
 def _pairs(figure: go.Figure, points: Sequence[tuple], unit: str) -> None:
@@ -331,12 +289,9 @@ def _pairs(figure: go.Figure, points: Sequence[tuple], unit: str) -> None:
             x=[printed, computed], y=[score, score], mode="lines", hoverinfo="skip",
             line={"color": GREY, "width": 1}, showlegend=False,
         )  # fmt: skip
-        hollow = look | {
-            "symbol": f"{look['symbol']}-open",
-            "line": {"width": 2, "color": look["color"]},
-        }
+        hollow = {"symbol": f"{look['symbol']}-open", "line": {"width": 2, "color": look["color"]}}
         for x, marker, how in (
-            (printed, hollow, "read off the figure"),
+            (printed, look | hollow, "read off the figure"),
             (computed, look | {"size": 7}, "computed"),
         ):
             figure.add_scatter(
@@ -345,15 +300,18 @@ def _pairs(figure: go.Figure, points: Sequence[tuple], unit: str) -> None:
             )  # fmt: skip
 
 
-def _name(figure: go.Figure, points: Sequence[tuple]) -> None:
+def _entry(figure: go.Figure, name: str, marker: dict) -> None:
+    """A line of the legend that stands for no single point."""
+    figure.add_scatter(x=[None], y=[None], mode="markers", name=name, marker=marker)
+
+
+def _finish(figure: go.Figure, points: Sequence[tuple], score: str) -> go.Figure:
+    """Names beside the hollow points, axes, and what hollow and filled mean."""
     named = [(x, y, name) for name, _, x, _, y in points]
-    label_points(figure, [*named, *((x, y, "") for _, _, _, x, y in points)], 360, "")
-
-
-def _legend(figure: go.Figure) -> go.Figure:
+    label_points(figure, [*named, *((x, y, "") for _, _, _, x, y in points)], 360)
+    figure.update_xaxes(type="log")
+    figure.update_yaxes(title_text=score)
+    look = {"color": GREY, "size": 9, "line": {"width": 2}}
     for name, symbol in (("read off the figure", "circle-open"), ("computed here", "circle")):
-        figure.add_scatter(
-            x=[None], y=[None], mode="markers", name=name,
-            marker={"symbol": symbol, "color": GREY, "size": 9, "line": {"width": 2}},
-        )  # fmt: skip
+        _entry(figure, name, {"symbol": symbol, **look})
     return figure.update_layout(margin_b=90, height=figure.layout.height + 40)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -10,12 +11,13 @@ import numpy as np
 import plotly.graph_objects as go
 
 from xtclib.artefact.ledger import Entry
+from xtclib.figures.quantization import level_count
 from xtclib.figures.style import (
     COLOURS,
-    DASHES,
     GREY,
     label_points,
-    log_ticks,
+    line_of,
+    log_axis,
     marker_of,
     new_figure,
 )
@@ -33,10 +35,7 @@ def widths(title: str | None = None) -> go.Figure:
     ([1, 1.6, 2, 4, 8], [1.0, 1.585, 1.585, 3.907, 7.994])
     """
     names = [f"{scheme}, {bits:g} bit{'s' * (bits > 1)}" for scheme, bits in _CODECS]
-    limits = []
-    for scheme, _ in _CODECS:
-        low, high = Scheme.parse(scheme).levels
-        limits.append(math.log2(2 if scheme == "binary" else high - low + 1))
+    limits = [math.log2(level_count(Scheme.parse(scheme))) for scheme, _ in _CODECS]
     stored = [bits if bits == TRIT else storage_bits(bits) for _, bits in _CODECS]
     figure = new_figure(
         title or "Two bits waste a fifth on three values; five trits in a byte waste 1 %", 240
@@ -77,20 +76,17 @@ def speed(rows: Sequence[Mapping], title: str | None = None) -> go.Figure:
             figure.add_scatter(
                 x=[r["length"] for r in here], y=[1 / r["ratio"] for r in here], name=name,
                 mode="lines+markers", legendgroup=name, showlegend=panel == 1,
-                marker=marker_of(i, size=9), line={"dash": DASHES[i % len(DASHES)], "width": 2},
-                line_color=COLOURS[i % len(COLOURS)], row=panel, col=1,
+                marker=marker_of(i, size=9), line=line_of(i, width=2), row=panel, col=1,
                 customdata=[r["median"] for r in here],
                 hovertemplate=f"{name}, length %{{x}}<br>%{{y:.2f}} × as fast, "
                 "%{customdata:.1f} ms<extra></extra>",
             )  # fmt: skip
     for panel in range(1, len(batches) + 1):
         figure.add_hline(y=1, line={"color": GREY, "dash": "dot"}, row=panel, col=1)
-    ratios = [1 / row["ratio"] for row in rows]
-    ticks = log_ticks(min(ratios), max(ratios))
     figure.update_xaxes(type="log", tickvals=lengths, ticktext=[str(n) for n in lengths])
     figure.update_xaxes(title_text="tokens in each sequence", row=len(batches), col=1)
-    figure.update_yaxes(type="log", title_text=f"× as fast as {base}", tickvals=ticks,
-                        ticktext=[f"{t:g}" for t in ticks])  # fmt: skip
+    ratios = [1 / row["ratio"] for row in rows]
+    figure.update_yaxes(title_text=f"× as fast as {base}", **log_axis(ratios))
     return figure.update_layout(margin_b=60 + 24 * math.ceil(len(names) / 2))
 
 
@@ -105,10 +101,11 @@ def size_and_speed(
     ((batch, length),) = shape
     best = next((r for r in rows if r["runtime"] == "ONNX packed"), rows[-1])
     smaller = sizes[base] / sizes[best["runtime"]]
-    figure = new_figure(
-        title or f"{best['runtime']}: a file {smaller:.0f} × smaller, {1 / best['ratio']:.1f} × "
-        f"as fast as {base}", 380,
-    )  # fmt: skip
+    title = title or (
+        f"{best['runtime']}: a file {smaller:.0f} × smaller, {1 / best['ratio']:.1f} × as fast as "
+        f"{base}"
+    )
+    figure = new_figure(title, 380)
     points = []
     for i, row in enumerate(rows):
         x, y = sizes[row["runtime"]] / 1e6, 1 / row["ratio"]
@@ -118,12 +115,8 @@ def size_and_speed(
             showlegend=False,
             hovertemplate=f"{row['runtime']}<br>%{{x:.3g}} MB, %{{y:.2f}} ×<extra></extra>",
         )  # fmt: skip
-    label_points(figure, points, 360, "")
-    ticks = log_ticks(min(p[0] for p in points) / 1.5, max(p[0] for p in points) * 1.5)
-    figure.update_xaxes(type="log", title_text="file, MB", tickvals=ticks,
-                        ticktext=[f"{t:g}" for t in ticks],
-                        range=[math.log10(min(p[0] for p in points) / 1.8),
-                               math.log10(max(p[0] for p in points) * 1.8)])  # fmt: skip
+    label_points(figure, points, 360)
+    figure.update_xaxes(title_text="file, MB", **log_axis([p[0] for p in points], 1.5, 1.8))
     figure.update_yaxes(title_text=f"× as fast as {base}, batch {batch}, length {length}")
     return figure
 
@@ -163,7 +156,7 @@ def noise(lines: Mapping[str, Sequence[float]], title: str | None = None) -> go.
     for i, (name, values) in enumerate(lines.items()):
         figure.add_scatter(
             x=list(range(len(values))), y=list(values), name=name, mode="lines+markers",
-            marker=marker_of(i, size=8), line={"dash": DASHES[i], "color": COLOURS[i]},
+            marker=marker_of(i, size=8), line=line_of(i),
             hovertemplate=f"{name}, after layer %{{x}}: %{{y:.1e}}<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title_text="layer (0: embeddings)", dtick=1 if len(values) < 14 else 2)
@@ -180,23 +173,18 @@ def ledger(entries: Sequence[Entry], title: str | None = None) -> go.Figure:
     >>> figure.data[0].ids, figure.data[0].values
     (('file', 'embeddings', 'embeddings/word_embeddings.weight'), (8, 8, 8))
     """
-    paths = {entry.tensor: _place(entry.tensor) for entry in entries}
     sizes: dict[str, int] = {}
     notes: dict[str, str] = {}
     for entry in entries:
-        path = paths[entry.tensor]
-        parts = path.split("/")
-        for key in ("file", *("/".join(parts[: i + 1]) for i in range(len(parts)))):
+        path = _place(entry.tensor)
+        for key in ("file", *itertools.accumulate(path.split("/"), "{}/{}".format)):
             sizes[key] = sizes.get(key, 0) + entry.bytes
         bits = f", {entry.bits:.3g} bits a value" if entry.values else ""
         notes[path] = f"{entry.dtype} {' × '.join(map(str, entry.shape))}{bits}"
     tops = [k for k in sizes if k != "file" and "/" not in k]
     largest = max(tops, key=sizes.__getitem__)
-    title = (
-        title
-        or f"{100 * sizes[largest] / sizes['file']:.0f} % of the file's bytes are its {largest}"
-    )
-    figure = new_figure(title, 360)
+    share = 100 * sizes[largest] / sizes["file"]
+    figure = new_figure(title or f"{share:.0f} % of the file's bytes are its {largest}", 360)
     colours = {top: COLOURS[i % len(COLOURS)] for i, top in enumerate(tops)}
     ids = ["file", *(k for k in sizes if k != "file")]
     figure.add_treemap(

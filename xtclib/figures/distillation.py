@@ -13,21 +13,16 @@ from xtclib.distillation.objective import Objective
 from xtclib.distillation.terms import TERMS
 from xtclib.figures.style import COLOURS, GREY, new_figure
 
-_ALIKE = {  # terms that differ in how, not in what they compare, share a mark
-    "labels": ("labels", "x"),
-    "logits": ("logits", "star"),
-    "hidden_states": ("hidden states", "circle"),
-    "embeddings": ("hidden states", "circle"),
-    "cosine": ("hidden states", "circle"),
-    "patience": ("first token", "diamond"),
-    "attention_scores": ("attention maps", "square"),
-    "attention_probabilities": ("attention maps", "square"),
-    "attention_divergence": ("attention maps", "square"),
-    "query_relations": ("relations", "triangle-up"),
-    "key_relations": ("relations", "triangle-up"),
-    "value_relations": ("relations", "triangle-up"),
-}
-_ORDER = tuple(dict.fromkeys(kind for kind, _ in _ALIKE.values()))
+_MARKS = {  # terms that differ in how, not in what they compare, share a mark
+    "labels": ("x", ("labels",)),
+    "logits": ("star", ("logits",)),
+    "hidden states": ("circle", ("hidden_states", "embeddings", "cosine")),
+    "first token": ("diamond", ("patience",)),
+    "attention maps": ("square", ("attention_scores", "attention_probabilities",
+                                  "attention_divergence")),
+    "relations": ("triangle-up", ("query_relations", "key_relations", "value_relations")),
+}  # fmt: skip
+_KIND = {term: kind for kind, (_, terms) in _MARKS.items() for term in terms}
 
 
 def what_is_matched(
@@ -49,9 +44,8 @@ def what_is_matched(
     figure = new_figure(title, 90 + 46 * len(names))
     marks = {name: _marks(objectives[name], student, teacher) for name in names}
     drawn = {kind for found in marks.values() for kind in found}
-    symbols = dict(_ALIKE.values()) | dict.fromkeys(
-        drawn - {*_ORDER}, "cross"
-    )  # terms of one's own
+    symbols = {kind: symbol for kind, (symbol, _) in _MARKS.items()}
+    symbols |= dict.fromkeys(drawn - symbols.keys(), "cross")  # terms of one's own
     for place, (kind, symbol) in enumerate(symbols.items()):
         x, y, text = [], [], []
         for row, name in enumerate(names):
@@ -86,7 +80,7 @@ def _marks(stages, student: int, teacher: int) -> dict[str, set[tuple[float, str
                 side = -0.2 if name == "labels" else 0.2
                 found.setdefault(name, set()).add((student + 1 + side, ""))
         for match in objective.matches:
-            kind = _ALIKE.get(match.term, (match.term, ""))[0]
+            kind = _KIND.get(match.term, match.term)
             pairs = match.pairs(student, teacher, objective.layer_map)
             found.setdefault(kind, set()).update((i, str(j) if j else "e") for i, j in pairs)
     return found
@@ -109,11 +103,11 @@ def temperature(logits: Tensor, temperatures: Sequence[float] = (1, 2, 5, 20)) -
     """Softened probabilities of one row of logits (classes,), a group of bars for each class."""
     shares = [(logits / t).softmax(-1).tolist() for t in temperatures]
     entropy = [-sum(p * torch.tensor(p).log().item() for p in row if p > 0) for row in shares]
-    figure = new_figure(
+    title = (
         f"From T = {temperatures[0]:g} to {temperatures[-1]:g} the entropy rises from "
-        f"{entropy[0]:.2f} to {entropy[-1]:.2f}; the order of the classes stays",
-        300,
+        f"{entropy[0]:.2f} to {entropy[-1]:.2f}; the order of the classes stays"
     )
+    figure = new_figure(title, 300)
     patterns = ("", "/", "x", ".", "-", "+")
     for i, (t, row) in enumerate(zip(temperatures, shares, strict=True)):
         figure.add_bar(
@@ -152,16 +146,15 @@ def layer_map(
         y=[0, 1, None] * len(mapping), mode="lines", line={"color": COLOURS[1], "width": 2},
         showlegend=False, hoverinfo="skip",
     )  # fmt: skip
-    for x, y, name, i in (
-        (list(range(teacher + 1)), 1, "teacher", 0), (place, 0, "student", 2),
+    states = list(range(teacher + 1))
+    colours = [GREY if state in unused else COLOURS[0] for state in states]
+    for x, y, name, colour in (
+        (states, 1, "teacher", colours), (place, 0, "student", [COLOURS[2]] * len(place)),
     ):  # fmt: skip
-        labels = ["E", *map(str, range(1, len(x)))]
-        quiet = [y == 1 and s in unused for s in range(len(x))]
         figure.add_scatter(
-            x=x, y=[y] * len(x), mode="markers+text", text=labels, name=name, showlegend=False,
-            textfont={"color": "white", "size": 12},
-            marker={"symbol": "square", "size": 22, "color": [GREY if q else COLOURS[i]
-                                                              for q in quiet]},
+            x=x, y=[y] * len(x), mode="markers+text", text=["E", *map(str, range(1, len(x)))],
+            name=name, showlegend=False, textfont={"color": "white", "size": 12},
+            marker={"symbol": "square", "size": 22, "color": colour},
             hovertemplate=f"{name}, state %{{text}}<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(visible=False, range=[-0.7, teacher + 0.7])

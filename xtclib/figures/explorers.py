@@ -16,7 +16,7 @@ from xtclib.bert import encoder_layers
 from xtclib.costs.breakdown import break_down
 from xtclib.distillation.losses import layer_map
 from xtclib.distillation.terms import LAYER_MAPS
-from xtclib.figures import costs, distillation, pruning, records
+from xtclib.figures import costs, deployment, distillation, pruning, quantization
 from xtclib.techniques.base import apply_all
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.pruning.structured import PruneHeads
@@ -50,34 +50,22 @@ def quantization_explorer(tensor: Tensor, bits: int = 2) -> ui.VBox:
     """
     tensor = tensor.detach().float().cpu()
     largest = float(tensor.abs().max())
-    slider = ui.IntSlider(bits, min=1, max=8, description="bits", continuous_update=False)
+    slider = ui.IntSlider(bits, min=1, max=8, description="bits")
     groups = ui.Dropdown(options=["tensor", "row"], description="one scale a")
-    cut = ui.IntSlider(
-        100, min=10, max=100, step=5, description="clip, % of max", continuous_update=False
-    )
-    for control in (slider, groups, cut):
-        control.style.description_width = "7em"
+    cut = ui.IntSlider(100, min=10, max=100, step=5, description="clip, % of max")
     sentence = ui.HTML()
 
-    def chosen() -> Scheme:
+    def make() -> go.Figure:
         clip = None if cut.value == 100 else largest * cut.value / 100
-        return scheme(slider.value, groups.value, clip)
-
-    def describe() -> None:
-        error = 100 * relative_error(tensor, chosen())
+        chosen = scheme(slider.value, groups.value, clip)
+        error = 100 * relative_error(tensor, chosen)
         sentence.value = (
-            f"<b>{chosen()}</b>: relative error {error:.3g} %, {slider.value} bit"
+            f"<b>{chosen}</b>: relative error {error:.3g} %, {slider.value} bit"
             f"{'s' * (slider.value > 1)} a weight"
         )
+        return quantization.quantization_curve(tensor, chosen)
 
-    def make() -> go.Figure:
-        describe()
-        return records.quantization_curve(tensor, chosen())
-
-    view, draw = _live(make)
-    for control in (slider, groups, cut):
-        control.observe(draw, "value")
-    return ui.VBox([view, ui.VBox([slider, groups, cut]), sentence])
+    return _explorer(make, [slider, groups, cut], sentence)
 
 
 def breakdown_explorer(
@@ -100,29 +88,23 @@ def breakdown_explorer(
         ),
     }
     for name, control in sliders.items():
-        control.description, control.continuous_update = name, False
-        control.style.description_width = "7em"
+        control.description = name
     sentence = ui.HTML()
 
     def make() -> go.Figure:
+        length, batch, layers, width, vocabulary = (c.value for c in sliders.values())
         config = BertConfig(
-            vocab_size=sliders["vocabulary"].value,
-            hidden_size=sliders["width"].value,
-            num_hidden_layers=sliders["layers"].value,
-            num_attention_heads=max(sliders["width"].value // 64, 1),
-            intermediate_size=4 * sliders["width"].value,
-        )
-        found = break_down(config, sliders["batch"].value, sliders["length"].value, extend=True)
+            vocab_size=vocabulary, hidden_size=width, num_hidden_layers=layers,
+            num_attention_heads=max(width // 64, 1), intermediate_size=4 * width,
+        )  # fmt: skip
+        found = break_down(config, batch, length, extend=True)
         sentence.value = (
             f"<b>{found.parameters / 1e6:.1f} M parameters, {found.flops() / 1e9:.3g} GFLOPs</b>; "
             "a head is 64 wide, feed-forward 4 × the width"
         )
         return costs.shares(replace(found, model="this BERT"))
 
-    view, redraw = _live(make)
-    for control in sliders.values():
-        control.observe(redraw, "value")
-    return ui.VBox([view, ui.VBox(list(sliders.values())), sentence])
+    return _explorer(make, list(sliders.values()), sentence)
 
 
 _WEIGHTS = {  # scheme, and the width of ternary weights
@@ -154,34 +136,27 @@ def size_explorer(config: PretrainedConfig, layers: int | None = None) -> ui.VBo
         "length": ui.SelectionSlider(options=[*shorter, positions], value=positions),
     }
     for name, control in controls.items():
-        control.description, control.continuous_update = name, False
-        control.style.description_width = "7em"
+        control.description = name
     sentence = ui.HTML()
     full = 4 * break_down(config).parameters
 
     def make() -> go.Figure:
-        scheme_, width = _WEIGHTS[controls["weights"].value]
+        layers, weights, pooler, table, length = (c.value for c in controls.values())
+        scheme_, width = _WEIGHTS[weights]
         techniques = [
             Quantize(scheme_, f"{scheme_}-row"),
-            Storage(*(rest[controls[n].value] for n in ("pooler", "positions")),
-                    controls["length"].value, width),
-        ]  # fmt: skip
-        if controls["layers"].value < depth:
-            techniques.insert(0, LayerReduction(layers=controls["layers"].value))
+            Storage(rest[pooler], rest[table], length, width),
+        ]
+        if layers < depth:
+            techniques.insert(0, LayerReduction(layers=layers))
         entries = plan(config, techniques)
         size, least = sum(e.bytes for e in entries), sum(e.minimum for e in entries)
-        sentence.value = (
-            f"<b>{size / 1e6:.2f} MB, {full / size:.0f} × smaller than fp32</b>, "
-            f"{100 * (size / least - 1):.1f} % above the minimum of its widths"
-        )
-        return records.ledger(
-            entries, f"{size / 1e6:.2f} MB, {full / size:.0f} × smaller than fp32"
-        )
+        smaller = f"{size / 1e6:.2f} MB, {full / size:.0f} × smaller than fp32"
+        above = 100 * (size / least - 1)
+        sentence.value = f"<b>{smaller}</b>, {above:.1f} % above the minimum of its widths"
+        return deployment.ledger(entries, smaller)
 
-    view, redraw = _live(make)
-    for control in controls.values():
-        control.observe(redraw, "value")
-    return ui.VBox([view, ui.VBox(list(controls.values())), sentence])
+    return _explorer(make, list(controls.values()), sentence)
 
 
 def pruning_explorer(
@@ -197,9 +172,6 @@ def pruning_explorer(
     zeros = ui.IntSlider(sparsity, min=0, max=95, step=5, description="zeros, %")
     kept = ui.IntSlider(heads, min=1, max=heads, description="heads a layer")
     criterion = ui.Dropdown(options=["magnitude", "random"], description="criterion")
-    for control in (zeros, kept, criterion):
-        control.continuous_update = False
-        control.style.description_width = "7em"
     sentence = ui.HTML()
 
     def make() -> go.Figure:
@@ -216,10 +188,7 @@ def pruning_explorer(
         )
         return pruning.mask(encoder_layers(small)[0].intermediate.dense.mask)
 
-    view, redraw = _live(make)
-    for control in (zeros, kept, criterion):
-        control.observe(redraw, "value")
-    return ui.VBox([view, ui.VBox([zeros, kept, criterion]), sentence])
+    return _explorer(make, [zeros, kept, criterion], sentence)
 
 
 def distillation_explorer(logits: Tensor, student: int = 6, teacher: int = 12) -> ui.VBox:
@@ -232,9 +201,6 @@ def distillation_explorer(logits: Tensor, student: int = 6, teacher: int = 12) -
     heat = ui.FloatLogSlider(2, min=-0.5, max=2, step=0.1, base=10, description="temperature")
     depth = ui.IntSlider(student, min=1, max=teacher, description="layers")
     kind = ui.Dropdown(options=list(LAYER_MAPS), description="layer map")
-    for control in (heat, depth, kind):
-        control.continuous_update = False
-        control.style.description_width = "7em"
     heat.value = 2
     sentence = ui.HTML()
 
@@ -245,33 +211,38 @@ def distillation_explorer(logits: Tensor, student: int = 6, teacher: int = 12) -
         layers = layer_map(depth.value, teacher, kind.value)
         taught = f"the last of {teacher} layers teaches" + " nobody" * (layers[-1] != teacher)
         sentence.value = f"<b>{kind.value}</b>: {layers}; {taught}"
-        return records.layer_map(depth.value, teacher, layers)
+        return distillation.layer_map(depth.value, teacher, layers)
 
-    above, redraw_above = _live(soft)
-    below, redraw_below = _live(mapping)
-    heat.observe(redraw_above, "value")
-    for control in (depth, kind):
-        control.observe(redraw_below, "value")
-    return ui.VBox([above, heat, below, ui.VBox([depth, kind]), sentence])
+    above, below = _view(soft, [heat]), _explorer(mapping, [depth, kind], sentence)
+    return ui.VBox([above, heat, *below.children])
 
 
-def _live(make: Callable[[], go.Figure]) -> tuple[ui.DOMWidget, Callable]:
-    """A view of ``make()``, and what draws it anew: in place where ``anywidget`` is installed."""
+def _explorer(make: Callable[[], go.Figure], controls: list, sentence: ui.HTML) -> ui.VBox:
+    """A figure, its controls, and the sentence that ``make`` writes."""
+    return ui.VBox([_view(make, controls), ui.VBox(controls), sentence])
+
+
+def _view(make: Callable[[], go.Figure], controls: list) -> ui.DOMWidget:
+    """``make()``, drawn anew with every control: in place where ``anywidget`` is installed."""
     if importlib.util.find_spec("anywidget"):
-        figure = go.FigureWidget(make())
+        view = go.FigureWidget(make())
 
         def redraw(*_) -> None:
             new = make()
-            figure.data = ()
-            figure.add_traces(new.data)
-            figure.update_layout(new.layout, overwrite=True)
+            view.data = ()
+            view.add_traces(new.data)
+            view.update_layout(new.layout, overwrite=True)
 
-        return figure, redraw
-    view = ui.Output()
+    else:
+        view = ui.Output()
 
-    def redraw(*_) -> None:
-        view.outputs = ()
-        view.append_display_data(make())
+        def redraw(*_) -> None:
+            view.outputs = ()
+            view.append_display_data(make())
 
-    redraw()
-    return view, redraw
+        redraw()
+    for control in controls:
+        control.continuous_update = False
+        control.style.description_width = "7em"
+        control.observe(redraw, "value")
+    return view

@@ -9,7 +9,7 @@ from statistics import mean
 import plotly.graph_objects as go
 from torch import Tensor
 
-from xtclib.figures.style import COLOURS, DASHES, GREY, label_ends, marker_of, new_figure
+from xtclib.figures.style import COLOURS, GREY, label_ends, line_of, marker_of, new_figure, whiskers
 from xtclib.recipes.recipe import load, names
 from xtclib.records import Record, grouped
 from xtclib.techniques.pruning.sensitivity import Point
@@ -33,19 +33,18 @@ def sensitivity(points: Sequence[Point], base: float, title: str | None = None) 
         shares, scores = zip(*((0.0, base), *lines[part]), strict=True)
         figure.add_scatter(
             x=[100 * s for s in shares], y=scores, name=part, mode="lines+markers",
-            line={"color": COLOURS[i % len(COLOURS)], "dash": DASHES[i % len(DASHES)]},
-            marker=marker_of(i, size=8), showlegend=False,
+            line=line_of(i), marker=marker_of(i, size=8), showlegend=False,
             hovertemplate=f"{part}, %{{x:.0f}} % gone: %{{y:.1f}} %<extra></extra>",
         )  # fmt: skip
-    low, high = min(min(s for _, s in line) for line in lines.values()), base
-    span = max(high - low, 1.0)
+    low = min(point.score for point in points)
+    span = max(base - low, 1.0)
     label_ends(
         figure, [(0.0, lines[p][-1][1], f" {p}") for p in parts], 100 * last, span * 15 / 240
     )
     figure.update_layout(margin_r=120)
     figure.update_xaxes(title_text="weights set to zero, % of the part", range=[-2, 100 * last + 1])
     return figure.update_yaxes(
-        title_text="score, %, not trained after", range=[low - 0.08 * span, high + 0.08 * span]
+        title_text="score, %, not trained after", range=[low - 0.08 * span, base + 0.08 * span]
     )
 
 
@@ -137,37 +136,28 @@ def over_sparsity(
         )
     ends = {name: line[-1] for name, line in lines.items()}
     best = max(ends, key=lambda name: (ends[name][0], ends[name][1].mean))
-    teacher = mean(g.teacher for line in lines.values() for _, g in line)
+    groups = [g for line in lines.values() for _, g in line]
+    teacher, floor = mean(g.teacher for g in groups), mean(g.majority for g in groups)
     title = title or (
         f"At {ends[best][0]} % zeros {best} is ahead with {ends[best][1].mean:.1f}; "
         f"the teacher has {teacher:.1f}"
     )
     figure = new_figure(title, 320)
     for i, (name, line) in enumerate(lines.items()):
-        low, high = [g.low for _, g in line], [g.high for _, g in line]
-        means = [g.mean for _, g in line]
-        most = max(g.n for _, g in line)
+        low, means, high = zip(*((g.low, g.mean, g.high) for _, g in line), strict=True)
         figure.add_scatter(
             x=[share + 0.6 * (i - len(lines) / 2) for share, _ in line], y=means, name=name,
-            mode="lines+markers", marker=marker_of(i),
-            line={"color": COLOURS[i % len(COLOURS)], "dash": DASHES[i % len(DASHES)]},
-            error_y=None if most < 2 else {
-                "type": "data", "symmetric": False, "thickness": 1.5, "width": 4,
-                "array": [h - m for h, m in zip(high, means, strict=True)],
-                "arrayminus": [m - v for m, v in zip(means, low, strict=True)],
-            },
+            mode="lines+markers", marker=marker_of(i), line=line_of(i),
+            error_y=whiskers(low, means, high) if any(g.n > 1 for _, g in line) else None,
             hovertemplate=f"{name}: %{{y:.1f}} %<extra></extra>",
         )  # fmt: skip
-    for value, label, dash in (
-        (teacher, "teacher", "solid"),
-        (mean(g.majority for line in lines.values() for _, g in line), "majority", "dot"),
-    ):
+    for value, label, dash in ((teacher, "teacher", "solid"), (floor, "majority", "dot")):
         figure.add_hline(
             y=value, line={"color": GREY, "width": 1.5, "dash": dash}, annotation_text=label,
             annotation_position="top left",
         )  # fmt: skip
     figure.update_layout(margin_b=80)
-    seeds = max(g.n for line in lines.values() for _, g in line)
+    seeds = max(g.n for g in groups)
     spread = f"range of {seeds} seeds" if seeds > 1 else "one seed"
     shares = sorted({share for line in lines.values() for share, _ in line})
     figure.update_xaxes(

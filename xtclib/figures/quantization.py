@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from xtclib.figures.style import COLOURS, DASHES, GREY, log_ticks, marker_of, new_figure
+from xtclib.figures.style import GREY, line_of, log_axis, marker_of, new_figure
 from xtclib.techniques.quantization.quantizers import Scheme, quantize, relative_error
 
 
@@ -31,7 +31,7 @@ def quantization_curve(
     errors = [100 * relative_error(weights, s) for s in schemes]
     lowest = min(range(len(schemes)), key=errors.__getitem__)
     title = title or (
-        f"{_short(schemes[lowest])} leaves {_level_count(schemes[lowest])} values and loses "
+        f"{_short(schemes[lowest])} leaves {level_count(schemes[lowest])} values and loses "
         f"{errors[lowest]:.2g} % of the weights' norm"
     )
     panels = {
@@ -67,7 +67,8 @@ def _short(scheme: Scheme) -> str:
     return str(scheme).removesuffix("-tensor")
 
 
-def _level_count(scheme: Scheme) -> int:
+def level_count(scheme: Scheme) -> int:
+    """How many values a scheme has: 2, 3, or those from its lowest level to its highest."""
     low, high = scheme.levels
     return 2 if scheme.family == "binary" else high - low + 1
 
@@ -97,26 +98,20 @@ def error_by_bits(tensor: Tensor, title: str | None = None) -> go.Figure:
     names = ["binary", "ternary", *(f"int{k}" for k in range(3, 9))]
     bits = list(range(1, 9))
     errors = {
-        g: [100 * relative_error(tensor, f"{name}-{g}") for name in names]
-        for g in ("tensor", "row")
+        g: [100 * relative_error(tensor, f"{n}-{g}") for n in names] for g in ("tensor", "row")
     }
     first, last = errors["tensor"][0], errors["tensor"][-1]
-    figure = new_figure(
-        title
-        or f"One bit loses {first:.0f} % of the norm, eight bits {last:.2g} %; beyond three "
-        "each bit about halves it"
+    title = title or (
+        f"One bit loses {first:.0f} % of the norm, eight bits {last:.2g} %; beyond three each bit "
+        "about halves it"
     )
+    figure = new_figure(title)
     for i, (granularity, values) in enumerate(errors.items()):
         figure.add_scatter(
             x=bits, y=values, mode="lines+markers", marker=marker_of(i), customdata=names,
-            line={"color": COLOURS[i], "dash": DASHES[i], "width": 2},
-            name=f"one scale a {granularity}",
+            line=line_of(i, width=2), name=f"one scale a {granularity}",
             hovertemplate="%{customdata}: %{y:.3g} %<extra></extra>",
         )  # fmt: skip
     ends = [v for values in errors.values() for v in values]
-    ticks = log_ticks(min(ends) / 1.5, max(ends) * 1.5)
     figure.update_xaxes(title_text="bits a weight (1 binary, 2 ternary, then int)", tickvals=bits)
-    return figure.update_yaxes(
-        title_text="relative error, % of ‖w‖", type="log", tickvals=ticks,
-        ticktext=[f"{t:g}" for t in ticks],
-    )  # fmt: skip
+    return figure.update_yaxes(title_text="relative error, % of ‖w‖", **log_axis(ends, 1.5))

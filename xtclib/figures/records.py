@@ -1,59 +1,30 @@
-"""Figures: one look, one takeaway each, for light and dark pages and for narrow columns.
+"""Figures of records: recipes by size, score, budget, loss and time.
 
-Every function takes plain data and returns a plotly ``Figure`` whose title says in a sentence what
-there is to see. Those of records are here; those of tensors and files come from ``tensor_plots``,
-the look from ``plot_style``.
+Every figure function takes plain data and returns a plotly ``Figure`` whose title says in a
+sentence what there is to see.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, median
 
 import plotly.graph_objects as go
 
 from xtclib.costs.published import Row, table
-from xtclib.figures.costs import glue_against_gflops, glue_against_size
-from xtclib.figures.deployment import ledger
-from xtclib.figures.distillation import layer_map, scores_heatmap
-from xtclib.figures.quantization import error_by_bits, quantization_curve
 from xtclib.figures.style import (
     COLOURS,
-    DASHES,
     GREY,
-    alt,
+    label_bars,
     label_ends,
     label_points,
-    log_ticks,
+    line_of,
+    log_axis,
     marker_of,
     new_figure,
-    template,
-    themed,
+    whiskers,
 )
-from xtclib.records import Group, Record, common, grouped
-
-__all__ = [
-    "alt",
-    "bars",
-    "budgets",
-    "common",
-    "error_by_bits",
-    "glue_against_gflops",
-    "glue_against_size",
-    "grouped",
-    "latency",
-    "layer_map",
-    "ledger",
-    "loss_curves",
-    "published",
-    "quantization_curve",
-    "scores_heatmap",
-    "size_accuracy",
-    "template",
-    "themed",
-]
-MIB = 2**20
+from xtclib.records import Group, Record, grouped
 
 
 def published() -> list[Row]:
@@ -86,10 +57,11 @@ def size_accuracy(
 ) -> go.Figure:
     """Size on disk (MB, 10⁶ bytes) against score, with the range over seeds, and the teacher.
 
-    ``published``: rows as of ``plots.published()``; those with a size go, hollow, to a panel of
-    their own, since they are counted sizes on other data. MiB there become MB here.
+    ``published``: rows as of :func:`published`; those with a size go, hollow, to a panel of their
+    own, since they are counted sizes on other data. MiB there become MB here.
     """
     groups = grouped(records)
+    names = _names(groups)
     best = min(groups, key=lambda g: (g.bytes, -g.mean))
     title = title or (
         f"{best.recipe}, the smallest, is {best.teacher_bytes / best.bytes:.0f} × smaller than its "
@@ -99,38 +71,35 @@ def size_accuracy(
     panels = {"rows": 2, "cols": 1, "vertical_spacing": 0.14} if others else None
     figure = new_figure(title, 680 if others else 380, panels)
     at = {"row": 1, "col": 1} if others else {}
-    for i, (group, name) in enumerate(zip(groups, _names(groups), strict=True)):
+    points = []
+    for i, (g, name) in enumerate(zip(groups, names, strict=True)):
+        bars = whiskers([g.low], [g.mean], [g.high], color=COLOURS[i % len(COLOURS)])
         figure.add_scatter(
-            x=[group.bytes / 1e6], y=[group.mean], name=name, mode="markers", marker=marker_of(i),
-            error_y=_spread(group, COLOURS[i % len(COLOURS)]), showlegend=False,
-            hovertemplate=f"{name}<br>%{{x:.3g}} MB, %{{y:.1f}} % (n = {group.n})<extra></extra>",
+            x=[g.bytes / 1e6], y=[g.mean], name=name, mode="markers", marker=marker_of(i),
+            error_y=bars if g.n > 1 else None, showlegend=False,
+            hovertemplate=f"{name}<br>%{{x:.3g}} MB, %{{y:.1f}} % (n = {g.n})<extra></extra>",
             **at,
         )  # fmt: skip
-    teacher = (mean(g.teacher_bytes for g in groups), mean(g.teacher for g in groups))
+        points.append((g.bytes / 1e6, g.mean, name))
+    size, score = mean(g.teacher_bytes for g in groups) / 1e6, mean(g.teacher for g in groups)
     figure.add_scatter(
-        x=[teacher[0] / 1e6], y=[teacher[1]], name="teacher", mode="markers", showlegend=False,
+        x=[size], y=[score], name="teacher", mode="markers", showlegend=False,
         marker={"symbol": "star", "size": 14, "color": GREY},
         hovertemplate="teacher<br>%{x:.3g} MB, %{y:.1f} %<extra></extra>", **at,
     )  # fmt: skip
-    points = [(g.bytes / 1e6, g.mean, name) for g, name in zip(groups, _names(groups), strict=True)]
-    label_points(
-        figure, [*points, (teacher[0] / 1e6, teacher[1], "teacher")], 270 if others else 320, ""
-    )
-    spread = _seeds(groups)
-    _size_axis(figure, [p[0] for p in points] + [teacher[0] / 1e6], f"file on disk, MB ({spread})",
-               at)  # fmt: skip
-    figure.update_yaxes(title_text=_score_axis(groups), **at)
+    points.append((size, score, "teacher"))
+    label = f"file on disk, MB ({_seeds(groups)})"
+    _finish_panel(figure, points, 270 if others else 320, at, label, _score_axis(groups))
     if others:
         _published_panel(figure, others)
     return figure
 
 
 def _published_panel(figure: go.Figure, rows: Sequence[Mapping]) -> None:
-    systems = list(dict.fromkeys(row["system"] for row in rows))
     points = []
-    for i, system in enumerate(systems):
+    for i, system in enumerate(dict.fromkeys(row["system"] for row in rows)):
         own = [row for row in rows if row["system"] == system]
-        x = [row["size_mib"] * MIB / 1e6 for row in own]
+        x = [row["size_mib"] * 2**20 / 1e6 for row in own]
         y = [row["value"] for row in own]
         figure.add_scatter(
             x=x, y=y, name=system, mode="markers", marker=marker_of(i, hollow=True), row=2, col=1,
@@ -140,28 +109,17 @@ def _published_panel(figure: go.Figure, rows: Sequence[Mapping]) -> None:
             bits = f", {row['weight_bits']}-bit" if row["weight_bits"] != 32 else ""
             which = f" L{row['layers']}{bits}" if len(own) > 1 else ""
             points.append((a, b, system + which))
-    label_points(figure, points, 270, "2")
-    _size_axis(figure, [p[0] for p in points], "published: parameters × bits, MB",
-               {"row": 2, "col": 1})  # fmt: skip
-    figure.update_yaxes(title_text="GLUE, mean of 8 tasks, %", row=2, col=1)
+    _finish_panel(figure, points, 270, {"row": 2, "col": 1}, "published: parameters × bits, MB",
+                  "GLUE, mean of 8 tasks, %")  # fmt: skip
 
 
-def _spread(group: Group, colour: str) -> dict | None:
-    if group.n < 2:
-        return None
-    return {
-        "type": "data", "symmetric": False, "array": [group.high - group.mean],
-        "arrayminus": [group.mean - group.low], "color": colour, "thickness": 1.5, "width": 4,
-    }  # fmt: skip
-
-
-def _size_axis(figure: go.Figure, sizes: Sequence[float], title: str, at: dict) -> None:
-    low, high = min(sizes) / 1.8, max(sizes) * 1.8
-    ticks = log_ticks(low, high)
-    figure.update_xaxes(
-        type="log", title_text=title, range=[math.log10(low), math.log10(high)], tickvals=ticks,
-        ticktext=[f"{t:g}" for t in ticks], **at,
-    )  # fmt: skip
+def _finish_panel(
+    figure: go.Figure, points: Sequence[tuple], height: int, at: dict, x: str, y: str
+) -> None:
+    """Names beside the points of sizes against scores, and the panel's axes."""
+    label_points(figure, points, height, "2" if at.get("row") == 2 else "")
+    figure.update_xaxes(title_text=x, **log_axis([p[0] for p in points], 1.8, 1.8), **at)
+    figure.update_yaxes(title_text=y, **at)
 
 
 def bars(records: Iterable[Record], title: str | None = None) -> go.Figure:
@@ -189,11 +147,7 @@ def bars(records: Iterable[Record], title: str | None = None) -> go.Figure:
         marker={"symbol": "circle-open", "size": 8, "color": COLOURS[1], "line": {"width": 2}},
         showlegend=False, hovertemplate="%{y}: one seed, %{x:.1f} %<extra></extra>",
     )  # fmt: skip
-    for g, name in zip(groups, names, strict=True):
-        figure.add_annotation(
-            x=1, xref="paper", y=name, text=f"{g.mean:.1f}", showarrow=False, xanchor="right",
-            yanchor="middle",
-        )  # fmt: skip
+    label_bars(figure, {name: f"{g.mean:.1f}" for g, name in zip(groups, names, strict=True)})
     # Close together, their labels would lie on each other: let them lean apart.
     lean = ("left", "right") if abs(teacher - floor) < 16 else ("center", "center")
     lean = lean if teacher >= floor else lean[::-1]
@@ -222,12 +176,8 @@ def budgets(records: Iterable[Record], title: str | None = None) -> go.Figure:
         x = [order.index(g.budget) + 0.04 * (i - (len(recipes) - 1) / 2) for g in own]
         figure.add_scatter(
             x=x, y=[g.mean for g in own], name=recipe, mode="lines+markers", marker=marker_of(i),
-            line={"color": COLOURS[i % len(COLOURS)], "dash": DASHES[i % len(DASHES)], "width": 2},
-            error_y={
-                "type": "data", "symmetric": False, "array": [g.high - g.mean for g in own],
-                "arrayminus": [g.mean - g.low for g in own], "thickness": 1.5, "width": 4,
-            },
-            showlegend=False, customdata=[g.n for g in own],
+            line=line_of(i, width=2), showlegend=False, customdata=[g.n for g in own],
+            error_y=whiskers(*zip(*((g.low, g.mean, g.high) for g in own), strict=True)),
             hovertemplate=f"{recipe}: %{{y:.1f}} % (n = %{{customdata}})<extra></extra>",
         )  # fmt: skip
         ends.append((x[-1], own[-1].mean, recipe))
@@ -274,6 +224,10 @@ _TERMS = {
 }  # fmt: skip
 
 
+def _term(key: str) -> str:
+    return _TERMS.get(key, key.removeprefix("loss_").replace("_", " "))
+
+
 def loss_curves(records: Record | Iterable[Record], title: str | None = None) -> go.Figure:
     """The terms of the loss over optimizer steps, log axis; stages follow each other.
 
@@ -307,14 +261,13 @@ def loss_curves(records: Record | Iterable[Record], title: str | None = None) ->
     order = [t for t in _TERMS if t in lines] + sorted(set(lines) - set(_TERMS))
     figure = new_figure(title or _loss_takeaway(lines, order))
     for i, term in enumerate(order):
-        name = _TERMS.get(term, term.removeprefix("loss_").replace("_", " "))
+        name = _term(term)
         for j, (record, xs, ys) in enumerate(lines[term]):
-            marker = marker_of(i, size=7) | {"maxdisplayed": 7}
             figure.add_scatter(
                 x=xs, y=ys, name=name, legendgroup=term, showlegend=j == 0, mode="lines+markers",
-                line={"color": COLOURS[i % len(COLOURS)], "dash": DASHES[i % len(DASHES)],
-                      "width": 2.2 if len(records) == 1 else 1.2},
-                marker=marker, opacity=1 if len(records) == 1 else 0.75,
+                line=line_of(i, width=2.2 if len(records) == 1 else 1.2),
+                marker=marker_of(i, size=7) | {"maxdisplayed": 7},
+                opacity=1 if len(records) == 1 else 0.75,
                 hovertemplate=f"{record.recipe}, seed {record.seed}<br>{name}: %{{y:.3g}} after "
                 "%{x} steps<extra></extra>",
             )  # fmt: skip
@@ -322,20 +275,12 @@ def loss_curves(records: Record | Iterable[Record], title: str | None = None) ->
         figure.add_vline(x=offset, line={"color": GREY, "dash": "dot"}, annotation_text=name)
     figure.update_xaxes(title_text="optimizer steps", range=[0, steps * 1.03])
     values = [y for term in lines.values() for *_, ys in term for y in ys if y]
-    ticks = log_ticks(min(values) / 1.3, max(values) * 1.3)
-    return figure.update_yaxes(
-        title_text="loss, interval mean", type="log", tickvals=ticks,
-        ticktext=[f"{t:g}" for t in ticks],
-    )  # fmt: skip
+    return figure.update_yaxes(title_text="loss, interval mean", **log_axis(values, 1.3))
 
 
 def _loss_takeaway(lines: Mapping, order: Sequence[str]) -> str:
-    falls = {}
-    for term in order:
-        if term == "loss" and len(order) > 1:
-            continue
-        ratio = median(ys[0] / ys[-1] for *_, ys in lines[term])
-        falls[_TERMS.get(term, term.removeprefix("loss_").replace("_", " "))] = ratio
+    terms = [term for term in order if term != "loss"] or order
+    falls = {_term(t): median(ys[0] / ys[-1] for *_, ys in lines[t]) for t in terms}
     name = max(falls, key=falls.get)
     if falls[name] <= 1:
         return "No term of the loss falls in this training"
@@ -355,18 +300,11 @@ def latency(source: Iterable[Record] | Mapping, title: str | None = None) -> go.
     figure.add_bar(
         x=[t["median"] for t in rows], y=names, orientation="h", width=0.6, name="median",
         marker={"color": [GREY if n == "teacher" else COLOURS[0] for n in names], "opacity": 0.7},
-        error_x={
-            "type": "data", "symmetric": False, "array": [t["high"] - t["median"] for t in rows],
-            "arrayminus": [t["median"] - t["low"] for t in rows], "color": COLOURS[1],
-            "thickness": 2, "width": 5,
-        },
+        error_x=whiskers(*([t[k] for t in rows] for k in ("low", "median", "high")),
+                         color=COLOURS[1], thickness=2, width=5),
         showlegend=False, hovertemplate="%{y}: %{x:.2f} ms<extra></extra>",
     )  # fmt: skip
-    for name, t in zip(names, rows, strict=True):
-        figure.add_annotation(
-            x=1, xref="paper", y=name, text=f"{t['median']:.3g}", showarrow=False, xanchor="right",
-            yanchor="middle",
-        )  # fmt: skip
+    label_bars(figure, {name: f"{times[name]['median']:.3g}" for name in names})
     batch, length, device, threads = settings
     figure.update_xaxes(
         title_text=f"ms a batch of {batch} × {length} tokens<br>{device}, {threads} "
@@ -389,7 +327,6 @@ def _times(source: Iterable[Record] | Mapping) -> tuple[tuple, dict[str, dict[st
     found: dict[str, list[dict]] = {}
     for r in records:
         found.setdefault("teacher", []).append(r.latency["milliseconds"]["teacher"])
-    for r in records:
         found.setdefault(r.recipe, []).append(r.latency["milliseconds"]["student"])
     times = {
         name: {k: median(t[k] for t in runs) for k in ("low", "median", "high")}

@@ -7,9 +7,10 @@ on both.
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -22,6 +23,7 @@ _INK = {None: "#767676", False: "#333333", True: "#dddddd"}
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 _HEIGHT = 320
 _OFFSETS = (14, -14, 0, 28, -28, 42, -42, 56, -56, 70, -70)  # of a name above its point, in pixels
+_ANCHORS = (("center", 0, 0.5), ("left", 1, 0.0), ("right", -1, 1.0))  # side, share left of it
 
 
 def template(dark: bool | None = None) -> go.layout.Template:
@@ -78,11 +80,8 @@ def alt(figure: go.Figure) -> str:
         if axis.title.text and axis.title.text not in names:
             names.append(axis.title.text)
     axes = f" Axes: {'; '.join(names)}." if names else ""
-    return (
-        (figure.layout.title.text.rstrip(".") + "." + axes)
-        .replace("<br>", " ")
-        .replace("\u00a0", " ")
-    )
+    words = figure.layout.title.text.rstrip(".") + "." + axes
+    return words.replace("<br>", " ").replace("\u00a0", " ")
 
 
 def new_figure(
@@ -106,6 +105,29 @@ def marker_of(index: int, hollow: bool = False, size: int = 10) -> dict:
     }  # fmt: skip
 
 
+def line_of(index: int, **look: object) -> dict:
+    """The ``index``-th colour and dash, with what else ``look`` says of a line."""
+    return {"color": COLOURS[index % len(COLOURS)], "dash": DASHES[index % len(DASHES)], **look}
+
+
+def whiskers(
+    low: Iterable[float], middle: Sequence[float], high: Iterable[float], **look: object
+) -> dict:
+    """Error bars from ``low`` to ``high`` around ``middle``, a value a point each."""
+    return {
+        "type": "data", "symmetric": False, "thickness": 1.5, "width": 4,
+        "array": [h - m for h, m in zip(high, middle, strict=True)],
+        "arrayminus": [m - v for v, m in zip(low, middle, strict=True)], **look,
+    }  # fmt: skip
+
+
+def label_bars(figure: go.Figure, texts: Mapping[str, str]) -> None:
+    """The value of each horizontal bar, named as on the y axis, at the figure's right edge."""
+    for name, text in texts.items():
+        figure.add_annotation(x=1, xref="paper", y=name, text=text, showarrow=False,
+                              xanchor="right", yanchor="middle")  # fmt: skip
+
+
 def log_ticks(low: float, high: float) -> list[float]:
     """1, 2, 5, 10, … inside a range; powers of ten alone if it is long."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -113,8 +135,20 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [s * 10.0**p for p in powers for s in steps if low <= s * 10.0**p <= high]
 
 
+def log_axis(values: Sequence[float], ticks: float = 1.0, room: float | None = None) -> dict:
+    """A logarithmic axis for values, with ticks to a factor beyond them.
+
+    ``room``: the factor by which the axis goes on beyond them; by default plotly's choice.
+    """
+    places = log_ticks(min(values) / ticks, max(values) * ticks)
+    axis = {"type": "log", "tickvals": places, "ticktext": [f"{place:g}" for place in places]}
+    if room:
+        axis["range"] = [math.log10(min(values) / room), math.log10(max(values) * room)]
+    return axis
+
+
 def label_points(
-    figure: go.Figure, points: Sequence[tuple[float, float, str]], height: int, axis: str
+    figure: go.Figure, points: Sequence[tuple[float, float, str]], height: int, axis: str = ""
 ) -> None:
     """Names beside points, moved apart so that they overlap at 400 px neither points nor names."""
     width, line, letter = 320, 15, 6.2
@@ -131,34 +165,25 @@ def label_points(
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in spots]
     for (x, y), (_, value, name), log in zip(spots, points, logs, strict=True):
         wide = letter * len(name)
-        best = None
-        for up, anchor in ((u, a) for u in _OFFSETS for a in ("center", "left", "right")):
-            if up == 0 and anchor == "center":
+        options = []
+        for up, (anchor, side, before) in itertools.product(_OFFSETS, _ANCHORS):
+            if up == 0 and not side:
                 continue
-            shift = {"center": 0, "left": 9 if abs(up) < 10 else -4, "right": -9 if abs(up) < 10
-                     else 4}[anchor]  # fmt: skip
-            start = x + shift - {"center": wide / 2, "left": 0, "right": wide}[anchor]
+            shift = side * (9 if abs(up) < 10 else -4)
+            start = x + shift - before * wide
             box = (start, y + up - line / 2, start + wide, y + up + line / 2)
-            out = max(0, -box[0]) + max(0, box[2] - width) + max(0, -box[1]) + max(
-                0, box[3] - height)  # fmt: skip
+            out = sum(max(0, v) for v in (-box[0], box[2] - width, -box[1], box[3] - height))
             cost = 20 * out + abs(up) + sum(_overlap(box, t) for t in taken)
-            if best is None or cost < best[0]:
-                best = (cost, up, anchor, shift, box)
-        _, up, anchor, shift, box = best
+            options.append((cost, up, anchor, shift, box))
+        _, up, anchor, shift, box = min(options, key=lambda option: option[0])
         taken.append(box)
-        far = abs(up) > 14
+        far = abs(up) > 14  # then a line leads from the name to its point
+        how = {"ax": shift, "ay": -up, "arrowhead": 0, "arrowwidth": 1, "arrowcolor": GREY,
+               "standoff": 6} if far else {"xshift": shift, "yshift": up}  # fmt: skip
         figure.add_annotation(
             x=log, y=value, xref=f"x{axis}", yref=f"y{axis}", text=name, xanchor=anchor,
-            yanchor="middle", showarrow=far, font_size=12, **_leader(shift, up, far),
+            yanchor="middle", showarrow=far, font_size=12, **how,
         )  # fmt: skip
-
-
-def _leader(shift: float, up: float, line: bool) -> dict:
-    """How a name stands off its point by these pixels, with or without a line between them."""
-    if not line:
-        return {"xshift": shift, "yshift": up}
-    return {"ax": shift, "ay": -up, "arrowhead": 0, "arrowwidth": 1, "arrowcolor": GREY,
-            "standoff": 6}  # fmt: skip
 
 
 def _overlap(a: tuple, b: tuple) -> float:
