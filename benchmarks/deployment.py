@@ -18,13 +18,10 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification
 
-from xtclib import files, records
-from xtclib.artefact import format
+from xtclib import artefact, files, records
 from xtclib.costs import architectures
 from xtclib.deployment import runtimes
-from xtclib.techniques import apply_all
-from xtclib.techniques.pruning.depth import LayerReduction
-from xtclib.techniques.quantization.technique import Quantize, Storage
+from xtclib.techniques import LayerReduction, Quantize, Storage, apply_all
 
 
 def random_models(name: str, layers: int):
@@ -34,7 +31,7 @@ def random_models(name: str, layers: int):
     if layers and layers != model.config.num_hidden_layers:
         model = LayerReduction(layers=layers).apply(model).eval()
     chosen = [Quantize(), Storage(pooler="int8-row", positions="int8-row")]
-    return model, format.finalize(apply_all(model, chosen), chosen).eval()
+    return model, artefact.finalize(apply_all(model, chosen), chosen).eval()
 
 
 def shapes(text: str) -> list[tuple[int, int]]:
@@ -57,8 +54,8 @@ def main() -> None:
     if bool(args.artefact) != bool(args.teacher):
         parser.error("--teacher and --artefact go together: two folders")
     if args.artefact:
-        packed, _ = format.load(args.artefact)
-        fp32, _ = format.load(args.teacher)
+        packed, _ = artefact.load(args.artefact)
+        fp32, _ = artefact.load(args.teacher)
         name = f"{Path(args.artefact).name}, {fp32.config.num_hidden_layers} layers"
     else:
         fp32, packed = random_models(args.model, args.layers)

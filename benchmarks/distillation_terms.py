@@ -22,13 +22,11 @@ import torch
 from transformers import TrainingArguments
 
 from xtclib import records, teachers
-from xtclib.distillation.objective import Objective
-from xtclib.distillation.terms import TERMS
+from xtclib.distillation import TERMS, Objective
 from xtclib.files import write_json
-from xtclib.tasks.base import find_task
-from xtclib.techniques.pruning.depth import LayerReduction
-from xtclib.training.device import bf16_is_fast
-from xtclib.training.trainer import DistillationTrainer
+from xtclib.tasks import find_task
+from xtclib.techniques import LayerReduction
+from xtclib.training import DistillationTrainer, bf16_is_fast
 
 sys.path.insert(0, str(Path(__file__).parent))
 from step_cost import in_turns, random_batch, stepper  # noqa: E402 - the same step as there

@@ -16,11 +16,9 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification
 
-from xtclib.artefact import format
+from xtclib import artefact
 from xtclib.costs import architectures
-from xtclib.techniques import apply_all
-from xtclib.techniques.pruning.depth import LayerReduction
-from xtclib.techniques.quantization.technique import Quantize, Storage
+from xtclib.techniques import LayerReduction, Quantize, Storage, apply_all
 
 INT8 = {"pooler": "int8-row", "positions": "int8-row"}
 ROWS = (
@@ -44,7 +42,7 @@ def main() -> None:
     for name, layers, scheme, storage in ROWS:
         chosen = [Quantize(scheme, f"{scheme}-row"), Storage(**storage)]
         cut = [LayerReduction(layers=layers)] if layers < 12 else []
-        packed = format.finalize(apply_all(model.eval(), cut + chosen), chosen)
+        packed = artefact.finalize(apply_all(model.eval(), cut + chosen), chosen)
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder, "artefact")
             start = time.perf_counter()
@@ -52,7 +50,7 @@ def main() -> None:
             saved = time.perf_counter()
             AutoModelForSequenceClassification.from_pretrained(target)
             loaded = time.perf_counter()
-            size = (target / format.WEIGHTS).stat().st_size / 1e6
+            size = (target / artefact.WEIGHTS).stat().st_size / 1e6
         print(
             f"{name:<38}{layers:>7}{size:>9.2f}{full / size:>9.1f}×{saved - start:>9.2f}"
             f"{loaded - saved:>9.2f}"

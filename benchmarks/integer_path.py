@@ -18,11 +18,9 @@ import sys
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from xtclib import files, records, techniques
-from xtclib.artefact import format
+from xtclib import artefact, files, recipes, records, techniques
 from xtclib.costs import architectures, latency
-from xtclib.recipes import recipe
-from xtclib.techniques.quantization.packed import PackedLinear
+from xtclib.techniques.quantization import PackedLinear
 
 
 def shapes(text: str) -> list[tuple[int, int]]:
@@ -39,10 +37,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     config = architectures.config_of(args.model)
-    chosen = recipe.load(args.recipe).techniques
+    chosen = recipes.load(args.recipe).techniques
     model = AutoModelForSequenceClassification.from_config(config).eval()
     fake = techniques.apply_all(copy.deepcopy(model), chosen).eval()
-    packed = format.finalize(copy.deepcopy(fake), chosen).eval()
+    packed = artefact.finalize(copy.deepcopy(fake), chosen).eval()
     floating = copy.deepcopy(packed)
     for module in floating.modules():
         if isinstance(module, PackedLinear):
@@ -53,7 +51,7 @@ def main() -> None:
         "packed, floating point": floating,
         "packed, int8": packed,
     }
-    trains = format.unpack(copy.deepcopy(packed))
+    trains = artefact.unpack(copy.deepcopy(packed))
     rows, all_same = [], True
     for batch, length in args.shapes:
         generator = torch.Generator().manual_seed(0)

@@ -25,13 +25,10 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from xtclib import files, records
-from xtclib.artefact import format
+from xtclib import artefact, files, records
 from xtclib.costs import architectures
-from xtclib.techniques import apply_all
-from xtclib.techniques.pruning.depth import LayerReduction
-from xtclib.techniques.quantization.packed import PackedLinear
-from xtclib.techniques.quantization.technique import Quantize, Storage
+from xtclib.techniques import LayerReduction, Quantize, Storage, apply_all
+from xtclib.techniques.quantization import PackedLinear
 
 
 def status(key: str) -> float:
@@ -76,11 +73,11 @@ def make(folder: Path, config: BertConfig, layers: int) -> dict[str, float]:
     chosen = [Quantize(), Storage(pooler="int8-row", positions="int8-row")]
     if layers < config.num_hidden_layers:
         chosen.insert(0, LayerReduction(layers=layers))
-    packed = format.finalize(apply_all(model, chosen), chosen)
+    packed = artefact.finalize(apply_all(model, chosen), chosen)
     start = time.perf_counter()
     packed.save_pretrained(folder)
     seconds = time.perf_counter() - start
-    return {"saving": seconds, "file": (folder / format.WEIGHTS).stat().st_size / 1e6}
+    return {"saving": seconds, "file": (folder / artefact.WEIGHTS).stat().st_size / 1e6}
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from xtclib import files, records
 from xtclib.deployment import onnx, runtimes
 from xtclib.study.compress import Result, compress
 from xtclib.tasks import evaluation
-from xtclib.techniques.quantization.technique import with_activations
+from xtclib.techniques.quantization import with_activations
 
 
 def main() -> None:

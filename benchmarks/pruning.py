@@ -20,8 +20,8 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification
 
-from xtclib import records
-from xtclib.artefact import format, ledger
+from xtclib import artefact, records
+from xtclib.artefact import ledger
 from xtclib.costs import architectures, breakdown, latency
 from xtclib.files import write_json
 from xtclib.techniques import PruneHeads, PruneNeurons, PruneWidth, Sparsify, apply_all
@@ -52,7 +52,7 @@ def main() -> None:
     model = AutoModelForSequenceClassification.from_config(architectures.config_of(args.model))
     models, encoder, files, operations = {}, {}, {}, {}
     for name, cuts in CUTS.items():
-        models[name] = format.finalize(apply_all(copy.deepcopy(model.eval()), cuts), cuts).eval()
+        models[name] = artefact.finalize(apply_all(copy.deepcopy(model.eval()), cuts), cuts).eval()
         if cuts:
             with tempfile.TemporaryDirectory() as folder:
                 models[name].save_pretrained(Path(folder))

@@ -20,11 +20,9 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainingArguments
 
-from xtclib import teachers
-from xtclib.recipes import recipe
-from xtclib.tasks.base import find_task
-from xtclib.training.device import bf16_is_fast
-from xtclib.training.trainer import DistillationTrainer
+from xtclib import recipes, teachers
+from xtclib.tasks import find_task
+from xtclib.training import DistillationTrainer, bf16_is_fast
 
 
 def stepper(trainer: Trainer, batch: dict):
@@ -85,7 +83,7 @@ def main() -> None:
         ours = TrainingArguments(output_dir=folder, **common)
         steps = {"fine-tuning": stepper(Trainer(copy.deepcopy(model), plain), batch)}
         for name in options.recipes:
-            stage = recipe.load(name).stages[-1]
+            stage = recipes.load(name).stages[-1]
             student = copy.deepcopy(model)
             for technique in stage.techniques:
                 student = technique.apply(student)

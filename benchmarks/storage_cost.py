@@ -17,13 +17,11 @@ from pathlib import Path
 
 import transformers
 
-from xtclib import files, records
-from xtclib.artefact import format
+import xtclib as xtc
+from xtclib import artefact, files, recipes, records
 from xtclib.deployment import runtimes
-from xtclib.recipes import recipe
-from xtclib.study import compress
 from xtclib.tasks import evaluation
-from xtclib.techniques.quantization.technique import Storage
+from xtclib.techniques import Storage
 
 CHOICES = {
     "as trained, fp16": {},
@@ -54,23 +52,23 @@ def main() -> None:
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    run = compress.compress(
+    run = xtc.compress(
         args.recipe, args.task, "minilm", args.budget, 0, args.glue_dir, progress=False
     )
-    techniques = recipe.load(args.recipe).techniques
+    techniques = recipes.load(args.recipe).techniques
     ((name, split),) = run.data.evaluation.items()
     rows, base = [], None
     print(f"\n{args.recipe}, {args.task} {name}, {len(split.labels)} rows")
     for what, values in CHOICES.items():
         storage = Storage(**values)
-        model = format.finalize(storage.apply(copy.deepcopy(run.student)), [*techniques, storage])
+        model = artefact.finalize(storage.apply(copy.deepcopy(run.student)), [*techniques, storage])
         logits = evaluation.predict(model, run.tokenizer, split)
         base = logits if base is None else base
         task = run.data.task
         score = task.score(task.decide(logits), split.labels)
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
-            size = (Path(folder) / format.WEIGHTS).stat().st_size
+            size = (Path(folder) / artefact.WEIGHTS).stat().st_size
         row = {"what": what, "storage": values, "bytes": size, "metrics": score,
                **runtimes.agreement(base, logits)}  # fmt: skip
         rows.append(row)

@@ -15,7 +15,7 @@ from pathlib import Path
 import plotly.io as pio
 import torch
 
-from xtclib import records
+from xtclib import recipes, records
 from xtclib.cache import ROOT
 from xtclib.costs.breakdown import break_down, sweep
 from xtclib.deployment import runtimes
@@ -25,7 +25,6 @@ from xtclib.figures import deployment as deployment_plots
 from xtclib.figures import distillation as distillation_plots
 from xtclib.figures import pruning as pruning_plots
 from xtclib.figures import records as plots
-from xtclib.recipes import recipe as recipes
 from xtclib.records import RESULTS, Record, common
 
 WIDTH = 700

@@ -18,8 +18,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from xtclib import cache, files
 from xtclib.study import profiles
-from xtclib.tasks import base, evaluation, glue
-from xtclib.tasks.rows import Split
+from xtclib.tasks import Split, base, evaluation, glue
 
 COLUMNS = ("majority", "bag_of_words", "teacher")
 

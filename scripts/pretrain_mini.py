@@ -20,10 +20,9 @@ import torch
 from mini import tasks
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
-from xtclib.distillation.objective import Objective
-from xtclib.tasks.masked import MaskedWords
-from xtclib.training.budget import Budget
-from xtclib.training.trainer import Lesson, Run, train
+from xtclib.distillation import Objective
+from xtclib.tasks import MaskedWords
+from xtclib.training import Budget, Lesson, Run, train
 
 # Words first, then what they say of each other: the last two stages always guess the label words.
 EVENLY = {name: 1.0 for name in tasks.TASKS}

@@ -11,11 +11,11 @@ import re
 from collections import Counter
 from statistics import mean
 
+from xtclib import recipes
 from xtclib import records as results
 from xtclib.cache import ROOT
 from xtclib.deployment import runtimes
 from xtclib.files import write_text
-from xtclib.recipes import recipe
 
 GALLERY = (
     "minilm-size-accuracy", "deployment", "minilm-pruning", "minilm-distillation",
@@ -100,7 +100,7 @@ def table(records: list[results.Record]) -> str:
     first, size = records[0], records[0].teacher_bytes / 1e6
     rows = [["*teacher*", "", f"{first.teacher_score:.1f}", "", f"{size:.1f}", 1, 1, ""]]
     for (name, budget), group in sorted(groups.items(), key=lambda g: (-g[1][0].bytes, g[0])):
-        one, trains = group[0], recipe.load(name).trains
+        one, trains = group[0], recipes.load(name).trains
         rows.append([
             f"`{name}`", budget if trains else "none", spread([r.score for r in group]),
             f"{mean(r.score - r.teacher_score for r in group):+.1f}", f"{one.bytes / 1e6:.2f}",
@@ -139,7 +139,7 @@ def section() -> str:
             low = f"majority class {majority(chosen[0]):.1f}"
             parts.append(f"### {NAMES.get(task, task)} ({low})\n")
             for wanted, heading in FAMILIES.items():
-                some = [r for r in chosen if recipe.load(r.recipe).family == wanted]
+                some = [r for r in chosen if recipes.load(r.recipe).family == wanted]
                 parts += [f"{heading}\n", table(some) + "\n"] if some else []
     return "\n".join([*parts, deployed(), "", pruned(), "", compared()])
 
@@ -152,7 +152,7 @@ def systems() -> str:
     found = [[r for r in results.read(p) if r.task == task] for task, p in SHOWN]
     rows = []
     for system, name in ((system, name) for system, names in SYSTEMS.items() for name in names):
-        book = recipe.load(name)
+        book = recipes.load(name)
         *real, built_in = (longest([r for r in some if r.recipe == name]) for some in found)
         groups = [group for group in real if group] or [built_in]
         paper = re.search(r"arXiv:(\d+\.\d+)", book.source)

@@ -1,7 +1,8 @@
 """What is asked of a model. Importing the folder makes the tasks that come with it known."""
 
+from xtclib.tasks import glue  # noqa: F401
 from xtclib.tasks.base import Task, TaskData, find_task, register
-from xtclib.tasks.glue import TASKS, glue_score
-from xtclib.tasks.rows import Split
+from xtclib.tasks.masked import MaskedWords
+from xtclib.tasks.rows import Calibration, Split
 
-__all__ = ["TASKS", "Split", "Task", "TaskData", "find_task", "glue_score", "register"]
+__all__ = ["Calibration", "MaskedWords", "Split", "Task", "TaskData", "find_task", "register"]
