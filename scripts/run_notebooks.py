@@ -17,9 +17,11 @@ import re
 import shutil
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
+from itertools import repeat
 from pathlib import Path
 
 import nbformat
@@ -117,13 +119,13 @@ def title(notebook, default: str) -> str:
     return default
 
 
-def execute(run: Run, out: Path, given: dict, timeout: int, cwd: Path) -> None:
+def execute(run: Run, out: Path, given: dict, timeout: int, cwd: Path) -> Run:
     """Run one notebook; what it leaves in `out` says by its name how it went."""
     name = run.path.stem
     done, failed, built = (out / f"{name}{end}" for end in (".ipynb", ".failed.ipynb", ".html"))
     for stale in (done, failed, built):
         stale.unlink(missing_ok=True)
-    partial = out / ".running" / f"{name}.ipynb"
+    partial = out / f".running-{name}" / f"{name}.ipynb"
     partial.parent.mkdir(parents=True, exist_ok=True)
     partial.unlink(missing_ok=True)
     started = time.perf_counter()
@@ -142,9 +144,10 @@ def execute(run: Run, out: Path, given: dict, timeout: int, cwd: Path) -> None:
         notebook = without_widgets(nbformat.read(partial, as_version=4))
         notebook.metadata.pop("papermill", None)  # holds paths of this machine
         nbformat.write(notebook, partial)
-        (out / ".running" / built.name).write_text(page(notebook, run.title, cwd), encoding="utf-8")
+        made = partial.with_suffix(".html")
+        made.write_text(page(notebook, run.title, cwd), encoding="utf-8")
         partial.replace(done)
-        (out / ".running" / built.name).replace(built)
+        made.replace(built)
         run.status = "ok"
     except Exception as error:  # whatever a notebook raises, the next one still runs
         run.status, run.error = "failed", describe(error)
@@ -153,6 +156,7 @@ def execute(run: Run, out: Path, given: dict, timeout: int, cwd: Path) -> None:
     finally:
         run.seconds = time.perf_counter() - started
         shutil.rmtree(partial.parent, ignore_errors=True)
+    return run
 
 
 def refresh(path: Path, timeout: int) -> None:
@@ -278,6 +282,7 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="build nothing: run, strip and rewrite the notebooks themselves",
     )
+    parser.add_argument("--jobs", type=int, default=1, help="how many at once (default: 1)")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the notebooks are")
     args = parser.parse_args(argv)
 
@@ -308,11 +313,12 @@ def main(argv: list[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     write_plotly(args.out)
     write_index(runs, args.out, args.profile)
-    for run in runs:
-        print(f"{run.path.stem:<32}", end="", flush=True)
-        execute(run, args.out, given, args.execution_timeout, args.folder.resolve())
-        print(f"{run.seconds:8.1f} s  {run.status}", flush=True)
-        write_index(runs, args.out, args.profile)
+    with ProcessPoolExecutor(args.jobs) as pool:
+        rest = args.out, given, args.execution_timeout, args.folder.resolve()
+        for i, run in enumerate(pool.map(execute, runs, *map(repeat, rest))):
+            runs[i] = run
+            print(f"{run.path.stem:<32}{run.seconds:8.1f} s  {run.status}", flush=True)
+            write_index(runs, args.out, args.profile)
 
     failed = [run for run in runs if run.status != "ok"]
     for run in failed:
