@@ -7,21 +7,11 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import nn
-from transformers import (
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from xtclib.config import NotNegative, Part, Share, Size, config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import (
-    Technique,
-    count_of,
-    needs,
-    refuse_packed,
-    register,
-)
+from xtclib.techniques.base import Technique, count_of, needs, refuse_packed, register
 from xtclib.techniques.embeddings import vocabulary
 from xtclib.techniques.students.technique import Compact, _Student
 

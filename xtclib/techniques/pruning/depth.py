@@ -7,21 +7,10 @@ from typing import ClassVar, Literal
 import torch
 from transformers import PreTrainedModel
 
-from xtclib.bert import (
-    encoder_layers,
-    keep_layers,
-    spread,
-    validate_keep,
-)
+from xtclib.bert import encoder_layers, keep_layers, spread, validate_keep
 from xtclib.config import Listed, Size, config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import (
-    Technique,
-    count_of,
-    needs,
-    refuse_packed,
-    register,
-)
+from xtclib.techniques.base import Technique, count_of, needs, refuse_packed, register
 from xtclib.techniques.pruning.importance import best, layer_influence
 
 

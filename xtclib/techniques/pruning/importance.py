@@ -11,11 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xtclib.config import Named, NotNegative, Positive, Registry, config
-from xtclib.techniques.pruning.layers import (
-    GatedLinear,
-    HardConcrete,
-    closed,
-)
+from xtclib.techniques.pruning.layers import GatedLinear, HardConcrete, closed
 from xtclib.techniques.pruning.surgery import _check_width, _layers, _on_hidden, _tables, readers
 
 

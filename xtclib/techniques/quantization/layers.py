@@ -43,10 +43,7 @@ class QuantLinear(nn.Linear):
 
     @classmethod
     def from_linear(
-        cls,
-        linear: nn.Linear,
-        weights: Scheme,
-        activations: Scheme | InputQuantizer | None = None,
+        cls, linear: nn.Linear, weights: Scheme, activations: Scheme | InputQuantizer | None = None
     ) -> QuantLinear:
         """Wraps a linear layer, sharing its parameters. ``ValueError`` for groups that don't fit"""
         inputs = InputQuantizer.of(activations)

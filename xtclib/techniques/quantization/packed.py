@@ -19,12 +19,7 @@ from xtclib.techniques.quantization.products import (
     integer_linear,
     rescale,
 )
-from xtclib.techniques.quantization.quantizers import (
-    Quantized,
-    Scheme,
-    quantize,
-    stored_clip,
-)
+from xtclib.techniques.quantization.quantizers import Quantized, Scheme, quantize, stored_clip
 
 
 class Packed(Stored):

@@ -147,8 +147,7 @@ class Scheme:
 def _no_learned_ends(scheme: Scheme) -> Scheme:
     if scheme.learned:
         raise PydanticCustomError(
-            "learned",
-            "takes a scheme such as 'int8': only the inputs of layers learn ends",
+            "learned", "takes a scheme such as 'int8': only the inputs of layers learn ends"
         )
     return scheme
 

@@ -23,23 +23,11 @@ from xtclib.bert import (
 )
 from xtclib.config import Count, config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import (
-    Stored,
-    Technique,
-    check_finite,
-    pack_,
-    refuse_packed,
-    register,
-)
+from xtclib.techniques.base import Stored, Technique, check_finite, pack_, refuse_packed, register
 from xtclib.techniques.quantization.layers import QuantEmbedding, QuantLinear, quantizing
 from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear
 from xtclib.techniques.quantization.products import InputQuantizer
-from xtclib.techniques.quantization.quantizers import (
-    AsScheme,
-    Scheme,
-    StoredScheme,
-    fake_quantize,
-)
+from xtclib.techniques.quantization.quantizers import AsScheme, Scheme, StoredScheme, fake_quantize
 
 
 def quantize_attention_(model: PreTrainedModel, scheme: Scheme) -> None:
