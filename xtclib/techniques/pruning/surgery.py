@@ -7,37 +7,36 @@ left is an ordinary model with smaller matrices, uneven from layer to layer.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from xtclib.bert import encoder_layers, linear_of, replace_module_
+from xtclib.bert import KIN, encoder_layers, linear_of, replace_module_
+
+_NEEDED = "attention.self.query", "attention.output.dense", "intermediate.dense"
 
 
 def widths(model: PreTrainedModel) -> list[dict[str, int]]:
     """Heads and feed-forward neurons of every layer, and a head's size where it is unusual."""
-    return [_widths(layer, model.config) for layer in _layers(model)]
-
-
-def _widths(layer: nn.Module, config: PretrainedConfig) -> dict[str, int]:
-    attention = layer.attention.self
-    found = {
-        "heads": attention.num_attention_heads,
-        "neurons": layer.intermediate.dense.out_features,
-    }
+    config, found = model.config, []
     inner = getattr(config, "true_hidden_size", config.hidden_size)  # MobileBERT's, in its blocks
     usual = inner // config.num_attention_heads
-    if attention.attention_head_size != usual:  # the hidden width was cut, heads were not
-        found["head_size"] = attention.attention_head_size
+    for layer in _layers(model):
+        heads, neurons = layer.attention.self, layer.intermediate.dense.out_features
+        found.append({"heads": heads.num_attention_heads, "neurons": neurons})
+        if heads.attention_head_size != usual:  # the hidden width was cut, heads were not
+            found[-1]["head_size"] = heads.attention_head_size
     return found
 
 
 def uneven(model: PreTrainedModel) -> list[dict[str, int]] | None:
     """The widths of a model whose layers are not as its config says; ``None`` where all are."""
-    if not isinstance(getattr(getattr(model.base_model, "encoder", None), "layer", None),
-                      nn.ModuleList):  # fmt: skip
+    encoder = getattr(model.base_model, "encoder", None)
+    if not isinstance(getattr(encoder, "layer", None), nn.ModuleList):
         return None  # no layers whose parts could have been removed
     said = {  # a head's size is in neither where it is the usual one
         "heads": getattr(model.config, "num_attention_heads", None),
@@ -103,10 +102,8 @@ def keep_hidden_(model: PreTrainedModel, dimensions: Sequence[int]) -> None:
     _check_width(model)
     _check(dimensions, config.hidden_size, "hidden dimension")
     if len(dimensions) % config.num_attention_heads:
-        raise ValueError(
-            f"a hidden width of {len(dimensions)} does not divide by {config.num_attention_heads} "
-            "heads, which transformers asks for: keep another share"
-        )
+        asked = f"does not divide by {config.num_attention_heads} heads, as transformers asks"
+        raise ValueError(f"a hidden width of {len(dimensions)} {asked}: keep another share")
     kept = torch.tensor(list(dimensions))
     for table in _tables(model):
         table.weight = nn.Parameter(table.weight.detach()[:, kept].clone())
@@ -147,10 +144,8 @@ def _check_width(model: PreTrainedModel) -> None:
     config, head = model.config, getattr(model, "classifier", None)
     even = getattr(config, "embedding_size", config.hidden_size) == config.hidden_size
     if not even or not isinstance(head, (nn.Linear, type(None))):
-        raise TypeError(
-            f"the hidden width of {type(model).__name__} cannot be cut: expected embeddings as "
-            "wide as the layers and a classifier of one linear layer, as BERT has"
-        )
+        wanted = "expected BERT's: embeddings as wide as its layers, one linear layer as classifier"
+        raise TypeError(f"the hidden width of {type(model).__name__} cannot be cut: {wanted}")
 
 
 HEADS, NEURONS = "heads", "neurons"
@@ -158,30 +153,22 @@ HEADS, NEURONS = "heads", "neurons"
 
 def readers(model: PreTrainedModel, part: str) -> list[tuple[nn.Module, nn.Linear, int]]:
     """For each layer: the module above, the ``dense`` that reads heads or neurons, how many."""
-    if part == HEADS:
-        return [
-            (layer.attention.output, layer.attention.output.dense,
-             layer.attention.self.num_attention_heads)
-            for layer in _layers(model)
-        ]  # fmt: skip
-    return [
-        (layer.output, layer.output.dense, layer.output.dense.in_features)
-        for layer in _layers(model)
-    ]
+    found = []
+    for layer in _layers(model):
+        above = layer.attention.output if part == HEADS else layer.output
+        heads, neurons = layer.attention.self.num_attention_heads, above.dense.in_features
+        found.append((above, above.dense, heads if part == HEADS else neurons))
+    return found
 
 
 def _layers(model: PreTrainedModel) -> nn.ModuleList:
     layers = encoder_layers(model)
-    for layer in layers:
-        for name in ("attention.self.query", "attention.output.dense", "intermediate.dense"):
-            module = layer
-            for part in name.split("."):
-                module = getattr(module, part, None)
-            if module is None:
-                raise TypeError(
-                    f"{type(model).__name__} has no `{name}` in its layers: heads and neurons can "
-                    "be removed from BERT, RoBERTa, ELECTRA, MiniLM"
-                )
+    for layer, name in itertools.product(layers, _NEEDED):
+        try:
+            attrgetter(name)(layer)
+        except AttributeError:
+            lacks = f"{type(model).__name__} has no `{name}` in its layers"
+            raise TypeError(f"{lacks}: parts are removed from a {KIN}") from None
     return layers
 
 
@@ -189,9 +176,8 @@ def _check(kept: Sequence[int], count: int, what: str) -> None:
     if not len(kept):
         raise ValueError(f"every {what} of a layer would go: keep at least one")
     if list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= count:
-        raise ValueError(
-            f"cannot keep {what}s {list(kept)[:8]}: expected rising numbers from 0 to {count - 1}"
-        )
+        wanted = f"expected rising numbers from 0 to {count - 1}"
+        raise ValueError(f"cannot keep {what}s {list(kept)[:8]}: {wanted}")
 
 
 def _set_heads(attention: nn.Module, heads: int) -> None:
