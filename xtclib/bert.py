@@ -7,7 +7,7 @@ ELECTRA, MiniLM and their kin.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -43,11 +43,6 @@ def set_encoder_layers_(model: PreTrainedModel, layers: Iterable[nn.Module]) -> 
     model.config.num_hidden_layers = len(kept)
 
 
-def word_embeddings(model: PreTrainedModel) -> nn.Module:
-    """The word embedding table."""
-    return model.get_input_embeddings()
-
-
 def encoder_linears(
     model: nn.Module, kinds: type | tuple[type, ...] = nn.Linear
 ) -> dict[str, nn.Linear]:
@@ -72,16 +67,10 @@ def embeddings(model: PreTrainedModel) -> nn.Module:
 
 
 def trim_positions_(model: PreTrainedModel, length: int) -> None:
-    """Cuts the position table to its first ``length`` rows, in place; longer input is refused.
-
-    Raises ``ValueError`` for a length below 1 or past the model's positions.
-    """
+    """Cuts the position table to ``length`` rows at most, in place; longer input is refused."""
     block = embeddings(model)
     table = block.position_embeddings
-    rows = table.weight.shape[0]
-    if not 1 <= length <= rows:
-        raise ValueError(f"positions can be trimmed to 1 to {rows}, received {length}")
-    if length < rows:
+    if length < table.weight.shape[0]:
         short = nn.Embedding(length, table.weight.shape[1], device="meta")
         short.weight = nn.Parameter(table.weight.detach()[:length].clone())
         block.position_embeddings = short
@@ -93,8 +82,10 @@ def trim_positions_(model: PreTrainedModel, length: int) -> None:
 
 
 def refuse_longer_(model: PreTrainedModel, length: int) -> None:
-    """Has the model say so, with ``ValueError``, when it is given more than ``length`` tokens."""
-    embeddings(model).register_forward_pre_hook(partial(_refuse, length), with_kwargs=True)
+    """Has a model refuse, with ``ValueError``, more than ``length`` tokens, or than it can read."""
+    block = embeddings(model)
+    length = min(length, block.position_embeddings.weight.shape[0])
+    block.register_forward_pre_hook(partial(_refuse, length), with_kwargs=True)
 
 
 def _refuse(length: int, block: nn.Module, inputs: tuple, named: dict) -> None:
@@ -140,13 +131,12 @@ def spread(count: int, depth: int) -> list[int]:
     return [(i + 1) * depth // count - 1 for i in range(count)]
 
 
-def validate_keep(keep: Sequence[int], depth: int) -> list[int]:
-    """A list of layers to keep, checked against a model's depth.
+def keep_layers(model: PreTrainedModel, keep: Iterable[int]) -> PreTrainedModel:
+    """A copy of ``model`` with only the encoder layers ``keep`` (0-based), the rest copied.
 
-    >>> validate_keep([1, 3], 4)
-    [1, 3]
+    Raises ``ValueError`` for none, for unknown ones, and for numbers that do not rise.
     """
-    keep = list(keep)
+    keep, depth = list(keep), len(encoder_layers(model))
     if not keep:
         raise ValueError("the list of layers to keep is empty: keep at least one layer")
     outside = [i for i in keep if not isinstance(i, int) or not 0 <= i < depth]
@@ -155,12 +145,6 @@ def validate_keep(keep: Sequence[int], depth: int) -> list[int]:
         raise ValueError(f"cannot keep layers {outside}: {has}")
     if sorted(set(keep)) != keep:
         raise ValueError(f"layers to keep must be rising and without repeats, received {keep}")
-    return keep
-
-
-def keep_layers(model: PreTrainedModel, keep: Iterable[int]) -> PreTrainedModel:
-    """A copy of ``model`` with only the encoder layers ``keep`` (0-based), the rest copied."""
-    keep = validate_keep(list(keep), len(encoder_layers(model)))
     student = copy.deepcopy(model)
     set_encoder_layers_(student, [encoder_layers(student)[i] for i in keep])
     return student

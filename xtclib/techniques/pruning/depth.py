@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from transformers import PreTrainedModel
 
-from xtclib.bert import encoder_layers, keep_layers, spread, validate_keep
+from xtclib.bert import encoder_layers, keep_layers, spread
 from xtclib.config import Listed, Size, config
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import Technique, count_of, needs, refuse_packed, register
@@ -44,7 +44,7 @@ class LayerReduction(Technique):
     def indices(self, depth: int) -> list[int]:
         """The 0-based teacher layers that a student of a ``depth``-layer teacher keeps."""
         if not isinstance(self.keep, str):
-            return validate_keep(self.keep, depth)
+            return list(self.keep)
         count = self.count(depth)
         if self.keep == "importance":
             raise ValueError("which layers matter depends on the model and the task: apply it")

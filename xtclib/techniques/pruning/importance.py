@@ -35,11 +35,8 @@ def neuron_magnitudes(model: PreTrainedModel) -> list[Tensor]:
 
     The product is what scaling one side up and the other down leaves as it is.
     """
-    return [
-        layer.intermediate.dense.weight.detach().norm(dim=1)
-        * layer.output.dense.weight.detach().norm(dim=0)
-        for layer in _layers(model)
-    ]
+    pairs = [(layer.intermediate.dense, layer.output.dense) for layer in _layers(model)]
+    return [a.weight.detach().norm(dim=1) * b.weight.detach().norm(dim=0) for a, b in pairs]
 
 
 def hidden_magnitudes(model: PreTrainedModel) -> Tensor:

@@ -25,13 +25,10 @@ from xtclib.techniques.pruning.surgery import HEADS, readers
 Score = Callable[[PreTrainedModel], float]
 GROUPS = ("component", "layer", "model")
 COMPONENTS = {
-    "attention.self.query": "query",
-    "attention.self.key": "key",
-    "attention.self.value": "value",
-    "attention.output.dense": "attention output",
-    "intermediate.dense": "feed-forward in",
+    "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
+    "attention.output.dense": "attention output", "intermediate.dense": "feed-forward in",
     "output.dense": "feed-forward out",
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,13 +41,9 @@ class Point:
 
 
 def weights(
-    model: PreTrainedModel,
-    score: Score,
-    shares: Sequence[float] = (0.3, 0.5, 0.7, 0.9),
-    by: str = "component",
-    criterion: str = "magnitude",
-    progress: bool = True,
-) -> list[Point]:
+    model: PreTrainedModel, score: Score, shares: Sequence[float] = (0.3, 0.5, 0.7, 0.9),
+    by: str = "component", criterion: str = "magnitude", progress: bool = True,
+) -> list[Point]:  # fmt: skip
     """The score with a share of one part's weights set to zero, for every part and share.
 
     ``by``: ``component`` (query, key, value, …, of all layers at once), ``layer``, or the whole

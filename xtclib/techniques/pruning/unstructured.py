@@ -220,7 +220,7 @@ class ReweightedProximal(Technique):
 
     @torch.no_grad()
     def after_step(self, model: PreTrainedModel, step: int, total: int, rate: float) -> None:
-        steps = max(round(self.until * total), 1)
+        steps, strength = max(round(self.until * total), 1), self.strength
         if step >= steps:
             return
         for linear in encoder_linears(model).values():
@@ -228,8 +228,7 @@ class ReweightedProximal(Technique):
                 raise ValueError("reweighted_proximal comes last: after sparsify and quantize")
             if step % self.reweight == 0:
                 linear.alpha.copy_(masks.reweighting(linear.weight, self.epsilon))
-            aimed = self.strength is None
-            pull = linear.aim**2 / (2 * steps) if aimed else self.strength * rate
+            pull = linear.aim**2 / (2 * steps) if strength is None else strength * rate
             linear.weight.copy_(masks.soft_threshold(linear.weight, pull * linear.alpha))
 
     def finalize(self, model: PreTrainedModel) -> PreTrainedModel:

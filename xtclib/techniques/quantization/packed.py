@@ -225,7 +225,8 @@ class PackedEmbedding(Packed):
     @classmethod
     def like(cls, table: nn.Embedding, weights: Scheme) -> Self:
         """An empty one of a table's shape."""
-        return cls(*table.weight.shape, weights, table.weight.device)
+        rows, columns = table.weight.shape
+        return cls(rows, columns, weights, table.weight.device)
 
     @classmethod
     def from_quant(cls, layer: nn.Embedding) -> Self:

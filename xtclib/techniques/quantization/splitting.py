@@ -69,9 +69,8 @@ class _Sum(nn.Module):
 class SplitLinear(_Sum):
     """The sum of two linear layers of one shape: (…, in_features) → (…, out_features)."""
 
-    def __init__(self, first: nn.Module, second: nn.Module) -> None:
-        super().__init__(first, second)
-        self.in_features, self.out_features = first.in_features, first.out_features
+    in_features = property(lambda self: self.first.in_features)
+    out_features = property(lambda self: self.first.out_features)
 
     @classmethod
     def from_quant(cls, layer: QuantLinear) -> SplitLinear:
@@ -140,9 +139,9 @@ class SplitTernary(Technique):
             replace_module_(model, name, SplitLinear(linear, copy.deepcopy(linear)))
 
 
-def _ternary(model: nn.Module, kinds: type | tuple[type, ...]) -> dict[str, Any]:
-    found = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
-    return {name: m for name, m in found.items() if m.weights.family == "ternary"}
+def _ternary(model: nn.Module, kinds: Any) -> dict[str, Any]:
+    found: list[tuple[str, Any]] = list(model.named_modules())
+    return {n: m for n, m in found if isinstance(m, kinds) and m.weights.family == "ternary"}
 
 
 def _binary(scheme: Scheme) -> Scheme:

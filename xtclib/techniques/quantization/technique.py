@@ -127,7 +127,7 @@ class Storage(Technique):
         model = copy.deepcopy(model)
         block = bert.embeddings(model)
         if self.length is not None:
-            bert.trim_positions_(model, min(self.length, _positions(model)))
+            bert.trim_positions_(model, self.length)
         if self.positions is not None:
             table = QuantEmbedding.from_embedding(block.position_embeddings, self.positions)
             block.position_embeddings = table
@@ -142,7 +142,7 @@ class Storage(Technique):
     def rebuild(self, model: PreTrainedModel) -> None:
         block = bert.embeddings(model)
         if self.length is not None:
-            bert.refuse_longer_(model, min(self.length, _positions(model)))
+            bert.refuse_longer_(model, self.length)
         if self.positions is not None:
             table = PackedEmbedding.like(block.position_embeddings, self.positions)
             block.position_embeddings = table
@@ -152,7 +152,7 @@ class Storage(Technique):
 
     def plan(self, model: PreTrainedModel) -> PreTrainedModel:
         if self.length is not None:
-            bert.trim_positions_(model, min(self.length, _positions(model)))
+            bert.trim_positions_(model, self.length)
         self.rebuild(model)
         return model
 
@@ -175,10 +175,6 @@ class Storage(Technique):
             if isinstance(module, Packed) and module.weights.family == "ternary":
                 module.set_width_(self.ternary)
         return model
-
-
-def _positions(model: PreTrainedModel) -> int:
-    return bert.embeddings(model).position_embeddings.weight.shape[0]
 
 
 def with_activations(model: PreTrainedModel, scheme: Scheme | str) -> PreTrainedModel:

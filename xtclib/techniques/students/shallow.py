@@ -123,9 +123,7 @@ class CNNClassifier(_Shallow):
             vectors = vectors * mask.unsqueeze(-1)
         found = []
         for convolution in self.filters:
-            out = convolution(
-                vectors.transpose(1, 2)
-            ).relu()  # (batch, filters, windows)
+            out = convolution(vectors.transpose(1, 2)).relu()  # (batch, filters, windows)
             if mask is not None:  # windows of padding alone would give the bias
                 width = convolution.kernel_size[0]
                 ends = mask.sum(1, keepdim=True) + width - 1

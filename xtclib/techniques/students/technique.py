@@ -53,7 +53,15 @@ class _Student(Technique):
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         refuse_packed(model)
-        _check_bert(model, self.name)
+        if being_replaced(model):
+            lost = f"{self.name} would throw away the modules that are being replaced"
+            raise ValueError(f"{lost}: list it before replace_modules, or leave one of them out")
+        if model.config.model_type != "bert" or not isinstance(model.classifier, nn.Linear):
+            wanted = f"{self.name} makes a student of a BERT classifier"
+            raise TypeError(f"{wanted}, received {type(model).__name__}: list it first")
+        check_plain(model, self.name)
+        if surgery.uneven(model):
+            raise ValueError(f"{self.name} comes before heads, neurons or width are removed")
         torch.manual_seed(0 if data is None else data.initial)
         student = AutoModelForSequenceClassification.from_config(self._whole(model.config))
         with torch.no_grad():
@@ -163,15 +171,11 @@ class DistilBert(_Student):
 
 
 _DISTILBERT = {
-    "attention.q_lin": "attention.self.query",
-    "attention.k_lin": "attention.self.key",
-    "attention.v_lin": "attention.self.value",
-    "attention.out_lin": "attention.output.dense",
-    "sa_layer_norm": "attention.output.LayerNorm",
-    "ffn.lin1": "intermediate.dense",
-    "ffn.lin2": "output.dense",
-    "output_layer_norm": "output.LayerNorm",
-}
+    "attention.q_lin": "attention.self.query", "attention.k_lin": "attention.self.key",
+    "attention.v_lin": "attention.self.value", "attention.out_lin": "attention.output.dense",
+    "sa_layer_norm": "attention.output.LayerNorm", "ffn.lin1": "intermediate.dense",
+    "ffn.lin2": "output.dense", "output_layer_norm": "output.LayerNorm",
+}  # fmt: skip
 
 
 @register
@@ -242,18 +246,6 @@ class CNN(_Student):
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         sizes = {"filters": self.filters, "widths": list(self.widths)}
         return CNNConfig(embedding_size=self.embedding, **sizes)
-
-
-def _check_bert(model: PreTrainedModel, name: str) -> None:
-    if being_replaced(model):
-        lost = f"{name} would throw away the modules that are being replaced"
-        raise ValueError(f"{lost}: list it before replace_modules, or leave one of them out")
-    if model.config.model_type != "bert" or not isinstance(model.classifier, nn.Linear):
-        wanted = f"{name} makes a student of a BERT classifier"
-        raise TypeError(f"{wanted}, received {type(model).__name__}: list it first")
-    check_plain(model, name)
-    if surgery.uneven(model):
-        raise ValueError(f"{name} comes before heads, neurons or width are removed: list it first")
 
 
 def _sliced(name: str, weight: Tensor, shape: torch.Size, size: int, other: int) -> Tensor:
