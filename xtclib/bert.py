@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 L = TypeVar("L", bound=nn.Linear)
+Kinds = type | tuple[type, ...]  # as isinstance takes them
 KIN = "BERT-like model (BERT, RoBERTa, ELECTRA, MiniLM)"
 
 
@@ -43,9 +44,7 @@ def set_encoder_layers_(model: PreTrainedModel, layers: Iterable[nn.Module]) -> 
     model.config.num_hidden_layers = len(kept)
 
 
-def encoder_linears(
-    model: nn.Module, kinds: type | tuple[type, ...] = nn.Linear
-) -> dict[str, nn.Linear]:
+def encoder_linears(model: nn.Module, kinds: Kinds = nn.Linear) -> dict[str, nn.Linear]:
     """Every linear layer of the encoder by its full name: what XTC quantizes.
 
     Query, key, value, both output projections and the intermediate layer; not the pooler, not the
@@ -118,8 +117,7 @@ def around(cls: type[L], linear: nn.Linear) -> L:
 
 def replace_module_(model: nn.Module, name: str, new: nn.Module) -> None:
     """Puts ``new`` where ``name`` points to, in place."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, new)
+    model.set_submodule(name, new)
 
 
 def spread(count: int, depth: int) -> list[int]:

@@ -243,7 +243,6 @@ def layer_map(student_layers: int, teacher_layers: int, kind: str = "uniform") -
     if kind == "last":
         return [0, *range(teacher_layers - student_layers + 1, teacher_layers + 1)]
     if kind == "release":
-        stride = teacher_layers // student_layers
-        shift = 0 if teacher_layers % student_layers == 0 else 1
-        return [i * stride + shift for i in steps]
+        stride, spare = divmod(teacher_layers, student_layers)
+        return [i * stride + bool(spare) for i in steps]
     raise ValueError(f"unknown layer map {kind!r}: choose 'uniform', 'last' or 'release'")

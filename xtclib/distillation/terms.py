@@ -108,17 +108,15 @@ class Match:
             return cls(term, value)
         own = TERMS[term].options
         known = [f.name for f in fields(cls) if f.name not in ("term", "options")]
-        for key in value:
-            if key not in (*known, *own):
-                raise unknown(f"key of {term}", key, (*known, *own))
+        for key in [key for key in value if key not in (*known, *own)]:
+            raise unknown(f"key of {term}", key, (*known, *own))
         options = tuple((k, v) for k, v in value.items() if k in own)
         return cls(term, **{k: v for k, v in value.items() if k in known}, options=options)
 
     def to_plain(self) -> float | dict:
         """What :meth:`read` takes: a number where only the weight is set."""
-        said = written(self, whole=False) | dict(self.options)
-        del said["term"]
-        said.pop("options", None)
+        said = written(self, whole=False) | {"term": None, "options": None}
+        said = {k: v for k, v in said.items() if v is not None} | dict(self.options)
         return {"weight": self.weight, **said} if said.keys() - {"weight"} else self.weight
 
     def pairs(self, student: int, teacher: int, kind: str = "uniform") -> list[tuple[int, int]]:

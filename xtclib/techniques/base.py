@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from xtclib.bert import encoder_linears, replace_module_
+from xtclib.bert import Kinds, encoder_linears, replace_module_
 from xtclib.config import Named, Registry, config
 from xtclib.tasks.rows import Calibration
 
@@ -211,9 +211,7 @@ def refuse_packed(model: nn.Module) -> None:
         raise ValueError(f"the model is already packed; {change}")
 
 
-def copied(
-    model: PreTrainedModel, cut: str = "", allowed: type | tuple[type, ...] = ()
-) -> PreTrainedModel:
+def copied(model: PreTrainedModel, cut: str = "", allowed: Kinds = ()) -> PreTrainedModel:
     """A copy for a technique to change; ``ValueError`` for a model that is packed.
 
     ``cut``: a technique that removes what is there: of ordinary, finite layers (or ``allowed``).
@@ -225,7 +223,7 @@ def copied(
     return copy.deepcopy(model)
 
 
-def check_plain(model: nn.Module, what: str, allowed: type | tuple[type, ...] = ()) -> None:
+def check_plain(model: nn.Module, what: str, allowed: Kinds = ()) -> None:
     """Raises ``ValueError`` if an encoder's layer was changed by what ``what`` has to precede.
 
     Such a layer says so itself: its ``refusal`` ends the sentence that ``what`` begins.

@@ -69,14 +69,9 @@ def cut_tokenizer(
     held["added_tokens"] = [{**token, "id": number[token["id"]]} for token in added]
     for token in ((held.get("post_processor") or {}).get("special_tokens") or {}).values():
         token["ids"] = [number[i] for i in token["ids"]]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(held)),
-        model_max_length=tokenizer.model_max_length,
-        model_input_names=tokenizer.model_input_names,
-        padding_side=tokenizer.padding_side,
-        truncation_side=tokenizer.truncation_side,
-        **tokenizer.special_tokens_map,
-    )
+    kept = "model_max_length", "model_input_names", "padding_side", "truncation_side"
+    given = {name: getattr(tokenizer, name) for name in kept} | tokenizer.special_tokens_map
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(held)), **given)
 
 
 def keep_rows_(model: PreTrainedModel, ids: Sequence[int]) -> None:

@@ -13,13 +13,14 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from xtclib.bert import around, linear_of
 from xtclib.techniques.base import Held
 from xtclib.techniques.quantization import packing
 from xtclib.techniques.quantization.layers import QuantLinear
 from xtclib.techniques.quantization.packed import PackedLinear
-from xtclib.techniques.quantization.products import InputQuantizer
+from xtclib.techniques.quantization.products import InputQuantizer, Inputs
 from xtclib.techniques.quantization.quantizers import Quantized, Scheme, quantize
 
 
@@ -93,9 +94,7 @@ class QuantMaskedLinear(QuantLinear):
     mask: Tensor
 
     @classmethod
-    def from_linear(
-        cls, linear: nn.Linear, weights: Scheme, activations: Scheme | InputQuantizer | None = None
-    ) -> QuantMaskedLinear:
+    def from_linear(cls, linear: nn.Linear, weights: Scheme, activations: Inputs = None) -> Self:
         """Wraps a masked layer, sharing its parameters and mask."""
         if weights.family != "int":
             none = f"pruned weights cannot be quantized to {weights}, which has no zero to spare"
@@ -120,7 +119,7 @@ class SparseLinear(PackedLinear):
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool, weights: Scheme | None = None,
-        activations: Scheme | InputQuantizer | None = None, device=None,
+        activations: Inputs = None, device=None,
     ) -> None:  # fmt: skip
         if weights is not None and weights.family != "int":
             kinds = "sparse weights are stored in fp16 or as 'int8' or 'int4'"
@@ -128,9 +127,8 @@ class SparseLinear(PackedLinear):
         scheme = weights or Scheme("int", 8)
         super().__init__(in_features, out_features, bias, scheme, activations, device)
         self.quantizes = weights is not None
-        length = packing.packed_length(in_features, 1)
-        mask = torch.empty(out_features, length, 1, dtype=torch.uint8, device=device)
-        self.register_buffer("weight", mask)
+        bytes_ = packing.packed_length(in_features, 1)  # of a row's mask
+        self.weight = self.weight.new_empty(out_features, bytes_, 1)
         self.register_buffer("weight_values", None)
         self.set_count_(0)
         if not self.quantizes:
@@ -140,9 +138,6 @@ class SparseLinear(PackedLinear):
         """Makes room for the stored values: ``count`` fp16 numbers, or bytes of packed codes."""
         kind = torch.uint8 if self.quantizes else torch.float16
         self.weight_values = torch.empty(count, dtype=kind, device=self.weight.device)
-
-    def set_width_(self, width: float) -> None:
-        """Sparse values keep the width of their scheme."""
 
     def store_(self, weight: Tensor) -> None:
         """Keeps what is not zero in a weight of shape (rows, columns)."""
@@ -236,8 +231,6 @@ class GatedLinear(nn.Linear):
     @classmethod
     def from_linear(cls, linear: nn.Linear, groups: int) -> GatedLinear:
         """Wraps a linear layer, sharing its parameters, with every gate at 1."""
-        if linear.in_features % groups:
-            raise ValueError(f"{linear.in_features} inputs do not divide into {groups} groups")
         layer = around(cls, linear)
         layer.gate = nn.Parameter(linear.weight.new_ones(groups))
         return layer

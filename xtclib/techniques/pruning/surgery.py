@@ -17,6 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from xtclib.bert import KIN, encoder_layers, linear_of, replace_module_
 
+_ALL = slice(None)
 _NEEDED = "attention.self.query", "attention.output.dense", "intermediate.dense"
 
 
@@ -38,11 +39,8 @@ def uneven(model: PreTrainedModel) -> list[dict[str, int]] | None:
     encoder = getattr(model.base_model, "encoder", None)
     if not isinstance(getattr(encoder, "layer", None), nn.ModuleList):
         return None  # no layers whose parts could have been removed
-    said = {  # a head's size is in neither where it is the usual one
-        "heads": getattr(model.config, "num_attention_heads", None),
-        "neurons": getattr(model.config, "intermediate_size", None),
-    }
-    found = widths(model)
+    config, found = model.config, widths(model)
+    said = {"heads": config.num_attention_heads, "neurons": config.intermediate_size}
     return None if all(width == said for width in found) else found
 
 
@@ -56,17 +54,17 @@ def keep_heads_(layer: nn.Module, heads: Sequence[int]) -> None:
     size = attention.attention_head_size
     kept = (torch.tensor(list(heads)).unsqueeze(1) * size + torch.arange(size)).flatten()
     for name in ("query", "key", "value"):
-        setattr(attention, name, _rows(getattr(attention, name), kept))
-    layer.attention.output.dense = _columns(layer.attention.output.dense, kept)
-    _set_heads(attention, len(heads))
+        setattr(attention, name, _cut(getattr(attention, name), kept))
+    layer.attention.output.dense = _cut(layer.attention.output.dense, inputs=kept)
+    attention.num_attention_heads, attention.all_head_size = len(heads), len(kept)
 
 
 def keep_neurons_(layer: nn.Module, neurons: Sequence[int]) -> None:
     """Leaves a layer the feed-forward neurons of these 0-based numbers, in place."""
     _check(neurons, layer.intermediate.dense.out_features, "neuron")
     kept = torch.tensor(list(neurons))
-    layer.intermediate.dense = _rows(layer.intermediate.dense, kept)
-    layer.output.dense = _columns(layer.output.dense, kept)
+    layer.intermediate.dense = _cut(layer.intermediate.dense, kept)
+    layer.output.dense = _cut(layer.output.dense, inputs=kept)
 
 
 def resize_(model: PreTrainedModel, wanted: Sequence[Mapping[str, int]]) -> None:
@@ -84,7 +82,7 @@ def resize_(model: PreTrainedModel, wanted: Sequence[Mapping[str, int]]) -> None
         layer.attention.output.dense = _empty(layer.attention.output.dense, inputs=values)
         layer.intermediate.dense = _empty(layer.intermediate.dense, outputs=inner)
         layer.output.dense = _empty(layer.output.dense, inputs=inner)
-        _set_heads(attention, width["heads"])
+        attention.num_attention_heads, attention.all_head_size = width["heads"], values
 
 
 def saved_widths(config: PretrainedConfig) -> list[dict[str, int]] | None:
@@ -114,8 +112,8 @@ def keep_hidden_(model: PreTrainedModel, dimensions: Sequence[int]) -> None:
         norm.bias = nn.Parameter(norm.bias.detach()[kept].clone())
     names = {module: name for name, module in model.named_modules()}
     for linear, reads, writes in list(_on_hidden(model)):
-        new = _columns(linear, kept) if reads else linear
-        replace_module_(model, names[linear], _rows(new, kept) if writes else new)
+        new = _cut(linear, kept if writes else _ALL, kept if reads else _ALL)
+        replace_module_(model, names[linear], new)
     config.hidden_size = len(kept)
     if hasattr(config, "embedding_size"):
         config.embedding_size = len(kept)
@@ -180,21 +178,11 @@ def _check(kept: Sequence[int], count: int, what: str) -> None:
         raise ValueError(f"cannot keep {what}s {list(kept)[:8]}: {wanted}")
 
 
-def _set_heads(attention: nn.Module, heads: int) -> None:
-    attention.num_attention_heads = heads
-    attention.all_head_size = heads * attention.attention_head_size
-
-
-def _rows(linear: nn.Linear, kept: Tensor) -> nn.Linear:
-    """A linear layer with only the outputs ``kept``."""
-    bias = None if linear.bias is None else linear.bias.detach()[kept].clone()
-    return linear_of(linear.weight.detach()[kept].clone(), bias).train(linear.training)
-
-
-def _columns(linear: nn.Linear, kept: Tensor) -> nn.Linear:
-    """A linear layer with only the inputs ``kept``."""
-    weight = linear.weight.detach()[:, kept].clone()
-    return linear_of(weight, linear.bias).train(linear.training)
+def _cut(linear: nn.Linear, outputs: Tensor | slice = _ALL, inputs: Tensor | slice = _ALL):
+    """A linear layer with only some of its outputs and inputs."""
+    bias = None if linear.bias is None else linear.bias.detach()[outputs].clone()
+    weight = linear.weight.detach()[outputs][:, inputs].clone()
+    return linear_of(weight, bias).train(linear.training)
 
 
 def _empty(linear: nn.Linear, inputs: int | None = None, outputs: int | None = None) -> nn.Linear:

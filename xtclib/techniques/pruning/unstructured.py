@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from xtclib.bert import encoder_linears, linear_of, replace_module_
 from xtclib.config import READ, Count, Expect, Flag, NotNegative, Positive, Share, Whole, config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import Technique, copied, pack_, refuse_packed, register
+from xtclib.techniques.base import Technique, copied, pack_, register
 from xtclib.techniques.pruning import masks
 from xtclib.techniques.pruning.importance import CRITERIA, Criterion, Magnitude
 from xtclib.techniques.pruning.layers import MaskedLinear, SparseLinear
@@ -107,7 +107,6 @@ class Sparsify(Technique):
         return bool(self.sparsity) and not self.recover
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
-        refuse_packed(model)
         for linear in encoder_linears(model).values():
             masks.check_pattern(self.pattern, linear.weight.shape)
             if isinstance(linear, MaskedLinear):

@@ -5,16 +5,17 @@ What they are stored as is in :mod:`.packed`; both compute by :mod:`.products`.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from xtclib.bert import around
 from xtclib.techniques.quantization import products, quantizers
 from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear
-from xtclib.techniques.quantization.products import InputQuantizer
+from xtclib.techniques.quantization.products import InputQuantizer, Inputs
 from xtclib.techniques.quantization.quantizers import Scheme, fake_quantize
 
 
@@ -35,9 +36,7 @@ class QuantLinear(nn.Linear):
     input_clip: Any  # of learned activations, (1,), else None
 
     @classmethod
-    def from_linear(
-        cls, linear: nn.Linear, weights: Scheme, activations: Scheme | InputQuantizer | None = None
-    ) -> QuantLinear:
+    def from_linear(cls, linear: nn.Linear, weights: Scheme, activations: Inputs = None) -> Self:
         """Wraps a linear layer, sharing its parameters. ``ValueError`` for groups that don't fit"""
         inputs = InputQuantizer.of(activations)
         activations = inputs.scheme
@@ -54,10 +53,7 @@ class QuantLinear(nn.Linear):
         layer.input_clip = nn.Parameter(zero) if learned else None
         return layer
 
-    @property
-    def activations(self) -> Scheme | None:
-        """How the input is rounded."""
-        return self.inputs.scheme
+    activations = property(lambda self: self.inputs.scheme)  # how the input is rounded
 
     def quantizing(self, weights: Scheme, inputs: InputQuantizer) -> QuantLinear:
         """The same layer under other schemes."""
@@ -73,8 +69,7 @@ class QuantLinear(nn.Linear):
 
     def _learned(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The input rounded between learned ends, its codes and their scale."""
-        scheme = cast(Scheme, self.activations)  # there is no clip without
-        top, how = scheme.levels[1], str(scheme.learned)
+        top, how = self.activations.levels[1], self.activations.learned
         if float(self.input_clip.detach()) == 0:
             self.input_clip.data.copy_(quantizers.first_clip(x, top, how))
         clip = self.input_clip.abs()  # an end that crosses 0 is mirrored

@@ -13,9 +13,9 @@ from typing_extensions import Self
 from xtclib.bert import linear_of
 from xtclib.techniques.base import Held, Stored
 from xtclib.techniques.quantization import products
-from xtclib.techniques.quantization.packing import TRIT, decode, encode, packed_length
-from xtclib.techniques.quantization.products import InputQuantizer, compute_dtype, rescale
-from xtclib.techniques.quantization.quantizers import Quantized, Scheme, quantize, stored_clip
+from xtclib.techniques.quantization.packing import decode, encode, packed_length
+from xtclib.techniques.quantization.products import InputQuantizer, Inputs, compute_dtype, rescale
+from xtclib.techniques.quantization.quantizers import Quantized, Scheme, quantize
 
 
 class Packed(Stored):
@@ -35,18 +35,14 @@ class Packed(Stored):
         self.width: float = weights.bits  # of a stored weight
         self._unpacked: Quantized | None = None
         self._row_sums: Tensor | None = None
-        n = weights.groups_of(rows)
-        length = packed_length(columns, self.width)
-        empty = torch.empty
-        self.register_buffer("weight", empty(rows, length, 1, dtype=torch.uint8, device=device))
-        self.register_buffer("weight_scale", empty(n, dtype=torch.float16, device=device))
+        n, size = weights.groups_of(rows), (rows, packed_length(columns, self.width), 1)
+        self.register_buffer("weight", torch.empty(size, dtype=torch.uint8, device=device))
+        self.register_buffer("weight_scale", torch.empty(n, dtype=torch.float16, device=device))
         if weights.family == "uint":
-            self.register_buffer("weight_zero", empty(n, dtype=torch.uint8, device=device))
+            self.register_buffer("weight_zero", torch.empty(n, dtype=torch.uint8, device=device))
 
     def set_width_(self, width: float) -> None:
         """Stores the same codes at another width: ternary ones at 1.6 bits instead of 2."""
-        if width != self.width and not (self.weights.family == "ternary" and width in (TRIT, 2)):
-            raise ValueError(f"{self.weights} is stored at {self.width} bits, not at {width}")
         if self.weight.is_meta:
             self.weight = self.weight.new_empty(self.rows, packed_length(self.columns, width), 1)
         else:
@@ -110,26 +106,20 @@ class PackedLinear(Packed):
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool, weights: Scheme,
-        activations: Scheme | InputQuantizer | None = None, device=None,
+        activations: Inputs = None, device=None,
     ) -> None:  # fmt: skip
         super().__init__(out_features, in_features, weights, device)
         self.in_features, self.out_features = in_features, out_features
         self.inputs = InputQuantizer.of(activations)
-        activations = self.inputs.scheme
         self.bias = nn.Parameter(torch.empty(out_features, device=device)) if bias else None
-        if activations is not None and activations.learned:
+        if self.activations is not None and self.activations.learned:
             clip = torch.empty(1, dtype=torch.float16, device=device)
             self.register_buffer("input_clip", clip)
 
-    @property
-    def activations(self) -> Scheme | None:
-        """How the input is rounded."""
-        return self.inputs.scheme
+    activations = property(lambda self: self.inputs.scheme)  # how the input is rounded
 
     @classmethod
-    def like(
-        cls, linear: Any, weights: Any = None, inputs: Scheme | InputQuantizer | None = None
-    ) -> Self:
+    def like(cls, linear: Any, weights: Any = None, inputs: Inputs = None) -> Self:
         """An empty layer of a linear layer's shape."""
         shape = linear.in_features, linear.out_features, linear.bias is not None
         return cls(*shape, weights, inputs, linear.weight.device)
@@ -157,9 +147,13 @@ class PackedLinear(Packed):
         return layer
 
     def store_clip_(self, layer: nn.Module) -> None:
-        """Rounds the learned ends of a layer's inputs to fp16, where it has them."""
-        if getattr(layer, "input_clip", None) is not None:
-            self.input_clip = stored_clip(layer.input_clip)
+        """Rounds learned ends of inputs to fp16; ``ValueError`` for those that no input has set."""
+        clip = getattr(layer, "input_clip", None)
+        if clip is not None and float(clip) == 0:
+            unseen = "the inputs of a layer with learned activations were never seen"
+            raise ValueError(f"{unseen}, so they have no ends: train it, or run one batch, first")
+        if clip is not None:
+            self.input_clip = clip.detach().abs().half()
 
     def _input(self, x: Tensor, dtype: torch.dtype) -> tuple:
         """Codes, scale and shift of the input."""

@@ -60,9 +60,7 @@ def _per_byte(bits: float) -> int:
 def pack(numbers: Tensor, bits: float) -> Tensor:
     """Packs whole numbers ``0 … 2ᵇ−1`` of shape (…, n) into uint8 of shape (…, ⌈n·b/8⌉).
 
-    At 1.6 bits the numbers are 0, 1 and 2.
-
-    Raises ``ValueError`` if a number does not fit or is not whole.
+    At 1.6 bits numbers are 0, 1 and 2. ``ValueError`` if one does not fit or is not whole.
 
     >>> pack(torch.tensor([1, 0, 1, 1, 0, 0, 0, 0, 1]), 1)
     tensor([13,  1], dtype=torch.uint8)

@@ -59,6 +59,9 @@ class InputQuantizer:
         return found
 
 
+Inputs = Scheme | InputQuantizer | None  # how the input of a linear layer is rounded
+
+
 def _codes(x: Tensor, scheme: Scheme, dtype: torch.dtype) -> tuple:
     if scheme.family == "int" or dtype != torch.int8:
         return *quantize(x, scheme, dtype)[:2], None

@@ -31,7 +31,6 @@ from torch import Tensor
 from xtclib.config import Count, Positive, config, written
 from xtclib.files import unknown
 
-GRANULARITIES = ("tensor", "row", "group", "token")
 _KEYS = ("scheme", "granularity", "groups", "clip", "learned")
 _NAMES = ("binary", "ternary", *(f"{f}{k}" for f in ("int", "uint") for k in range(2, 9)))
 
@@ -88,8 +87,8 @@ class Scheme:
             raise unknown("quantization scheme", name, _NAMES)
         if tail in LEARNED:
             return replace(cls.parse(name), learned=tail)  # type: ignore[arg-type]
-        match = re.fullmatch(r"([a-z]+)(\d*)", tail or "tensor")
-        if match is None or match[1] not in GRANULARITIES:
+        match = re.fullmatch(r"(tensor|row|group|token)(\d*)", tail or "tensor")
+        if match is None:
             raise unknown("granularity", tail, ("tensor", "row", "group128", "token", *LEARNED))
         family = name.rstrip("0123456789")
         bits = {"binary": 1, "ternary": 2}.get(name) or int(name[len(family) :])
@@ -358,11 +357,3 @@ def first_clip(x: Tensor, top: int, how: str) -> Tensor:
     size = x.detach().float().abs()
     found = 2 * top**0.5 * size.mean() if how == "lsq" else size.max()
     return found.clamp(min=1e-6).reshape(1)
-
-
-def stored_clip(clip: Tensor) -> Tensor:
-    """A clip in fp16, as files hold it; ``ValueError`` for one that no input has set yet."""
-    if float(clip) == 0:
-        unseen = "the inputs of a layer with learned activations were never seen"
-        raise ValueError(f"{unseen}, so they have no ends: train it, or run one batch, first")
-    return clip.detach().abs().half()

@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 
@@ -48,15 +44,10 @@ class _Shallow(PreTrainedModel):
 
     base_model_prefix = ""
     main_input_name = "input_ids"
+    _input_embed_layer = "embedding"
 
     def _init_weights(self, module: nn.Module) -> None:
         """PyTorch's own initial weights: ``transformers``' are made for layers with LayerNorm."""
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.embedding
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embedding = value
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None,
@@ -134,5 +125,5 @@ class CNNClassifier(_Shallow):
 
 
 for _config, _model in ((BiLSTMConfig, BiLSTMClassifier), (CNNConfig, CNNClassifier)):
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
-    AutoModelForSequenceClassification.register(_config, _model, exist_ok=True)
+    transformers.AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    transformers.AutoModelForSequenceClassification.register(_config, _model, exist_ok=True)

@@ -10,15 +10,10 @@ import copy
 from typing import Annotated, ClassVar, Literal
 
 import torch
+import transformers
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    DistilBertConfig,
-    MobileBertConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from xtclib.bert import embeddings, encoder_layers, keep_layers, spread
 from xtclib.config import Count, Listed, Positive, Size, config
@@ -61,7 +56,7 @@ class _Student(Technique):
             raise TypeError(f"{wanted}, received {type(model).__name__}: list it first")
         check_plain(model, self.name)
         if surgery.uneven(model):
-            raise ValueError(f"{self.name} comes before heads, neurons or width are removed")
+            raise ValueError(f"{self.name} comes before heads, neurons or width go: list it first")
         torch.manual_seed(0 if data is None else data.initial)
         student = AutoModelForSequenceClassification.from_config(self._whole(model.config))
         with torch.no_grad():
@@ -111,8 +106,7 @@ class Compact(_Student):
             raise ValueError(f"{wide} {size}: take more, a smaller width, or `initial: random`")
         config.num_attention_heads, config.hidden_size = heads, hidden
         config.num_hidden_layers = count_of(self.layers, teacher.num_hidden_layers, "layers")
-        inner = count_of(self.intermediate, teacher.intermediate_size, "intermediate")
-        config.intermediate_size = inner
+        config.intermediate_size = count_of(self.intermediate, teacher.intermediate_size, "neurons")
         return config
 
     @property
@@ -144,16 +138,14 @@ class DistilBert(_Student):
     layers: Size = 0.5
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
-        return DistilBertConfig(
-            dim=teacher.hidden_size,
+        return transformers.DistilBertConfig(
             n_layers=count_of(self.layers, teacher.num_hidden_layers, "layers"),
-            n_heads=teacher.num_attention_heads,
-            hidden_dim=teacher.intermediate_size,
+            dim=teacher.hidden_size, n_heads=teacher.num_attention_heads,
+            hidden_dim=teacher.intermediate_size, activation=teacher.hidden_act,
             max_position_embeddings=teacher.max_position_embeddings,
             dropout=teacher.hidden_dropout_prob,
             attention_dropout=teacher.attention_probs_dropout_prob,
-            activation=teacher.hidden_act,
-        )
+        )  # fmt: skip
 
     def inherit_(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         ours, theirs = student.distilbert.embeddings, embeddings(teacher)
@@ -198,18 +190,16 @@ class Bottleneck(_Student):
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         width, heads = teacher.hidden_size, teacher.num_attention_heads
-        return MobileBertConfig(
-            hidden_size=width,
+        return transformers.MobileBertConfig(
             num_hidden_layers=count_of(self.layers, teacher.num_hidden_layers, "layers"),
-            num_attention_heads=heads,
+            hidden_size=width, num_attention_heads=heads,
             intermediate_size=max(round(self.intermediate * width), 1),
             embedding_size=max(round(self.embedding * width), 1),
             intra_bottleneck_size=max(round(self.inner * width / heads), 1) * heads,
-            num_feedforward_networks=self.feed_forwards,
+            num_feedforward_networks=self.feed_forwards, classifier_activation=False,
             max_position_embeddings=teacher.max_position_embeddings,
             type_vocab_size=teacher.type_vocab_size,
-            classifier_activation=False,
-        )
+        )  # fmt: skip
 
 
 @register
