@@ -19,7 +19,6 @@ from xtclib import attention
 from xtclib.bert import encoder_layers
 from xtclib.config import Flag, Listed, NotNegative, config, written
 from xtclib.distillation import losses
-from xtclib.distillation.losses import check_relation_heads, layer_map
 from xtclib.files import unknown
 
 LayerMap = Literal["uniform", "last", "release"]
@@ -108,15 +107,17 @@ class Match:
             return cls(term, value)
         own = TERMS[term].options
         known = [f.name for f in fields(cls) if f.name not in ("term", "options")]
-        for key in [key for key in value if key not in (*known, *own)]:
-            raise unknown(f"key of {term}", key, (*known, *own))
+        for key in value:
+            if key not in (*known, *own):
+                raise unknown(f"key of {term}", key, (*known, *own))
         options = tuple((k, v) for k, v in value.items() if k in own)
         return cls(term, **{k: v for k, v in value.items() if k in known}, options=options)
 
     def to_plain(self) -> float | dict:
         """What :meth:`read` takes: a number where only the weight is set."""
-        said = written(self, whole=False) | {"term": None, "options": None}
-        said = {k: v for k, v in said.items() if v is not None} | dict(self.options)
+        said = written(self, whole=False) | dict(self.options)
+        del said["term"]
+        said.pop("options", None)
         return {"weight": self.weight, **said} if said.keys() - {"weight"} else self.weight
 
     def pairs(self, student: int, teacher: int, kind: str = "uniform") -> list[tuple[int, int]]:
@@ -130,7 +131,7 @@ class Match:
         chosen = STATES[self.states or self._term.states](student)
         wanted = kind if self.layers is None else self.layers
         if isinstance(wanted, str):
-            to = layer_map(student, teacher, wanted)
+            to = losses.layer_map(student, teacher, wanted)
             return [(i, to[i]) for i in chosen]
         if len(wanted) != len(chosen):
             named = f"layers of {self.term} names {len(wanted)} of the teacher's states"
@@ -169,7 +170,7 @@ class Match:
             heads = dict(self.options).get("heads", 12)
             for whose, model in (("student's", student), ("teacher's", teacher)):
                 for layer in encoder_layers(model):
-                    check_relation_heads(_input(layer, reads).out_features, heads, whose)
+                    losses.check_relation_heads(_input(layer, reads).out_features, heads, whose)
 
     def loss(self, student: Signals, teacher: Signals, mask: Tensor | None, pairs, projection=None):
         """The weighted sum of the term over pairs of states."""

@@ -84,9 +84,6 @@ class MaskedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.effective_weight(), self.bias)
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, learned={self.scores is not None}"
-
 
 class QuantMaskedLinear(QuantLinear):
     """A masked layer that quantizes what is left: what was removed stays 0."""

@@ -78,8 +78,8 @@ class Scheme:
         if isinstance(text, Scheme):
             return text
         if isinstance(text, dict):
-            for key in text.keys() - set(_KEYS):
-                raise unknown("key of a scheme", key, _KEYS)
+            if extra := text.keys() - set(_KEYS):
+                raise unknown("key of a scheme", min(extra), _KEYS)
             head = cls.parse(str(text.get("scheme", "binary")))
             return replace(head, **{key: text[key] for key in text if key != "scheme"})
         name, _, tail = str(text).partition("-")
@@ -97,9 +97,8 @@ class Scheme:
 
     def to_dict(self, whole: bool = True) -> dict:
         """What :meth:`parse` reads: the scheme's name with its bits, and what else is set."""
-        said = {name: value for name, value in written(self, whole).items() if name in _KEYS}
-        head = str(self).partition("-")[0]
-        return {"scheme": head, **{name: v for name, v in said.items() if v is not None}}
+        said = {k: v for k, v in written(self, whole).items() if k in _KEYS and v is not None}
+        return {"scheme": str(self).partition("-")[0], **said}
 
     def __str__(self) -> str:
         bits = "" if self.family in ("binary", "ternary") else str(self.bits)

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 
 from xtclib import bert
 from xtclib.attention import use
-from xtclib.bert import encoder_linears, replace_module_
 from xtclib.config import Count, config
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import Stored, Technique, check_finite, copied, pack_, register
@@ -90,9 +89,9 @@ class Quantize(Technique):
         if self.weights is None:
             return
         inputs: dict = defaultdict(lambda: InputQuantizer(self.activations))
-        for name, linear in encoder_linears(model, (nn.Linear, Stored)).items():
+        for name, linear in bert.encoder_linears(model, (nn.Linear, Stored)).items():
             block = name.rpartition(".")[0]
-            replace_module_(model, name, make(linear, self.weights, inputs[block]))
+            bert.replace_module_(model, name, make(linear, self.weights, inputs[block]))
 
 
 def _empty(linear: nn.Module, weights: Scheme, inputs: InputQuantizer) -> nn.Module:
@@ -133,7 +132,7 @@ class Storage(Technique):
             block.position_embeddings = table
         for name, scheme in self._linears(model).items():
             linear = QuantLinear.from_linear(model.get_submodule(name), scheme)
-            replace_module_(model, name, linear)
+            bert.replace_module_(model, name, linear)
         return model
 
     def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -147,7 +146,7 @@ class Storage(Technique):
             table = PackedEmbedding.like(block.position_embeddings, self.positions)
             block.position_embeddings = table
         for name, scheme in self._linears(model).items():
-            replace_module_(model, name, PackedLinear.like(model.get_submodule(name), scheme))
+            bert.replace_module_(model, name, PackedLinear.like(model.get_submodule(name), scheme))
         self._set_widths(model)
 
     def plan(self, model: PreTrainedModel) -> PreTrainedModel:
