@@ -255,10 +255,10 @@ def projections(
 def _check_heads(term: str, student, teacher, pairs) -> None:
     """Scores are compared head by head: a layer with fewer heads than its teacher's has none."""
     for i, j in pairs:
-        layers = encoder_layers(student)[max(i, 1) - 1], encoder_layers(teacher)[max(j, 1) - 1]
-        ours, theirs = (_heads(layer) for layer in layers)
+        i, j = max(i, 1) - 1, max(j, 1) - 1
+        ours, theirs = _heads(encoder_layers(student)[i]), _heads(encoder_layers(teacher)[j])
         if ours != theirs:
-            has = f"layer {max(i, 1) - 1} of the student has {ours} heads, its teacher's {theirs}"
+            has = f"layer {i} of the student has {ours} heads and its teacher's {theirs}"
             raise ValueError(f"{term} compares heads, but {has}: leave it out of this stage")
 
 
