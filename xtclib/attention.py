@@ -19,16 +19,10 @@ NAME = "xtc"
 
 
 def score_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    rounded: Callable[[Tensor], Tensor] | None = None,
-    **kwargs,
-) -> tuple[Tensor, Tensor]:
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    scaling: float | None = None, dropout: float = 0.0,
+    rounded: Callable[[Tensor], Tensor] | None = None, **kwargs,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``softmax(q·kᵀ·scaling + mask)·v`` and the scores; q, k, v (batch, heads, length, head dim).
 
     If the module carries a function ``rounded``, query, key, value and probabilities go through

@@ -7,46 +7,44 @@ ELECTRA, MiniLM and their kin.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+L = TypeVar("L", bound=nn.Linear)
+Kinds = type | tuple[type, ...]  # as isinstance takes them
+KIN = "BERT-like model (BERT, RoBERTa, ELECTRA, MiniLM)"
+
 
 def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The encoder's list of layers; ``TypeError`` if the model has none at ``encoder.layer``."""
-    encoder = getattr(model.base_model, "encoder", None)
-    encoder = encoder or getattr(model.base_model, "transformer", None)  # DistilBERT's name
-    layers = getattr(encoder, "layer", None)
+    layers = getattr(_encoder(model), "layer", None)
     if not isinstance(layers, nn.ModuleList):
-        raise TypeError(
-            f"{type(model).__name__} has no list of layers at `encoder.layer`; "
-            "expected a BERT-like model (BERT, RoBERTa, ELECTRA, MiniLM)"
-        )
+        lacks = f"{type(model).__name__} has no list of layers at `encoder.layer`"
+        raise TypeError(f"{lacks}; expected a {KIN}")
     return layers
+
+
+def _encoder(model: PreTrainedModel) -> Any:
+    base = model.base_model
+    return getattr(base, "encoder", None) or getattr(base, "transformer", None)  # DistilBERT's
 
 
 def set_encoder_layers_(model: PreTrainedModel, layers: Iterable[nn.Module]) -> None:
     """Gives the encoder these layers, in place, numbers them, and says in the config how many."""
-    base, kept = model.base_model, nn.ModuleList(layers)
+    kept = nn.ModuleList(layers)
     for index, layer in enumerate(kept):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index
-    holder = getattr(base, "encoder", None) or base.transformer
-    holder.layer = kept
+    _encoder(model).layer = kept
     model.config.num_hidden_layers = len(kept)
 
 
-def word_embeddings(model: PreTrainedModel) -> nn.Module:
-    """The word embedding table."""
-    return model.get_input_embeddings()
-
-
-def encoder_linears(
-    model: nn.Module, kinds: type | tuple[type, ...] = nn.Linear
-) -> dict[str, nn.Linear]:
+def encoder_linears(model: nn.Module, kinds: Kinds = nn.Linear) -> dict[str, nn.Linear]:
     """Every linear layer of the encoder by its full name: what XTC quantizes.
 
     Query, key, value, both output projections and the intermediate layer; not the pooler, not the
@@ -54,35 +52,24 @@ def encoder_linears(
     """
     layers = encoder_layers(model)
     prefix = next(name for name, module in model.named_modules() if module is layers)
-    return {
-        f"{prefix}.{name}": module
-        for name, module in layers.named_modules()
-        if isinstance(module, kinds)
-    }
+    found = layers.named_modules()
+    return {f"{prefix}.{name}": module for name, module in found if isinstance(module, kinds)}
 
 
 def embeddings(model: PreTrainedModel) -> nn.Module:
     """The block that adds word, position and type embeddings; ``TypeError`` without positions."""
     block = getattr(model.base_model, "embeddings", None)
     if not hasattr(block, "position_embeddings"):
-        raise TypeError(
-            f"{type(model).__name__} has no table at `embeddings.position_embeddings`; expected a "
-            "BERT-like model (BERT, RoBERTa, ELECTRA, MiniLM)"
-        )
+        lacks = f"{type(model).__name__} has no table at `embeddings.position_embeddings`"
+        raise TypeError(f"{lacks}; expected a {KIN}")
     return block
 
 
 def trim_positions_(model: PreTrainedModel, length: int) -> None:
-    """Cuts the position table to its first ``length`` rows, in place; longer input is refused.
-
-    Raises ``ValueError`` for a length below 1 or past the model's positions.
-    """
+    """Cuts the position table to ``length`` rows at most, in place; longer input is refused."""
     block = embeddings(model)
     table = block.position_embeddings
-    rows = table.weight.shape[0]
-    if not 1 <= length <= rows:
-        raise ValueError(f"positions can be trimmed to 1 to {rows}, received {length}")
-    if length < rows:
+    if length < table.weight.shape[0]:
         short = nn.Embedding(length, table.weight.shape[1], device="meta")
         short.weight = nn.Parameter(table.weight.detach()[:length].clone())
         block.position_embeddings = short
@@ -94,19 +81,18 @@ def trim_positions_(model: PreTrainedModel, length: int) -> None:
 
 
 def refuse_longer_(model: PreTrainedModel, length: int) -> None:
-    """Has the model say so, with ``ValueError``, when it is given more than ``length`` tokens."""
-    embeddings(model).register_forward_pre_hook(partial(_refuse, length), with_kwargs=True)
+    """Has a model refuse, with ``ValueError``, more than ``length`` tokens, or than it can read."""
+    block = embeddings(model)
+    length = min(length, block.position_embeddings.weight.shape[0])
+    block.register_forward_pre_hook(partial(_refuse, length), with_kwargs=True)
 
 
 def _refuse(length: int, block: nn.Module, inputs: tuple, named: dict) -> None:
-    ids = inputs[0] if inputs else named.get("input_ids")
-    if ids is None:
-        ids = named.get("inputs_embeds")
-    if ids is not None and ids.shape[1] > length:
-        raise ValueError(
-            f"received {ids.shape[1]} tokens, but this model has {length} positions: truncate the "
-            "input (its tokenizer does by truncation=True)"
-        )
+    given = (*inputs[:1], named.get("input_ids"), named.get("inputs_embeds"))
+    count = next((tensor.shape[1] for tensor in given if tensor is not None), 0)
+    if count > length:
+        long = f"received {count} tokens, but this model has {length} positions"
+        raise ValueError(f"{long}: truncate the input (its tokenizer does by truncation=True)")
 
 
 def linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
@@ -122,10 +108,16 @@ def linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     return linear
 
 
+def around(cls: type[L], linear: nn.Linear) -> L:
+    """A linear layer of another class around the same parameters."""
+    layer = cls(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+    layer.weight, layer.bias = linear.weight, linear.bias
+    return layer.train(linear.training)
+
+
 def replace_module_(model: nn.Module, name: str, new: nn.Module) -> None:
     """Puts ``new`` where ``name`` points to, in place."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, new)
+    model.set_submodule(name, new)
 
 
 def spread(count: int, depth: int) -> list[int]:
@@ -137,30 +129,20 @@ def spread(count: int, depth: int) -> list[int]:
     return [(i + 1) * depth // count - 1 for i in range(count)]
 
 
-def validate_keep(keep: Sequence[int], depth: int) -> list[int]:
-    """A list of layers to keep, checked against a model's depth.
+def keep_layers(model: PreTrainedModel, keep: Iterable[int]) -> PreTrainedModel:
+    """A copy of ``model`` with only the encoder layers ``keep`` (0-based), the rest copied.
 
-    >>> validate_keep([1, 3], 4)
-    [1, 3]
+    Raises ``ValueError`` for none, for unknown ones, and for numbers that do not rise.
     """
-    keep = list(keep)
+    keep, depth = list(keep), len(encoder_layers(model))
     if not keep:
         raise ValueError("the list of layers to keep is empty: keep at least one layer")
     outside = [i for i in keep if not isinstance(i, int) or not 0 <= i < depth]
     if outside:
-        raise ValueError(
-            f"cannot keep layers {outside}: the teacher has {depth} layers, numbered 0 to "
-            f"{depth - 1}"
-        )
+        has = f"the teacher has {depth} layers, numbered 0 to {depth - 1}"
+        raise ValueError(f"cannot keep layers {outside}: {has}")
     if sorted(set(keep)) != keep:
         raise ValueError(f"layers to keep must be rising and without repeats, received {keep}")
-    return keep
-
-
-def keep_layers(model: PreTrainedModel, keep: Iterable[int]) -> PreTrainedModel:
-    """A copy of ``model`` with only the encoder layers ``keep`` (0-based), the rest copied."""
-    layers = encoder_layers(model)
-    keep = validate_keep(list(keep), len(layers))
     student = copy.deepcopy(model)
     set_encoder_layers_(student, [encoder_layers(student)[i] for i in keep])
     return student

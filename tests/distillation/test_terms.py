@@ -7,7 +7,7 @@ import torch
 
 from xtclib.bert import encoder_layers
 from xtclib.distillation.objective import Objective, distillation_loss
-from xtclib.distillation.terms import TERMS, Match, Reader, projections, wanted
+from xtclib.distillation.terms import TERMS, Match, Reader, projections
 from xtclib.techniques import BiLSTM, Bottleneck, Compact, DistilBert, PruneHeads
 from xtclib.techniques.pruning.depth import LayerReduction
 
@@ -180,7 +180,7 @@ def test_a_term_reads_back_as_it_was_told():
     ):
         match = Match.read("key_relations", value)
         assert match.to_plain() == value and Match.read("key_relations", match.to_plain()) == match
-    assert wanted([Match("key_relations"), Match("cosine")]) == {"keys", "hidden_states"}
+    assert Objective(key_relations=1, cosine=1).reads == {"keys", "hidden_states"}
 
 
 def test_a_closed_reader_gives_the_attention_back(bert):

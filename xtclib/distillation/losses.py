@@ -12,15 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
+def _same_shape(student: Tensor, teacher: Tensor, what: str, temperature: float = 1.0) -> None:
     if student.shape != teacher.shape:
-        raise ValueError(
-            f"{what}: the student gives {tuple(student.shape)} and the teacher "
-            f"{tuple(teacher.shape)}; they must agree (a narrower student needs a projection)"
-        )
-
-
-def _check_temperature(temperature: float) -> None:
+        gives = f"the student gives {tuple(student.shape)} and the teacher {tuple(teacher.shape)}"
+        raise ValueError(f"{what}: {gives}; they must agree (else add a projection)")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, received {temperature}")
 
@@ -34,12 +29,10 @@ def soft_cross_entropy(
     ``per_class=True`` divides by the number of classes too, as XTC's and TernaryBERT's releases do.
     Source: Hinton et al. 2015, arXiv:1503.02531, section 2; XTC, arXiv:2206.01859, section 2.
 
-    >>> import torch
     >>> round(float(soft_cross_entropy(torch.zeros(1, 2), torch.zeros(1, 2))), 4)   # ln 2
     0.6931
     """
-    _same_shape(student, teacher, "logits")
-    _check_temperature(temperature)
+    _same_shape(student, teacher, "logits", temperature)
     loss = -(F.softmax(teacher / temperature, -1) * F.log_softmax(student / temperature, -1))
     return loss.mean() if per_class else loss.sum(-1).mean()
 
@@ -50,19 +43,12 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) ->
     ``T²`` keeps the gradient's size independent of the temperature (Hinton et al. 2015, section
     2.1: for large T the gradient tends to that of ``‖s − t‖² / 2`` on centred logits, by class).
 
-    >>> import torch
     >>> float(kl_divergence(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 2.0]]), 3.0))
     0.0
     """
-    _same_shape(student, teacher, "logits")
-    _check_temperature(temperature)
-    loss = F.kl_div(
-        F.log_softmax(student / temperature, -1),
-        F.log_softmax(teacher / temperature, -1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    return loss * temperature**2
+    _same_shape(student, teacher, "logits", temperature)
+    s, t = (F.log_softmax(x / temperature, -1) for x in (student, teacher))
+    return F.kl_div(s, t, reduction="batchmean", log_target=True) * temperature**2
 
 
 def logits_mse(student: Tensor, teacher: Tensor) -> Tensor:
@@ -84,7 +70,6 @@ def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> 
     ``mask`` of shape (batch, length), 1 at real tokens; ``None`` averages over padding as well.
     Source: TinyBERT, arXiv:1909.10351, eq. 8, without a projection; XTC uses the same.
 
-    >>> import torch
     >>> s, t = torch.zeros(1, 2, 4), torch.ones(1, 2, 4); t[:, 1] = 9
     >>> float(hidden_mse(s, t, torch.tensor([[1, 0]]))), float(hidden_mse(s, t))
     (1.0, 41.0)
@@ -103,7 +88,6 @@ def attention_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) 
     query and real key count. ``None``: every pair, as the releases, whose masked scores are close
     to equal in student and teacher. Source: TinyBERT, arXiv:1909.10351, eq. 7.
 
-    >>> import torch
     >>> s, t = torch.zeros(1, 1, 2, 2), torch.tensor([[[[2.0, 7.0], [7.0, 7.0]]]])
     >>> float(attention_mse(s, t, torch.tensor([[1, 0]])))
     4.0
@@ -165,7 +149,7 @@ def relation_divergence(
         check_relation_heads(x.shape[-1], heads, whose)
         x = x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (batch, heads, length, width/heads)
         relations.append(x @ x.transpose(-1, -2) / x.shape[-1] ** 0.5)
-    return _divergence(*relations, mask)
+    return _divergence(relations[0], relations[1], mask)
 
 
 def check_relation_heads(width: int, heads: int, whose: str) -> None:
@@ -173,10 +157,8 @@ def check_relation_heads(width: int, heads: int, whose: str) -> None:
     if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1:
         raise ValueError(f"relation heads are a whole number from 1, received {heads!r}")
     if width % heads:
-        raise ValueError(
-            f"{heads} relation heads do not divide the {whose} width of {width}: choose a number "
-            "that divides both widths"
-        )
+        uneven = f"{heads} relation heads do not divide the {whose} width of {width}"
+        raise ValueError(f"{uneven}: choose a number that divides both widths")
 
 
 def patience(
@@ -252,10 +234,8 @@ def layer_map(student_layers: int, teacher_layers: int, kind: str = "uniform") -
     Raises ``ValueError`` if the student is deeper than the teacher or the kind is unknown.
     """
     if not 1 <= student_layers <= teacher_layers:
-        raise ValueError(
-            f"a student of {student_layers} layers cannot follow a teacher of {teacher_layers}: "
-            "it needs at least one layer and at most the teacher's number"
-        )
+        found = f"a student of {student_layers} layers cannot follow a teacher of {teacher_layers}"
+        raise ValueError(f"{found}: it needs from one layer to as many")
     steps = range(student_layers + 1)
     if kind == "uniform":
         # ⌊x + ½⌋ rather than Python's round, which would send halves to the even neighbour.
@@ -263,7 +243,6 @@ def layer_map(student_layers: int, teacher_layers: int, kind: str = "uniform") -
     if kind == "last":
         return [0, *range(teacher_layers - student_layers + 1, teacher_layers + 1)]
     if kind == "release":
-        stride = teacher_layers // student_layers
-        shift = 0 if teacher_layers % student_layers == 0 else 1
-        return [i * stride + shift for i in steps]
+        stride, spare = divmod(teacher_layers, student_layers)
+        return [i * stride + bool(spare) for i in steps]
     raise ValueError(f"unknown layer map {kind!r}: choose 'uniform', 'last' or 'release'")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from functools import partial
 from typing import Literal
 
 from pydantic import model_validator
@@ -14,8 +13,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from xtclib.bert import encoder_layers
 from xtclib.config import Flag, NotNegative, Positive, config, written
-from xtclib.distillation.losses import kl_divergence, logits_mse, soft_cross_entropy
-from xtclib.distillation.terms import INPUTS, STATES, TERMS, LayerMap, Match, Signals, Term, wanted
+from xtclib.distillation import losses
+from xtclib.distillation.terms import INPUTS, STATES, TERMS, LayerMap, Match, Signals, Term
 from xtclib.files import unknown
 from xtclib.tasks.base import Task
 from xtclib.tasks.classification import CLASSES
@@ -64,10 +63,8 @@ class Objective:
         if not (self.needs_teacher or self.labels):
             raise ValueError("the objective is empty: give at least one term a positive weight")
         if self.progressive and (self.labels or self.logits or not self.matches):
-            raise ValueError(
-                "progressive transfer trains one layer at a time, by terms that compare layers: "
-                "put labels and logits into a stage of their own"
-            )
+            one = "progressive transfer trains one layer at a time, by terms that compare layers"
+            raise ValueError(f"{one}: put labels and logits into a stage of their own")
 
     @property
     def needs_teacher(self) -> bool:
@@ -77,7 +74,7 @@ class Objective:
     @property
     def reads(self) -> set[str]:
         """The signals that both models have to show beside their logits."""
-        return wanted(self.matches)
+        return {TERMS[match.term].reads for match in self.matches}
 
     def to_dict(self, whole: bool = True) -> dict:
         """What recipes hold; not ``whole``: without what has its default.
@@ -88,6 +85,14 @@ class Objective:
         values = written(self, whole)
         values.pop("matches", None)
         return values | {match.term: match.to_plain() for match in self.matches}
+
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of logits (batch, classes) by ``logits_loss``."""
+        if self.logits_loss == "mse":
+            return losses.logits_mse(student, teacher)
+        if self.logits_loss == "kl_divergence":
+            return losses.kl_divergence(student, teacher, self.temperature)
+        return losses.soft_cross_entropy(student, teacher, self.temperature, self.per_class)
 
     def check(
         self, student: PreTrainedModel, teacher: PreTrainedModel, answers: bool = True
@@ -104,10 +109,8 @@ class Objective:
             pairs = [pair for found in self.pairs(student, teacher).values() for pair in found]
             idle = set(range(len(encoder_layers(student)) + 1)) - {at for at, _ in pairs}
             if idle:
-                raise ValueError(
-                    f"progressive transfer trains the states one by one, but no term compares "
-                    f"{sorted(idle)} (0: the embeddings): add hidden_states"
-                )
+                lacks = f"progressive transfer trains every state, no term compares {sorted(idle)}"
+                raise ValueError(f"{lacks} (0: the embeddings): add hidden_states")
 
     def pairs(self, student: PreTrainedModel, teacher: PreTrainedModel) -> dict[str, list]:
         """(student state, teacher state) for every term that compares layers."""
@@ -124,20 +127,15 @@ def _check_alike(student: PretrainedConfig, teacher: PretrainedConfig, answers: 
     """
     sizes = student.vocab_size, teacher.vocab_size
     if sizes[0] != sizes[1]:
-        raise ValueError(
-            f"the student reads {sizes[0]} tokens and its teacher {sizes[1]}: the same ids mean "
-            "other words to each; give both one tokenizer"
-        )
+        read = f"the student reads {sizes[0]} tokens and its teacher {sizes[1]}"
+        raise ValueError(f"{read}, so ids mean other words to each: give both one tokenizer")
     if not answers:
         return
-    said = [[str(config.id2label[i]) for i in range(config.num_labels)]
-            for config in (student, teacher)]  # fmt: skip
-    named = not any(names[0].startswith("LABEL_") for names in said)
-    if len(said[0]) != len(said[1]) or (named and said[0] != said[1]):
-        raise ValueError(
-            f"the student's labels are {said[0]} and its teacher's {said[1]}: logits are compared "
-            "in order, so give both the same labels in the same order"
-        )
+    ours, theirs = ([str(c.id2label[i]) for i in range(c.num_labels)] for c in (student, teacher))
+    named = not any(names[0].startswith("LABEL_") for names in (ours, theirs))
+    if len(ours) != len(theirs) or (named and ours != theirs):
+        labels = f"the student's labels are {ours} and its teacher's {theirs}"
+        raise ValueError(f"{labels}: give both the same labels in the same order")
 
 
 _FIELDS = [field.name for field in fields(Objective)]
@@ -163,28 +161,25 @@ def register_term(
 
 
 def distillation_loss(
-    objective: Objective,
-    student: Signals,
-    teacher: Signals | None,
-    labels: Tensor | None,
-    mask: Tensor,
-    pairs: dict[str, list[tuple[int, int]]],
-    projections: nn.ModuleDict | dict | None = None,
-    task: Task = CLASSES,
-) -> dict[str, Tensor]:
+    objective: Objective, student: Signals, teacher: Signals | None, labels: Tensor | None,
+    mask: Tensor, pairs: dict[str, list[tuple[int, int]]],
+    projections: nn.ModuleDict | dict | None = None, task: Task = CLASSES,
+) -> dict[str, Tensor]:  # fmt: skip
     """Every term of an objective, weighted, by name; their sum is the loss.
 
-    ``pairs`` is :meth:`Objective.pairs`, ``projections`` what
-    :func:`.terms.projections` made; ``mask``
-    (batch, length) is 1 at real tokens; ``task`` says how labels and logits are compared. Source:
-    XTC, arXiv:2206.01859, section 2, after TinyBERT and TernaryBERT, and the terms' own.
+    ``teacher`` may be ``None`` where nothing is compared; ``pairs`` is :meth:`Objective.pairs`,
+    ``projections`` what :func:`.terms.projections` made; ``mask`` (batch, length) is 1 at real
+    tokens; ``task`` says how labels and logits are compared. Source: XTC, arXiv:2206.01859,
+    section 2, after TinyBERT and TernaryBERT, and the terms' own.
     """
     terms: dict[str, Tensor] = {}
     if objective.labels:
         terms["labels"] = objective.labels * task.loss(student.logits, labels)
+    if not objective.needs_teacher:
+        return terms
+    assert teacher is not None  # refused where a run begins
     if objective.logits:
-        loss = partial(_logits_loss, objective)
-        found = task.compare(student.logits, teacher.logits.float(), loss)
+        found = task.compare(student.logits, teacher.logits.float(), objective.compare)
         terms["logits"] = objective.logits * found
     seen = mask if objective.masked else None
     for match in objective.matches:
@@ -193,11 +188,3 @@ def distillation_loss(
             projection = (projections or {})[match.term] if match.projection else None
             terms[match.term] = match.loss(student, teacher, seen, chosen, projection)
     return terms
-
-
-def _logits_loss(objective: Objective, student: Tensor, teacher: Tensor) -> Tensor:
-    if objective.logits_loss == "mse":
-        return logits_mse(student, teacher)
-    if objective.logits_loss == "kl_divergence":
-        return kl_divergence(student, teacher, objective.temperature)
-    return soft_cross_entropy(student, teacher, objective.temperature, objective.per_class)

@@ -19,7 +19,6 @@ from xtclib import attention
 from xtclib.bert import encoder_layers
 from xtclib.config import Flag, Listed, NotNegative, config, written
 from xtclib.distillation import losses
-from xtclib.distillation.losses import check_relation_heads, layer_map
 from xtclib.files import unknown
 
 LayerMap = Literal["uniform", "last", "release"]
@@ -86,10 +85,8 @@ class Match:
         if self.term not in TERMS:
             raise unknown("term", self.term, TERMS)
         if self._term.reads != "hidden_states" and self.states in ("all", "embeddings"):
-            raise ValueError(
-                f"{self.term} compares what is inside layers, and the embeddings are in none: "
-                "choose the states layers, inner or last"
-            )
+            inside = f"{self.term} compares what is inside layers, and the embeddings are in none"
+            raise ValueError(f"{inside}: choose the states layers, inner or last")
         if self.projection and self._term.reads != "hidden_states":
             raise ValueError(f"{self.term} compares no hidden states: leave out `projection`")
 
@@ -134,20 +131,17 @@ class Match:
         chosen = STATES[self.states or self._term.states](student)
         wanted = kind if self.layers is None else self.layers
         if isinstance(wanted, str):
-            to = layer_map(student, teacher, wanted)
+            to = losses.layer_map(student, teacher, wanted)
             return [(i, to[i]) for i in chosen]
         if len(wanted) != len(chosen):
-            raise ValueError(
-                f"layers of {self.term} names {len(wanted)} of the teacher's states, but "
-                f"{len(chosen)} of the student's take part ({chosen}): name one for each"
-            )
+            named = f"layers of {self.term} names {len(wanted)} of the teacher's states"
+            part = f"{len(chosen)} of the student's take part ({chosen})"
+            raise ValueError(f"{named}, but {part}: name one for each")
         lowest = 0 if self._term.reads == "hidden_states" else 1
         for state in wanted:
-            if not isinstance(state, int) or not lowest <= state <= teacher:
-                raise ValueError(
-                    f"layers of {self.term} names {state!r}, but the teacher has {lowest} to "
-                    f"{teacher}"
-                )
+            if not lowest <= state <= teacher:
+                has = f"the teacher has {lowest} to {teacher}"
+                raise ValueError(f"layers of {self.term} names {state}, but {has}")
         return list(zip(chosen, wanted, strict=True))
 
     def check(self, student: PreTrainedModel, teacher: PreTrainedModel, kind: str) -> None:
@@ -157,30 +151,26 @@ class Match:
             try:
                 depths.append(len(encoder_layers(model)))
             except TypeError:
+                lacks = f"the {whose}, a {type(model).__name__}, has none of BERT's kind"
                 raise ValueError(
-                    f"{self.term} compares layers, but the {whose}, a {type(model).__name__}, has "
-                    "none of BERT's kind: leave the term out, logits can always be compared"
+                    f"{self.term} compares layers, but {lacks}: leave it out, logits always work"
                 ) from None
         pairs = self.pairs(depths[0], depths[1], kind)
         if not pairs:
-            raise ValueError(
-                f"{self.term} compares the inner layers, and a student of {depths[0]} layer has "
-                "none: choose other `states`"
-            )
+            inner = f"the inner layers, and a student of {depths[0]} layer has none"
+            raise ValueError(f"{self.term} compares {inner}: choose other `states`")
         widths = student.config.hidden_size, teacher.config.hidden_size
         reads = self._term.reads
         if reads == "hidden_states" and widths[0] != widths[1] and not self.projection:
-            raise ValueError(
-                f"{self.term} compares hidden states, but the student is {widths[0]} wide and its "
-                f"teacher {widths[1]}: add `projection: true`"
-            )
+            wide = f"the student is {widths[0]} wide and its teacher {widths[1]}"
+            raise ValueError(f"{self.term} compares states, but {wide}: add `projection: true`")
         if reads == "attention_scores":
             _check_heads(self.term, student, teacher, pairs)
         if reads in INPUTS:
             heads = dict(self.options).get("heads", 12)
             for whose, model in (("student's", student), ("teacher's", teacher)):
                 for layer in encoder_layers(model):
-                    check_relation_heads(_input(layer, reads).out_features, heads, whose)
+                    losses.check_relation_heads(_input(layer, reads).out_features, heads, whose)
 
     def loss(self, student: Signals, teacher: Signals, mask: Tensor | None, pairs, projection=None):
         """The weighted sum of the term over pairs of states."""
@@ -198,7 +188,7 @@ class Signals:
 
     def __init__(self, output, kept: Mapping[str, list[Tensor]] | None = None) -> None:
         self.output, self._kept = output, kept or {}
-        self.logits: Tensor | None = getattr(output, "logits", None)
+        self.logits: Any = getattr(output, "logits", None)
 
     def at(self, reads: str, state: int) -> Tensor:
         """A signal at a state. What belongs to a layer rather than to its output starts at 1."""
@@ -223,10 +213,10 @@ class Reader:
         if "attention_scores" in self.wanted or attention.trains_faster(model, bf16):
             attention.use(model)
         for name in self.wanted & set(INPUTS):
-            self._kept[name] = []
-            keep = partial(_keep, self._kept[name])
+            kept = self._kept[name] = []
             for layer in encoder_layers(model):
-                self._hooks.append(_input(layer, name).register_forward_hook(keep))
+                hook = partial(lambda kept, module, inputs, found: kept.append(found), kept)
+                self._hooks.append(_input(layer, name).register_forward_hook(hook))
 
     def __call__(self, model: nn.Module, **inputs: Tensor) -> Signals:
         """``model`` is the reader's own, or a wrapper of it."""
@@ -242,15 +232,6 @@ class Reader:
             hook.remove()
         if self._model.config._attn_implementation != self._before:
             self._model.set_attn_implementation(self._before)
-
-
-def _keep(kept: list[Tensor], module: nn.Module, inputs: tuple, found: Tensor) -> None:
-    kept.append(found)
-
-
-def wanted(matches: Iterable[Match]) -> set[str]:
-    """The signals that terms read."""
-    return {TERMS[match.term].reads for match in matches}
 
 
 def projections(
@@ -274,13 +255,11 @@ def projections(
 def _check_heads(term: str, student, teacher, pairs) -> None:
     """Scores are compared head by head: a layer with fewer heads than its teacher's has none."""
     for i, j in pairs:
-        layers = encoder_layers(student)[max(i, 1) - 1], encoder_layers(teacher)[max(j, 1) - 1]
-        ours, theirs = (_heads(layer) for layer in layers)
+        i, j = max(i, 1) - 1, max(j, 1) - 1
+        ours, theirs = _heads(encoder_layers(student)[i]), _heads(encoder_layers(teacher)[j])
         if ours != theirs:
-            raise ValueError(
-                f"{term} compares head by head, but layer {max(i, 1) - 1} of the student has "
-                f"{ours} heads and its teacher's {theirs}: leave the term out of this stage"
-            )
+            has = f"layer {i} of the student has {ours} heads and its teacher's {theirs}"
+            raise ValueError(f"{term} compares heads, but {has}: leave it out of this stage")
 
 
 def _heads(layer: nn.Module) -> int:

@@ -24,9 +24,8 @@ from xtclib.techniques.students.technique import CNN, BiLSTM, Bottleneck, Compac
 from xtclib.techniques.students.theseus import KeepSuccessors, ReplaceModules
 
 __all__ = [
-    "CNN", "TECHNIQUES", "BiLSTM", "Bottleneck", "Compact", "DistilBert", "Held",
-    "KeepSuccessors", "LayerReduction", "LearnGates", "PruneHeads", "PruneNeurons",
-    "PruneVocabulary", "PruneWidth", "Quantize", "ReplaceModules", "ReweightedProximal",
-    "SmallVocabulary", "Sparsify", "SplitTernary", "Storage", "Stored", "Technique",
-    "apply_all", "pack_", "register", "technique",
+    "CNN", "TECHNIQUES", "BiLSTM", "Bottleneck", "Compact", "DistilBert", "Held", "KeepSuccessors",
+    "LayerReduction", "LearnGates", "PruneHeads", "PruneNeurons", "PruneVocabulary", "PruneWidth",
+    "Quantize", "ReplaceModules", "ReweightedProximal", "SmallVocabulary", "Sparsify",
+    "SplitTernary", "Storage", "Stored", "Technique", "apply_all", "pack_", "register", "technique",
 ]  # fmt: skip

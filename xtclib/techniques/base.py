@@ -7,6 +7,7 @@ lists: schedules, a penalty, ``finalize`` (every tensor at the width it is store
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, NamedTuple
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from xtclib.bert import encoder_linears, replace_module_
+from xtclib.bert import Kinds, encoder_linears, replace_module_
 from xtclib.config import Named, Registry, config
 from xtclib.tasks.rows import Calibration
 
@@ -34,16 +35,13 @@ class Technique(Named):
 
     def check(self, stage) -> None:
         """Raises ``ValueError`` for a stage (:class:`xtclib.recipes.Stage`) it cannot work in."""
+        here = f"stage {stage.name!r}: {self.name}"
         if self.learns and stage.task != "its own":
-            raise ValueError(
-                f"stage {stage.name!r}: {self.name} learns scores, which {stage.task} does not "
-                "train: give it a stage with an objective"
-            )
+            learns = f"{here} learns scores, which {stage.task} does not train"
+            raise ValueError(f"{learns}: give it a stage with an objective")
         if (self.learns or self.settled) and not stage.trains:
-            raise ValueError(
-                f"stage {stage.name!r}: {self.name} works while a stage trains, and this one does "
-                "not: give it an objective"
-            )
+            works = f"{here} works while a stage trains, and this one does not"
+            raise ValueError(f"{works}: give it an objective")
 
     def check_student(self, stage, student: PreTrainedModel) -> None:
         """The same for what it has made of a student, in its own stage and in every later one."""
@@ -132,10 +130,8 @@ def apply_all(
 def needs(data: Calibration | None, what: str) -> Calibration:
     """``data``, or a ``ValueError`` that says what it is needed for."""
     if data is None:
-        raise ValueError(
-            f"{what} looks at the task's rows: give `apply` an `xtclib.tasks.rows.Calibration` "
-            "(`compress` does)"
-        )
+        given = "give `apply` an `xtclib.tasks.rows.Calibration` (`compress` does)"
+        raise ValueError(f"{what} looks at the task's rows: {given}")
     return data
 
 
@@ -148,9 +144,8 @@ def count_of(size: float | None, full: int, what: str) -> int:
     if size is None:
         return full
     if size > full:
-        raise ValueError(
-            f"cannot keep {size} of {full} {what}: give a count up to that, or a share below 1"
-        )
+        asked = f"cannot keep {size} of {full} {what}"
+        raise ValueError(f"{asked}: give a count up to that, or a share below 1")
     return size if isinstance(size, int) else max(round(size * full), 1)
 
 
@@ -158,10 +153,8 @@ def check_finite(model: nn.Module, what: str) -> None:
     """Raises ``ValueError`` naming the first parameter that holds NaN or infinity."""
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
-            raise ValueError(
-                f"{what}: the parameter {name!r} holds NaN or infinite values; use another "
-                "checkpoint, or train it again with a lower learning rate"
-            )
+            found = f"{what}: the parameter {name!r} holds NaN or infinite values"
+            raise ValueError(f"{found}; use another checkpoint, or train with a lower rate")
 
 
 class Held(NamedTuple):
@@ -214,13 +207,23 @@ def pack_(model: PreTrainedModel) -> PreTrainedModel:
 def refuse_packed(model: nn.Module) -> None:
     """Raises ``ValueError`` for a model whose weights are stored, not trained."""
     if any(isinstance(module, Stored) for module in model.modules()):
-        raise ValueError(
-            "the model is already packed; apply `xtclib.artefact.unpack` first to change or "
-            "train it on"
-        )
+        change = "apply `xtclib.artefact.unpack` first to change it or train it on"
+        raise ValueError(f"the model is already packed; {change}")
 
 
-def check_plain(model: nn.Module, what: str, allowed: type | tuple[type, ...] = ()) -> None:
+def copied(model: PreTrainedModel, cut: str = "", allowed: Kinds = ()) -> PreTrainedModel:
+    """A copy for a technique to change; ``ValueError`` for a model that is packed.
+
+    ``cut``: a technique that removes what is there: of ordinary, finite layers (or ``allowed``).
+    """
+    refuse_packed(model)
+    if cut:
+        check_plain(model, cut, allowed)
+        check_finite(model, "cannot prune this model")
+    return copy.deepcopy(model)
+
+
+def check_plain(model: nn.Module, what: str, allowed: Kinds = ()) -> None:
     """Raises ``ValueError`` if an encoder's layer was changed by what ``what`` has to precede.
 
     Such a layer says so itself: its ``refusal`` ends the sentence that ``what`` begins.

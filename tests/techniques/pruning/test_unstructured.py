@@ -22,7 +22,6 @@ from xtclib.techniques.pruning.unstructured import (
     ReweightedProximal,
     Schedule,
     Sparsify,
-    sparsity_of,
 )
 from xtclib.techniques.quantization.packing import encode, pack
 from xtclib.techniques.quantization.technique import Quantize
@@ -36,6 +35,18 @@ def logits(model, batch):
 
 def layers(model):
     return list(encoder_linears(model).values())
+
+
+def sparsity_of(model):
+    """The share of zeros in every encoder weight by name, in training or stored."""
+    found = {}
+    for name, layer in model.base_model.encoder.named_modules():
+        if isinstance(layer, SparseLinear):
+            found[name] = 1 - float(layer.present().float().mean())
+        elif isinstance(layer, nn.Linear):
+            weight = layer.weight * getattr(layer, "mask", True)
+            found[name] = float((weight == 0).float().mean())
+    return found
 
 
 def shares(model):

@@ -7,21 +7,11 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import nn
-from transformers import (
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from xtclib.config import NotNegative, Part, Share, Size, config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import (
-    Technique,
-    count_of,
-    needs,
-    refuse_packed,
-    register,
-)
+from xtclib.techniques.base import Technique, copied, count_of, needs, register
 from xtclib.techniques.embeddings import vocabulary
 from xtclib.techniques.students.technique import Compact, _Student
 
@@ -50,10 +40,9 @@ class PruneVocabulary(Technique):
         return vocabulary.tokens_to_keep(data.tokenizer, data.token_counts(), self.keep)
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
-        refuse_packed(model)
+        model = copied(model)
         if type(model.get_input_embeddings()) is not nn.Embedding:
             raise ValueError(f"{self.name} comes before quantize: list it first")
-        model = copy.deepcopy(model)
         vocabulary.keep_rows_(model, self.ids(needs(data, self.name)))
         return model
 
@@ -96,14 +85,11 @@ class SmallVocabulary(_Student):
     def check(self, stage) -> None:
         super().check(stage)
         if stage.task != "dual" or stage.objective:
-            raise ValueError(
-                f"stage {stage.name!r}: small_vocabulary learns beside its teacher, with a loss of "
-                "its own: write `task: dual`, and no objective"
-            )
+            own = f"stage {stage.name!r}: small_vocabulary learns by a loss of its own"
+            raise ValueError(f"{own}: write `task: dual`, and no objective")
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
-        narrow = Compact(hidden=self.hidden, intermediate=self.intermediate)
-        return narrow.config(teacher)
+        return Compact(hidden=self.hidden, intermediate=self.intermediate).config(teacher)
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         data = needs(data, self.name)
@@ -132,8 +118,7 @@ class SmallVocabulary(_Student):
 
     def tokenizer(self, data: Calibration) -> PreTrainedTokenizerBase:
         """The student's tokenizer."""
-        size = len(data.tokenizer)
-        keep = self.count(size) / size
+        keep = self.count(len(data.tokenizer)) / len(data.tokenizer)
         ids = vocabulary.tokens_to_keep(data.tokenizer, data.token_counts(), keep)
         return vocabulary.cut_tokenizer(data.tokenizer, ids)
 

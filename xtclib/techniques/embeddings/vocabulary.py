@@ -34,16 +34,13 @@ def tokens_to_keep(
         count = int(((kind < 2) | (counts > 0)).sum())
     else:
         count = round(keep * size)
+        keeping = f"keeping {count} of {size} tokens"
         if count < len(special):
-            raise ValueError(
-                f"keeping {count} of {size} tokens drops special tokens: {len(special)} of them "
-                f"({', '.join(tokenizer.all_special_tokens)}) have to stay, keep more"
-            )
+            stay = f"{len(special)} of them ({', '.join(tokenizer.all_special_tokens)})"
+            raise ValueError(f"{keeping} drops special tokens: {stay} have to stay, keep more")
         if count < (kind < 2).sum():
-            raise ValueError(
-                f"keeping {count} of {size} tokens leaves words that cannot be spelled: special "
-                f"tokens and the characters in use are {(kind < 2).sum()}, keep more"
-            )
+            used = f"special tokens and the characters in use are {(kind < 2).sum()}"
+            raise ValueError(f"{keeping} leaves words that cannot be spelled: {used}, keep more")
     return sorted(ordered[:count].tolist())
 
 
@@ -57,36 +54,24 @@ def cut_tokenizer(
     """
     dropped = sorted(set(tokenizer.all_special_ids) - set(ids))
     if dropped:
-        raise ValueError(
-            f"the cut drops the special tokens {tokenizer.convert_ids_to_tokens(dropped)}: the "
-            "model cannot be fed without them, keep them"
-        )
+        lost = tokenizer.convert_ids_to_tokens(dropped)
+        raise ValueError(f"the cut drops the special tokens {lost}, which models need: keep them")
     held = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
     ends = (held.get("post_processor") or {}).get("type", "TemplateProcessing")
     kind = held.get("model", {}).get("type")
     if kind not in ("WordPiece", "WordLevel") or ends != "TemplateProcessing":
-        raise TypeError(
-            f"the vocabulary of {type(tokenizer).__name__} ({kind}, {ends}) cannot be cut: "
-            "expected a fast WordPiece tokenizer, such as BERT's"
-        )
+        found = f"the vocabulary of {type(tokenizer).__name__} ({kind}, {ends})"
+        raise TypeError(f"{found} cannot be cut: expected a fast WordPiece tokenizer, as BERT's")
     words = held["model"]["vocab"]
     number = {old: new for new, old in enumerate(ids)}
     held["model"]["vocab"] = {w: number[i] for w, i in words.items() if i in number}
-    held["added_tokens"] = [
-        {**token, "id": number[token["id"]]}
-        for token in held["added_tokens"]
-        if token["id"] in number
-    ]
+    added = [token for token in held["added_tokens"] if token["id"] in number]
+    held["added_tokens"] = [{**token, "id": number[token["id"]]} for token in added]
     for token in ((held.get("post_processor") or {}).get("special_tokens") or {}).values():
         token["ids"] = [number[i] for i in token["ids"]]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(held)),
-        model_max_length=tokenizer.model_max_length,
-        model_input_names=tokenizer.model_input_names,
-        padding_side=tokenizer.padding_side,
-        truncation_side=tokenizer.truncation_side,
-        **tokenizer.special_tokens_map,
-    )
+    kept = "model_max_length", "model_input_names", "padding_side", "truncation_side"
+    given = {name: getattr(tokenizer, name) for name in kept} | tokenizer.special_tokens_map
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(held)), **given)
 
 
 def keep_rows_(model: PreTrainedModel, ids: Sequence[int]) -> None:

@@ -7,21 +7,10 @@ from typing import ClassVar, Literal
 import torch
 from transformers import PreTrainedModel
 
-from xtclib.bert import (
-    encoder_layers,
-    keep_layers,
-    spread,
-    validate_keep,
-)
+from xtclib.bert import encoder_layers, keep_layers, spread
 from xtclib.config import Listed, Size, config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import (
-    Technique,
-    count_of,
-    needs,
-    refuse_packed,
-    register,
-)
+from xtclib.techniques.base import Technique, count_of, needs, refuse_packed, register
 from xtclib.techniques.pruning.importance import best, layer_influence
 
 
@@ -49,15 +38,13 @@ class LayerReduction(Technique):
         if not self.keep:
             raise ValueError("the list of layers to keep is empty: keep at least one layer")
         if not isinstance(self.keep, str) and self.layers is not None:
-            raise ValueError(
-                f"an explicit list of layers was given together with layers={self.layers}; leave "
-                "one of them out"
-            )
+            both = f"an explicit list of layers was given together with layers={self.layers}"
+            raise ValueError(f"{both}; leave one of them out")
 
     def indices(self, depth: int) -> list[int]:
         """The 0-based teacher layers that a student of a ``depth``-layer teacher keeps."""
         if not isinstance(self.keep, str):
-            return validate_keep(self.keep, depth)
+            return list(self.keep)
         count = self.count(depth)
         if self.keep == "importance":
             raise ValueError("which layers matter depends on the model and the task: apply it")
@@ -84,7 +71,6 @@ class LayerReduction(Technique):
         return keep_layers(model, best([influence], self.count(depth) / depth)[0])
 
     def plan(self, model: PreTrainedModel) -> PreTrainedModel:
-        depth = len(encoder_layers(model))
-        if self.keep == "importance":  # whichever: they are of one size
-            return keep_layers(model, range(self.count(depth)))
-        return keep_layers(model, self.indices(depth))
+        depth = len(encoder_layers(model))  # of those by importance any will do: they are alike
+        any_ = self.keep == "importance"
+        return keep_layers(model, range(self.count(depth)) if any_ else self.indices(depth))

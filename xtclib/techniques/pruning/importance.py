@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from itertools import pairwise
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xtclib.config import Named, NotNegative, Positive, Registry, config
-from xtclib.techniques.pruning.layers import (
-    GatedLinear,
-    HardConcrete,
-    closed,
-)
+from xtclib.techniques.pruning.layers import GatedLinear, HardConcrete, closed
 from xtclib.techniques.pruning.surgery import _check_width, _layers, _on_hidden, _tables, readers
 
 
@@ -25,8 +23,8 @@ def head_magnitudes(model: PreTrainedModel) -> list[Tensor]:
     for layer in _layers(model):
         attention = layer.attention.self
         heads = attention.num_attention_heads
-        parts = [getattr(attention, n).weight for n in ("query", "key", "value")]
-        parts.append(layer.attention.output.dense.weight.T)
+        inner = attention.query, attention.key, attention.value
+        parts = [linear.weight for linear in inner] + [layer.attention.output.dense.weight.T]
         sizes = [part.detach().abs().reshape(heads, -1).mean(1) for part in parts]
         found.append(torch.stack(sizes).mean(0))
     return found
@@ -37,11 +35,8 @@ def neuron_magnitudes(model: PreTrainedModel) -> list[Tensor]:
 
     The product is what scaling one side up and the other down leaves as it is.
     """
-    return [
-        layer.intermediate.dense.weight.detach().norm(dim=1)
-        * layer.output.dense.weight.detach().norm(dim=0)
-        for layer in _layers(model)
-    ]
+    pairs = [(layer.intermediate.dense, layer.output.dense) for layer in _layers(model)]
+    return [a.weight.detach().norm(dim=1) * b.weight.detach().norm(dim=0) for a, b in pairs]
 
 
 def hidden_magnitudes(model: PreTrainedModel) -> Tensor:
@@ -86,16 +81,14 @@ def layer_influence(model: PreTrainedModel, batches: Iterable[dict]) -> list[flo
 
     Source: block influence of Men et al. 2024, arXiv:2403.03853, equation 1.
     """
-    model, sums, count = copy.deepcopy(model).eval(), 0, 0
+    model, count = copy.deepcopy(model).eval(), 0
+    sums: Any = 0
     for batch in batches:
         batch = {name: value.to(model.device) for name, value in batch.items()}
         seen = batch["attention_mask"].bool()
         states = model(**batch, output_hidden_states=True).hidden_states
-        changes = [
-            1 - torch.cosine_similarity(a[seen], b[seen], dim=-1).double()
-            for a, b in zip(states, states[1:], strict=False)
-        ]
-        sums = sums + torch.stack([change.sum() for change in changes])
+        alike = [F.cosine_similarity(a[seen], b[seen], dim=-1) for a, b in pairwise(states)]
+        sums = sums + torch.stack([(1 - each.double()).sum() for each in alike])
         count += int(seen.sum())
     return (sums / count).tolist()
 
@@ -105,10 +98,8 @@ def learned_gates(model: PreTrainedModel, part: str) -> list[Tensor]:
     found = []
     for above, dense, _ in readers(model, part):
         if not isinstance(dense, HardConcrete):
-            raise ValueError(
-                f"the criterion 'gates' reads what `learn_gates: {{part: {part}}}` has learned: "
-                "list that technique in an earlier stage"
-            )
+            source = f"`learn_gates: {{part: {part}}}` has learned"
+            raise ValueError(f"'gates' reads what {source}: list that in an earlier stage")
         found.append(dense.scores.detach())
         above.dense = closed(dense)
     return found
@@ -126,21 +117,14 @@ def best(scores: Sequence[Tensor], keep: float, scope: str = "layer") -> list[li
     [[0], [0, 1, 2]]
     """
     if scope == "layer":
-        kept = [s.argsort(descending=True, stable=True)[: max(round(keep * len(s)), 1)]
-                for s in scores]  # fmt: skip
-        return [layer.sort().values.tolist() for layer in kept]
-    flat, starts, start = torch.cat(list(scores)), [], 0
-    for layer in scores:
-        starts.append(start)
-        flat[start + int(layer.argmax())] = torch.inf  # no layer goes empty
-        start += len(layer)
+        return [best([layer], keep, "model")[0] for layer in scores]
+    flat, sizes = torch.cat(list(scores)), [len(layer) for layer in scores]
+    for layer in flat.split(sizes):
+        layer[layer.argmax()] = torch.inf  # no layer goes empty
     count = max(round(keep * len(flat)), len(scores))
-    chosen = flat.argsort(descending=True, stable=True)[:count].sort().values
-    ends = [*starts[1:], len(flat)]
-    return [
-        (chosen[(chosen >= low) & (chosen < high)] - low).tolist()
-        for low, high in zip(starts, ends, strict=True)
-    ]
+    chosen = torch.zeros_like(flat, dtype=torch.bool)
+    chosen[flat.argsort(descending=True, stable=True)[:count]] = True
+    return [layer.nonzero().flatten().tolist() for layer in chosen.split(sizes)]
 
 
 class Criterion(Named):

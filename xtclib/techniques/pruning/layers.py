@@ -13,20 +13,14 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
-from xtclib.bert import linear_of
+from xtclib.bert import around, linear_of
 from xtclib.techniques.base import Held
+from xtclib.techniques.quantization import packing
 from xtclib.techniques.quantization.layers import QuantLinear
 from xtclib.techniques.quantization.packed import PackedLinear
-from xtclib.techniques.quantization.packing import (
-    encode,
-    pack,
-    pack_sparse,
-    packed_length,
-    unpack,
-    unpack_sparse,
-)
-from xtclib.techniques.quantization.products import InputQuantizer
+from xtclib.techniques.quantization.products import InputQuantizer, Inputs
 from xtclib.techniques.quantization.quantizers import Quantized, Scheme, quantize
 
 
@@ -55,6 +49,8 @@ class MaskedLinear(nn.Linear):
     mask: Tensor
     scores: nn.Parameter | None
     score_learning_rate: float | None = None
+    weights: Scheme | None = None
+    inputs: InputQuantizer | None = None
 
     @classmethod
     def from_linear(
@@ -65,30 +61,28 @@ class MaskedLinear(nn.Linear):
         ``learned`` gives it scores. The optimizer moves them at ``score_learning_rate``; without
         one it leaves them to whoever reads their gradient.
         """
-        shape = linear.in_features, linear.out_features
-        layer = cls(*shape, linear.bias is not None, device="meta")
-        layer.weight, layer.bias = linear.weight, linear.bias
+        layer = around(cls, linear)
         layer.register_buffer("mask", torch.ones_like(linear.weight, dtype=torch.bool))
         layer.scores = nn.Parameter(torch.zeros_like(linear.weight)) if learned else None
         layer.score_learning_rate = score_learning_rate
-        return layer.train(linear.training)
+        return layer
 
     def stored(self) -> SparseLinear:
         """The layer that is saved."""
-        return SparseLinear.from_masked(self)
+        return SparseLinear.from_quant(self)
 
     def quantizing(self, weights: Scheme, inputs: InputQuantizer) -> QuantMaskedLinear:
         """The same layer with what is left of its weights quantized."""
         return QuantMaskedLinear.from_linear(self, weights, inputs)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def effective_weight(self) -> Tensor:
+        """What is left of the weight."""
         if self.scores is None:
-            return F.linear(x, self.weight * self.mask, self.bias)
-        weight = _LearnedMask.apply(self.weight, self.scores, self.mask)
-        return F.linear(x, weight, self.bias)
+            return self.weight * self.mask
+        return _LearnedMask.apply(self.weight, self.scores, self.mask)
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, learned={self.scores is not None}"
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.effective_weight(), self.bias)
 
 
 class QuantMaskedLinear(QuantLinear):
@@ -97,15 +91,11 @@ class QuantMaskedLinear(QuantLinear):
     mask: Tensor
 
     @classmethod
-    def from_linear(
-        cls, linear: nn.Linear, weights: Scheme, activations: Scheme | InputQuantizer | None = None
-    ) -> QuantMaskedLinear:
+    def from_linear(cls, linear: nn.Linear, weights: Scheme, activations: Inputs = None) -> Self:
         """Wraps a masked layer, sharing its parameters and mask."""
         if weights.family != "int":
-            raise ValueError(
-                f"pruned weights cannot be quantized to {weights}, which has no zero to spare: "
-                "choose 'int8' or 'int4'"
-            )
+            none = f"pruned weights cannot be quantized to {weights}, which has no zero to spare"
+            raise ValueError(f"{none}: choose 'int8' or 'int4'")
         layer = super().from_linear(linear, weights, activations)
         layer.register_buffer("mask", linear.mask)
         return layer
@@ -114,7 +104,7 @@ class QuantMaskedLinear(QuantLinear):
         return self.weight * self.mask
 
     def stored(self) -> SparseLinear:
-        return SparseLinear.from_masked(self)
+        return SparseLinear.from_quant(self)
 
 
 class SparseLinear(PackedLinear):
@@ -126,20 +116,16 @@ class SparseLinear(PackedLinear):
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool, weights: Scheme | None = None,
-        activations: Scheme | InputQuantizer | None = None, device=None,
+        activations: Inputs = None, device=None,
     ) -> None:  # fmt: skip
         if weights is not None and weights.family != "int":
-            raise ValueError(
-                f"sparse weights are stored in fp16 or as 'int8' or 'int4', not as {weights}: "
-                "binary weights have no zero, ternary ones have their own"
-            )
-        super().__init__(
-            in_features, out_features, bias, weights or Scheme("int", 8), activations, device
-        )
+            kinds = "sparse weights are stored in fp16 or as 'int8' or 'int4'"
+            raise ValueError(f"{kinds}, not as {weights}, with no zero or one of its own")
+        scheme = weights or Scheme("int", 8)
+        super().__init__(in_features, out_features, bias, scheme, activations, device)
         self.quantizes = weights is not None
-        length = packed_length(in_features, 1)
-        mask = torch.empty(out_features, length, 1, dtype=torch.uint8, device=device)
-        self.register_buffer("weight", mask)
+        bytes_ = packing.packed_length(in_features, 1)  # of a row's mask
+        self.weight = self.weight.new_empty(out_features, bytes_, 1)
         self.register_buffer("weight_values", None)
         self.set_count_(0)
         if not self.quantizes:
@@ -150,31 +136,16 @@ class SparseLinear(PackedLinear):
         kind = torch.uint8 if self.quantizes else torch.float16
         self.weight_values = torch.empty(count, dtype=kind, device=self.weight.device)
 
-    def set_width_(self, width: float) -> None:
-        """Sparse values keep the width of their scheme."""
-
-    @classmethod
-    def from_masked(cls, layer: MaskedLinear | QuantMaskedLinear) -> SparseLinear:
-        """Stores what a masked layer, quantizing or not, has learned."""
-        scheme = getattr(layer, "weights", None)
-        shape = layer.in_features, layer.out_features, layer.bias is not None
-        device = layer.weight.device
-        sparse = cls(*shape, scheme, getattr(layer, "inputs", None), device)
-        sparse.store_(layer.weight.detach() * layer.mask)
-        sparse.store_bias_(layer.bias)
-        sparse.store_clip_(layer)
-        return sparse
-
     def store_(self, weight: Tensor) -> None:
         """Keeps what is not zero in a weight of shape (rows, columns)."""
         if not self.quantizes:
             present = weight.half() != 0  # what fp16 rounds to 0 needs no place
-            mask, self.weight_values = pack_sparse(weight * present)
+            mask, self.weight_values = packing.pack_sparse(weight * present)
         else:
             super().store_(weight)
             codes = quantize(weight.float(), self.weights).codes
-            mask = pack((codes != 0).to(torch.uint8), 1)
-            self.weight_values = encode(codes[codes != 0], self.width, self.offset)
+            mask = packing.pack((codes != 0).to(torch.uint8), 1)
+            self.weight_values = packing.encode(codes[codes != 0], self.width, self.offset)
         self.weight = mask.unsqueeze(-1)
         self._unpacked = None
 
@@ -191,9 +162,8 @@ class SparseLinear(PackedLinear):
 
     def quantizing(self, weights: Scheme, inputs: InputQuantizer) -> SparseLinear:
         """An empty layer of as many values at another width."""
-        shape = self.in_features, self.out_features, self.bias is not None
-        new = SparseLinear(*shape, weights, inputs, self.weight.device)
-        new.set_count_(packed_length(len(self.weight_values), new.width))
+        new = SparseLinear.like(self, weights, inputs)
+        new.set_count_(packing.packed_length(len(self.weight_values), new.width))
         return new
 
     def trainable(self) -> MaskedLinear | QuantMaskedLinear:
@@ -210,26 +180,25 @@ class SparseLinear(PackedLinear):
         """A layer of the same numbers, zeros among them: for a runtime that knows no masks."""
         if not self.quantizes:
             return self.dense()
-        shape = self.in_features, self.out_features, self.bias is not None
-        packed = PackedLinear(*shape, self.weights, self.inputs, self.weight.device)
-        packed.weight = encode(self.quantized().codes, self.width, self.offset).unsqueeze(-1)
+        packed, codes = PackedLinear.like(self, self.weights, self.inputs), self.quantized().codes
+        packed.weight = packing.encode(codes, self.width, self.offset).unsqueeze(-1)
         packed.weight_scale, packed.bias = self.weight_scale, self.bias
         packed.store_clip_(self)
         return packed.train(self.training)
 
     def present(self) -> Tensor:
         """Which weights are stored: bool (out_features, in_features)."""
-        return unpack(self.weight.squeeze(-1), 1, self.columns).bool()
+        return packing.unpack(self.weight.squeeze(-1), 1, self.columns).bool()
 
     def quantized(self, ids: Tensor | None = None, dtype=torch.float32) -> Quantized:
         """Codes and scales; without a scheme the values themselves and a scale of 1."""
         mask = self.weight.squeeze(-1)
         if not self.quantizes:
-            found = unpack_sparse(mask, self.weight_values, self.columns, dtype)
+            found = packing.unpack_sparse(mask, self.weight_values, self.columns, dtype)
             return Quantized(found, torch.ones(1, 1, device=mask.device))
         count = int(self.present().sum())
-        codes = unpack(self.weight_values, self.width, count).to(torch.int16) - self.offset
-        found = unpack_sparse(mask, codes, self.columns, dtype)
+        codes = packing.unpack(self.weight_values, self.width, count).to(torch.int16) - self.offset
+        found = packing.unpack_sparse(mask, codes, self.columns, dtype)
         return Quantized(found, self._rows_of(self.weight_scale, None).float())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -259,13 +228,9 @@ class GatedLinear(nn.Linear):
     @classmethod
     def from_linear(cls, linear: nn.Linear, groups: int) -> GatedLinear:
         """Wraps a linear layer, sharing its parameters, with every gate at 1."""
-        if linear.in_features % groups:
-            raise ValueError(f"{linear.in_features} inputs do not divide into {groups} groups")
-        shape = linear.in_features, linear.out_features
-        layer = cls(*shape, linear.bias is not None, device="meta")
-        layer.weight, layer.bias = linear.weight, linear.bias
+        layer = around(cls, linear)
         layer.gate = nn.Parameter(linear.weight.new_ones(groups))
-        return layer.train(linear.training)
+        return layer
 
     def factors(self) -> Tensor:
         """What each group is multiplied by, of shape (groups,)."""

@@ -52,11 +52,13 @@ def masks(
     if scope not in SCOPES:
         raise unknown("scope", scope, SCOPES)
     kind, high, wide = parse_pattern(pattern)
+    for score in scores:
+        check_pattern(pattern, score.shape)
     if not sparsity:
         return [torch.ones_like(score, dtype=torch.bool) for score in scores]
     if kind == "n:m":
         return [_n_of_m(score, high, wide) for score in scores]
-    blocks = [_block_means(score, high, wide) for score in scores]
+    blocks = [s.unflatten(0, (-1, high)).unflatten(2, (-1, wide)).mean((1, 3)) for s in scores]
     if scope == "layer":
         kept = [_highest(block.flatten(), sparsity) for block in blocks]
     else:
@@ -76,9 +78,8 @@ def parse_pattern(pattern: str | None) -> tuple[str, int, int]:
     kind, first, second = (match[2], int(match[1]), int(match[3])) if match else ("", 0, 0)
     if not (first and second) or (kind == ":" and first >= second):
         raise ValueError(
-            f"cannot read the pattern {pattern!r}: write '2:4', in quotes (YAML takes 2:4 for a "
-            "time), for two weights kept of every four inputs, or '4x8' for blocks of 4 outputs by "
-            "8 inputs"
+            f"cannot read the pattern {pattern!r}: write '2:4', in quotes (YAML reads a time), "
+            "to keep two of every four inputs, or '4x8' for blocks of 4 outputs by 8 inputs"
         )
     return ("n:m" if kind == ":" else "block"), first, second
 
@@ -98,25 +99,14 @@ def check_pattern(pattern: str | None, shape: Sequence[int]) -> None:
     kind, high, wide = parse_pattern(pattern)
     rows, columns = shape
     if columns % wide or (kind == "block" and rows % high):
-        raise ValueError(
-            f"the pattern {pattern} does not divide a weight of {rows} outputs by {columns} "
-            "inputs: choose one that does, or none"
-        )
+        shaped = f"a weight of {rows} outputs by {columns} inputs"
+        raise ValueError(f"the pattern {pattern} does not divide {shaped}: choose one that does")
 
 
 def _n_of_m(scores: Tensor, kept: int, of: int) -> Tensor:
-    check_pattern(f"{kept}:{of}", scores.shape)
     groups = scores.unflatten(-1, (-1, of))
     places = groups.argsort(dim=-1, descending=True, stable=True)[..., :kept]
     return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, places, True).flatten(-2)
-
-
-def _block_means(scores: Tensor, high: int, wide: int) -> Tensor:
-    if high == wide == 1:
-        return scores
-    check_pattern(f"{high}x{wide}", scores.shape)
-    rows, columns = scores.shape
-    return scores.view(rows // high, high, columns // wide, wide).mean((1, 3))
 
 
 def _highest(scores: Tensor, sparsity: float) -> Tensor:

@@ -6,7 +6,6 @@ changed; parts are silenced on a copy by zeros, which is what removing them comp
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from transformers import PreTrainedModel
 
 from xtclib.bert import encoder_linears
 from xtclib.files import unknown
-from xtclib.techniques.base import refuse_packed
+from xtclib.techniques.base import copied
 from xtclib.techniques.pruning.importance import CRITERIA
 from xtclib.techniques.pruning.masks import masks
 from xtclib.techniques.pruning.surgery import HEADS, readers
@@ -26,13 +25,10 @@ from xtclib.techniques.pruning.surgery import HEADS, readers
 Score = Callable[[PreTrainedModel], float]
 GROUPS = ("component", "layer", "model")
 COMPONENTS = {
-    "attention.self.query": "query",
-    "attention.self.key": "key",
-    "attention.self.value": "value",
-    "attention.output.dense": "attention output",
-    "intermediate.dense": "feed-forward in",
+    "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
+    "attention.output.dense": "attention output", "intermediate.dense": "feed-forward in",
     "output.dense": "feed-forward out",
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,13 +41,9 @@ class Point:
 
 
 def weights(
-    model: PreTrainedModel,
-    score: Score,
-    shares: Sequence[float] = (0.3, 0.5, 0.7, 0.9),
-    by: str = "component",
-    criterion: str = "magnitude",
-    progress: bool = True,
-) -> list[Point]:
+    model: PreTrainedModel, score: Score, shares: Sequence[float] = (0.3, 0.5, 0.7, 0.9),
+    by: str = "component", criterion: str = "magnitude", progress: bool = True,
+) -> list[Point]:  # fmt: skip
     """The score with a share of one part's weights set to zero, for every part and share.
 
     ``by``: ``component`` (query, key, value, …, of all layers at once), ``layer``, or the whole
@@ -66,22 +58,16 @@ def weights(
     wrong = [share for share in shares if not 0 <= share < 1]
     if wrong:
         raise ValueError(f"shares to remove lie in [0, 1), received {wrong[0]}")
-    refuse_packed(model)
-    model = copy.deepcopy(model).eval()
+    model = copied(model).eval()
     parts: dict[str, list[nn.Linear]] = {}
     for name, linear in encoder_linears(model).items():
         parts.setdefault(_part(name, by), []).append(linear)
-    found = []
-    bar = tqdm(
-        total=len(parts) * len(shares), desc="sensitivity", leave=False, disable=not progress
-    )
-    for part, linears in parts.items():
-        for share in shares:
-            generator = torch.Generator().manual_seed(0)
-            scores = [CRITERIA[criterion]().scores(linear, generator) for linear in linears]
-            with _zeroed(linears, masks(scores, share)):
-                found.append(Point(part, share, score(model)))
-            bar.update()
+    found, wanted = [], [(*item, share) for item in parts.items() for share in shares]
+    for part, linears, share in tqdm(wanted, "sensitivity", leave=False, disable=not progress):
+        generator = torch.Generator().manual_seed(0)
+        scores = [CRITERIA[criterion]().scores(linear, generator) for linear in linears]
+        with _zeroed(linears, masks(scores, share)):
+            found.append(Point(part, share, score(model)))
     return found
 
 
@@ -90,20 +76,16 @@ def heads(model: PreTrainedModel, score: Score, progress: bool = True) -> Tensor
 
     Source: Michel et al. 2019, arXiv:1905.10650, section 3.2.
     """
-    refuse_packed(model)
-    model = copy.deepcopy(model).eval()
-    places = [(dense, count) for _, dense, count in readers(model, HEADS)]
-    found = torch.full((len(places), max(count for _, count in places)), torch.nan)
-    bar = tqdm(
-        total=sum(count for _, count in places), desc="heads", leave=False, disable=not progress
-    )
-    for layer, (dense, count) in enumerate(places):
-        for head in range(count):
-            mask = torch.ones_like(dense.weight, dtype=torch.bool)
-            mask.view(len(mask), count, -1)[:, head] = False
-            with _zeroed([dense], [mask]):
-                found[layer, head] = score(model)
-            bar.update()
+    model = copied(model).eval()
+    layers = readers(model, HEADS)
+    found = torch.full((len(layers), max(count for *_, count in layers)), torch.nan)
+    wanted = [(layer, head) for layer, (*_, count) in enumerate(layers) for head in range(count)]
+    for layer, head in tqdm(wanted, "heads", leave=False, disable=not progress):
+        _, dense, count = layers[layer]
+        mask = torch.ones_like(dense.weight, dtype=torch.bool)
+        mask.view(len(mask), count, -1)[:, head] = False
+        with _zeroed([dense], [mask]):
+            found[layer, head] = score(model)
     return found
 
 

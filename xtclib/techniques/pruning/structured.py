@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
@@ -13,14 +12,7 @@ from transformers import PreTrainedModel
 from xtclib.bert import encoder_layers
 from xtclib.config import NotNegative, Positive, Share, Whole, config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import (
-    Technique,
-    check_finite,
-    check_plain,
-    needs,
-    refuse_packed,
-    register,
-)
+from xtclib.techniques.base import Technique, copied, needs, register
 from xtclib.techniques.pruning import importance, surgery
 from xtclib.techniques.pruning.layers import HardConcrete, closed
 from xtclib.techniques.pruning.surgery import HEADS, NEURONS
@@ -47,10 +39,7 @@ class _Narrow(Technique):
     cut_: ClassVar[Callable[..., None]]
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
-        refuse_packed(model)
-        check_plain(model, self.name, HardConcrete if self.criterion == "gates" else ())
-        check_finite(model, "cannot prune this model")
-        model = copy.deepcopy(model)
+        model = copied(model, self.name, HardConcrete if self.criterion == "gates" else ())
         scores = [each.float().cpu() for each in self._scores(model, data)]
         kept = importance.best(scores, self.keep, self.scope)
         for layer, numbers in zip(encoder_layers(model), kept, strict=True):
@@ -121,28 +110,19 @@ class LearnGates(Technique):
     part: Literal["heads", "neurons"] = "heads"
     penalty_weight: NotNegative = 1.0
     learning_rate: Positive = 0.05
+    settled = 1.0  # gates go on closing to the last step
+    learns = True
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
-        refuse_packed(model)
-        check_plain(model, self.name, HardConcrete)  # gates on the other part may be there
-        model = copy.deepcopy(model)
+        model = copied(model, self.name, HardConcrete)  # gates on the other part may be there
         for above, dense, count in surgery.readers(model, self.part):
             above.dense = HardConcrete.from_linear(dense, count, self.learning_rate)
         return model
 
-    @property
-    def settled(self) -> float:
-        return 1.0  # gates go on closing to the last step
-
-    @property
-    def learns(self) -> bool:
-        return True
-
     def penalty(self, model: PreTrainedModel) -> Tensor | None:
         dense = [dense for _, dense, _ in surgery.readers(model, self.part)]
-        gates = [layer for layer in dense if isinstance(layer, HardConcrete)]
-        open_ = [gate.open_probability() for gate in gates]
-        return self.penalty_weight * torch.cat(open_).mean() if gates else None
+        open_ = [gate.open_probability() for gate in dense if isinstance(gate, HardConcrete)]
+        return self.penalty_weight * torch.cat(open_).mean() if open_ else None
 
     def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
         for above, dense, _ in surgery.readers(model, self.part):
@@ -168,17 +148,12 @@ class PruneWidth(Technique):
     seed: Whole = 0
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
-        refuse_packed(model)
-        check_plain(model, self.name)
-        check_finite(model, "cannot prune this model")
-        model = copy.deepcopy(model)
+        model = copied(model, self.name)
         width, count = model.config.hidden_size, self.width(model)
-        generator = torch.Generator().manual_seed(self.seed)
-        scores = (
-            torch.rand(width, generator=generator)
-            if self.criterion == "random"
-            else importance.hidden_magnitudes(model)
-        )
+        if self.criterion == "random":
+            scores = torch.rand(width, generator=torch.Generator().manual_seed(self.seed))
+        else:
+            scores = importance.hidden_magnitudes(model)
         surgery.keep_hidden_(model, importance.best([scores], count / width)[0])
         return model
 

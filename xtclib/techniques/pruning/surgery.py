@@ -7,43 +7,40 @@ left is an ordinary model with smaller matrices, uneven from layer to layer.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from xtclib.bert import encoder_layers, linear_of, replace_module_
+from xtclib.bert import KIN, encoder_layers, linear_of, replace_module_
+
+_ALL = slice(None)
+_NEEDED = "attention.self.query", "attention.output.dense", "intermediate.dense"
 
 
 def widths(model: PreTrainedModel) -> list[dict[str, int]]:
     """Heads and feed-forward neurons of every layer, and a head's size where it is unusual."""
-    return [_widths(layer, model.config) for layer in _layers(model)]
-
-
-def _widths(layer: nn.Module, config: PretrainedConfig) -> dict[str, int]:
-    attention = layer.attention.self
-    found = {
-        "heads": attention.num_attention_heads,
-        "neurons": layer.intermediate.dense.out_features,
-    }
+    config, found = model.config, []
     inner = getattr(config, "true_hidden_size", config.hidden_size)  # MobileBERT's, in its blocks
     usual = inner // config.num_attention_heads
-    if attention.attention_head_size != usual:  # the hidden width was cut, heads were not
-        found["head_size"] = attention.attention_head_size
+    for layer in _layers(model):
+        heads, neurons = layer.attention.self, layer.intermediate.dense.out_features
+        found.append({"heads": heads.num_attention_heads, "neurons": neurons})
+        if heads.attention_head_size != usual:  # the hidden width was cut, heads were not
+            found[-1]["head_size"] = heads.attention_head_size
     return found
 
 
 def uneven(model: PreTrainedModel) -> list[dict[str, int]] | None:
     """The widths of a model whose layers are not as its config says; ``None`` where all are."""
-    if not isinstance(getattr(getattr(model.base_model, "encoder", None), "layer", None),
-                      nn.ModuleList):  # fmt: skip
+    encoder = getattr(model.base_model, "encoder", None)
+    if not isinstance(getattr(encoder, "layer", None), nn.ModuleList):
         return None  # no layers whose parts could have been removed
-    said = {  # a head's size is in neither where it is the usual one
-        "heads": getattr(model.config, "num_attention_heads", None),
-        "neurons": getattr(model.config, "intermediate_size", None),
-    }
-    found = widths(model)
+    config, found = model.config, widths(model)
+    said = {"heads": config.num_attention_heads, "neurons": config.intermediate_size}
     return None if all(width == said for width in found) else found
 
 
@@ -57,17 +54,17 @@ def keep_heads_(layer: nn.Module, heads: Sequence[int]) -> None:
     size = attention.attention_head_size
     kept = (torch.tensor(list(heads)).unsqueeze(1) * size + torch.arange(size)).flatten()
     for name in ("query", "key", "value"):
-        setattr(attention, name, _rows(getattr(attention, name), kept))
-    layer.attention.output.dense = _columns(layer.attention.output.dense, kept)
-    _set_heads(attention, len(heads))
+        setattr(attention, name, _cut(getattr(attention, name), kept))
+    layer.attention.output.dense = _cut(layer.attention.output.dense, inputs=kept)
+    attention.num_attention_heads, attention.all_head_size = len(heads), len(kept)
 
 
 def keep_neurons_(layer: nn.Module, neurons: Sequence[int]) -> None:
     """Leaves a layer the feed-forward neurons of these 0-based numbers, in place."""
     _check(neurons, layer.intermediate.dense.out_features, "neuron")
     kept = torch.tensor(list(neurons))
-    layer.intermediate.dense = _rows(layer.intermediate.dense, kept)
-    layer.output.dense = _columns(layer.output.dense, kept)
+    layer.intermediate.dense = _cut(layer.intermediate.dense, kept)
+    layer.output.dense = _cut(layer.output.dense, inputs=kept)
 
 
 def resize_(model: PreTrainedModel, wanted: Sequence[Mapping[str, int]]) -> None:
@@ -85,7 +82,7 @@ def resize_(model: PreTrainedModel, wanted: Sequence[Mapping[str, int]]) -> None
         layer.attention.output.dense = _empty(layer.attention.output.dense, inputs=values)
         layer.intermediate.dense = _empty(layer.intermediate.dense, outputs=inner)
         layer.output.dense = _empty(layer.output.dense, inputs=inner)
-        _set_heads(attention, width["heads"])
+        attention.num_attention_heads, attention.all_head_size = width["heads"], values
 
 
 def saved_widths(config: PretrainedConfig) -> list[dict[str, int]] | None:
@@ -103,10 +100,8 @@ def keep_hidden_(model: PreTrainedModel, dimensions: Sequence[int]) -> None:
     _check_width(model)
     _check(dimensions, config.hidden_size, "hidden dimension")
     if len(dimensions) % config.num_attention_heads:
-        raise ValueError(
-            f"a hidden width of {len(dimensions)} does not divide by {config.num_attention_heads} "
-            "heads, which transformers asks for: keep another share"
-        )
+        asked = f"does not divide by {config.num_attention_heads} heads, as transformers asks"
+        raise ValueError(f"a hidden width of {len(dimensions)} {asked}: keep another share")
     kept = torch.tensor(list(dimensions))
     for table in _tables(model):
         table.weight = nn.Parameter(table.weight.detach()[:, kept].clone())
@@ -117,8 +112,8 @@ def keep_hidden_(model: PreTrainedModel, dimensions: Sequence[int]) -> None:
         norm.bias = nn.Parameter(norm.bias.detach()[kept].clone())
     names = {module: name for name, module in model.named_modules()}
     for linear, reads, writes in list(_on_hidden(model)):
-        new = _columns(linear, kept) if reads else linear
-        replace_module_(model, names[linear], _rows(new, kept) if writes else new)
+        new = _cut(linear, kept if writes else _ALL, kept if reads else _ALL)
+        replace_module_(model, names[linear], new)
     config.hidden_size = len(kept)
     if hasattr(config, "embedding_size"):
         config.embedding_size = len(kept)
@@ -147,10 +142,8 @@ def _check_width(model: PreTrainedModel) -> None:
     config, head = model.config, getattr(model, "classifier", None)
     even = getattr(config, "embedding_size", config.hidden_size) == config.hidden_size
     if not even or not isinstance(head, (nn.Linear, type(None))):
-        raise TypeError(
-            f"the hidden width of {type(model).__name__} cannot be cut: expected embeddings as "
-            "wide as the layers and a classifier of one linear layer, as BERT has"
-        )
+        wanted = "expected BERT's: embeddings as wide as its layers, one linear layer as classifier"
+        raise TypeError(f"the hidden width of {type(model).__name__} cannot be cut: {wanted}")
 
 
 HEADS, NEURONS = "heads", "neurons"
@@ -158,30 +151,22 @@ HEADS, NEURONS = "heads", "neurons"
 
 def readers(model: PreTrainedModel, part: str) -> list[tuple[nn.Module, nn.Linear, int]]:
     """For each layer: the module above, the ``dense`` that reads heads or neurons, how many."""
-    if part == HEADS:
-        return [
-            (layer.attention.output, layer.attention.output.dense,
-             layer.attention.self.num_attention_heads)
-            for layer in _layers(model)
-        ]  # fmt: skip
-    return [
-        (layer.output, layer.output.dense, layer.output.dense.in_features)
-        for layer in _layers(model)
-    ]
+    found = []
+    for layer in _layers(model):
+        above = layer.attention.output if part == HEADS else layer.output
+        heads, neurons = layer.attention.self.num_attention_heads, above.dense.in_features
+        found.append((above, above.dense, heads if part == HEADS else neurons))
+    return found
 
 
 def _layers(model: PreTrainedModel) -> nn.ModuleList:
     layers = encoder_layers(model)
-    for layer in layers:
-        for name in ("attention.self.query", "attention.output.dense", "intermediate.dense"):
-            module = layer
-            for part in name.split("."):
-                module = getattr(module, part, None)
-            if module is None:
-                raise TypeError(
-                    f"{type(model).__name__} has no `{name}` in its layers: heads and neurons can "
-                    "be removed from BERT, RoBERTa, ELECTRA, MiniLM"
-                )
+    for layer, name in itertools.product(layers, _NEEDED):
+        try:
+            attrgetter(name)(layer)
+        except AttributeError:
+            lacks = f"{type(model).__name__} has no `{name}` in its layers"
+            raise TypeError(f"{lacks}: parts are removed from a {KIN}") from None
     return layers
 
 
@@ -189,26 +174,15 @@ def _check(kept: Sequence[int], count: int, what: str) -> None:
     if not len(kept):
         raise ValueError(f"every {what} of a layer would go: keep at least one")
     if list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= count:
-        raise ValueError(
-            f"cannot keep {what}s {list(kept)[:8]}: expected rising numbers from 0 to {count - 1}"
-        )
+        wanted = f"expected rising numbers from 0 to {count - 1}"
+        raise ValueError(f"cannot keep {what}s {list(kept)[:8]}: {wanted}")
 
 
-def _set_heads(attention: nn.Module, heads: int) -> None:
-    attention.num_attention_heads = heads
-    attention.all_head_size = heads * attention.attention_head_size
-
-
-def _rows(linear: nn.Linear, kept: Tensor) -> nn.Linear:
-    """A linear layer with only the outputs ``kept``."""
-    bias = None if linear.bias is None else linear.bias.detach()[kept].clone()
-    return linear_of(linear.weight.detach()[kept].clone(), bias).train(linear.training)
-
-
-def _columns(linear: nn.Linear, kept: Tensor) -> nn.Linear:
-    """A linear layer with only the inputs ``kept``."""
-    weight = linear.weight.detach()[:, kept].clone()
-    return linear_of(weight, linear.bias).train(linear.training)
+def _cut(linear: nn.Linear, outputs: Tensor | slice = _ALL, inputs: Tensor | slice = _ALL):
+    """A linear layer with only some of its outputs and inputs."""
+    bias = None if linear.bias is None else linear.bias.detach()[outputs].clone()
+    weight = linear.weight.detach()[outputs][:, inputs].clone()
+    return linear_of(weight, bias).train(linear.training)
 
 
 def _empty(linear: nn.Linear, inputs: int | None = None, outputs: int | None = None) -> nn.Linear:

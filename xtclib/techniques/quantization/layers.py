@@ -5,24 +5,18 @@ What they are stored as is in :mod:`.packed`; both compute by :mod:`.products`.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
+from xtclib.bert import around
+from xtclib.techniques.quantization import products, quantizers
 from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear
-from xtclib.techniques.quantization.products import (
-    InputQuantizer,
-    QuantLinearFunction,
-    compute_dtype,
-)
-from xtclib.techniques.quantization.quantizers import (
-    Scheme,
-    fake_quantize,
-    first_clip,
-    round_between,
-)
+from xtclib.techniques.quantization.products import InputQuantizer, Inputs
+from xtclib.techniques.quantization.quantizers import Scheme, fake_quantize
 
 
 class QuantLinear(nn.Linear):
@@ -42,38 +36,24 @@ class QuantLinear(nn.Linear):
     input_clip: Any  # of learned activations, (1,), else None
 
     @classmethod
-    def from_linear(
-        cls,
-        linear: nn.Linear,
-        weights: Scheme,
-        activations: Scheme | InputQuantizer | None = None,
-    ) -> QuantLinear:
+    def from_linear(cls, linear: nn.Linear, weights: Scheme, activations: Inputs = None) -> Self:
         """Wraps a linear layer, sharing its parameters. ``ValueError`` for groups that don't fit"""
         inputs = InputQuantizer.of(activations)
         activations = inputs.scheme
         if weights.granularity == "token":
-            raise ValueError(
-                "weights have no tokens: choose granularity 'tensor', 'row' or 'group'"
-            )
+            raise ValueError("weights have no tokens: choose granularity 'tensor', 'row', 'group'")
         if activations is not None and activations.granularity not in ("tensor", "token"):
-            raise ValueError(
-                f"activations were given granularity {activations.granularity!r}: choose 'token' "
-                "or 'tensor'"
-            )
+            given = f"activations were given granularity {activations.granularity!r}"
+            raise ValueError(f"{given}: choose 'token' or 'tensor'")
         weights.groups_of(linear.out_features)
-        shape = linear.in_features, linear.out_features
-        layer = cls(*shape, linear.bias is not None, device="meta")
-        layer.weight, layer.bias = linear.weight, linear.bias
+        layer = around(cls, linear)
         layer.weights, layer.inputs = weights, inputs
         learned = activations is not None and activations.learned
         zero = torch.zeros(1, device=linear.weight.device)  # until the first input comes
         layer.input_clip = nn.Parameter(zero) if learned else None
-        return layer.train(linear.training)
+        return layer
 
-    @property
-    def activations(self) -> Scheme | None:
-        """How the input is rounded."""
-        return self.inputs.scheme
+    activations = property(lambda self: self.inputs.scheme)  # how the input is rounded
 
     def quantizing(self, weights: Scheme, inputs: InputQuantizer) -> QuantLinear:
         """The same layer under other schemes."""
@@ -89,22 +69,21 @@ class QuantLinear(nn.Linear):
 
     def _learned(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The input rounded between learned ends, its codes and their scale."""
-        scheme = cast(Scheme, self.activations)  # there is no clip without
-        top, how = scheme.levels[1], str(scheme.learned)
+        top, how = self.activations.levels[1], self.activations.learned
         if float(self.input_clip.detach()) == 0:
-            self.input_clip.data.copy_(first_clip(x, top, how))
+            self.input_clip.data.copy_(quantizers.first_clip(x, top, how))
         clip = self.input_clip.abs()  # an end that crosses 0 is mirrored
-        return *round_between(x.float(), clip, top, how), clip.detach() / top
+        return *quantizers.round_between(x.float(), clip, top, how), clip.detach() / top
 
     def forward(self, x: Tensor) -> Tensor:
         if self.input_clip is not None:
             x, x_codes, x_scale = self._learned(x)
-            x_codes = x_codes.to(compute_dtype(x))
+            x_codes = x_codes.to(products.compute_dtype(x))
         else:
             with torch.no_grad():
-                x_codes, x_scale, _ = self.inputs(x, compute_dtype(x))
-        weight = self.effective_weight()
-        return QuantLinearFunction.apply(x, x_codes, x_scale, weight, self.bias, self.weights)
+                x_codes, x_scale, _ = self.inputs(x, products.compute_dtype(x))
+        weight, product = self.effective_weight(), products.QuantLinearFunction
+        return product.apply(x, x_codes, x_scale, weight, self.bias, self.weights)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, weights={self.weights}, activations={self.activations}"
@@ -123,9 +102,7 @@ class QuantEmbedding(nn.Embedding):
         """Wraps an embedding, sharing its table."""
         if weights.granularity == "token":
             raise ValueError("an embedding has no tokens: choose granularity 'row' or 'tensor'")
-        layer = cls(
-            embedding.num_embeddings, embedding.embedding_dim, embedding.padding_idx, device="meta"
-        )
+        layer = cls(*embedding.weight.shape, embedding.padding_idx, device="meta")
         layer.weight, layer.weights = embedding.weight, weights
         return layer.train(embedding.training)
 

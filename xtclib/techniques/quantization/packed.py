@@ -8,23 +8,14 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from xtclib.bert import linear_of
 from xtclib.techniques.base import Held, Stored
-from xtclib.techniques.quantization.packing import TRIT, decode, encode, packed_length
-from xtclib.techniques.quantization.products import (
-    InputQuantizer,
-    compute_dtype,
-    integer_kernel,
-    integer_linear,
-    rescale,
-)
-from xtclib.techniques.quantization.quantizers import (
-    Quantized,
-    Scheme,
-    quantize,
-    stored_clip,
-)
+from xtclib.techniques.quantization import products
+from xtclib.techniques.quantization.packing import decode, encode, packed_length
+from xtclib.techniques.quantization.products import InputQuantizer, Inputs, compute_dtype, rescale
+from xtclib.techniques.quantization.quantizers import Quantized, Scheme, quantize
 
 
 class Packed(Stored):
@@ -44,34 +35,26 @@ class Packed(Stored):
         self.width: float = weights.bits  # of a stored weight
         self._unpacked: Quantized | None = None
         self._row_sums: Tensor | None = None
-        n = weights.groups_of(rows)
-        length = packed_length(columns, self.width)
-        empty = torch.empty
-        self.register_buffer("weight", empty(rows, length, 1, dtype=torch.uint8, device=device))
-        self.register_buffer("weight_scale", empty(n, dtype=torch.float16, device=device))
+        n, size = weights.groups_of(rows), (rows, packed_length(columns, self.width), 1)
+        self.register_buffer("weight", torch.empty(size, dtype=torch.uint8, device=device))
+        self.register_buffer("weight_scale", torch.empty(n, dtype=torch.float16, device=device))
         if weights.family == "uint":
-            self.register_buffer("weight_zero", empty(n, dtype=torch.uint8, device=device))
+            self.register_buffer("weight_zero", torch.empty(n, dtype=torch.uint8, device=device))
 
     def set_width_(self, width: float) -> None:
         """Stores the same codes at another width: ternary ones at 1.6 bits instead of 2."""
-        if width != self.width and not (self.weights.family == "ternary" and width in (TRIT, 2)):
-            raise ValueError(f"{self.weights} is stored at {self.width} bits, not at {width}")
-        offset, columns = self.offset, self.columns
         if self.weight.is_meta:
-            shape = (self.rows, packed_length(columns, width), 1)
-            self.weight = torch.empty(shape, dtype=torch.uint8, device="meta")
+            self.weight = self.weight.new_empty(self.rows, packed_length(self.columns, width), 1)
         else:
-            codes = decode(self.weight.squeeze(-1), self.width, offset, columns)
-            self.weight = encode(codes, width, offset).unsqueeze(-1)
+            codes = decode(self.weight.squeeze(-1), self.width, self.offset, self.columns)
+            self.weight = encode(codes, width, self.offset).unsqueeze(-1)
         self.width = width
 
     def store_(self, weight: Tensor) -> None:
         """Quantizes a weight of shape (rows, columns) into this layer's buffers."""
         if not bool(weight.isfinite().all()):
-            raise ValueError(
-                f"a weight of shape {tuple(weight.shape)} holds NaN or infinite values and cannot "
-                "be packed; look for a diverged training run"
-            )
+            holds = f"a weight of shape {tuple(weight.shape)} holds NaN or infinite values"
+            raise ValueError(f"{holds} and cannot be packed; look for a diverged training run")
         q = quantize(weight.detach().float(), self.weights)
         codes, step = q.codes, self.rows // len(self.weight_scale)
         # Every row of a group has the group's scale: keep the first.
@@ -122,52 +105,40 @@ class PackedLinear(Packed):
     integers = True
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool,
-        weights: Scheme,
-        activations: Scheme | InputQuantizer | None = None,
-        device=None,
-    ) -> None:
+        self, in_features: int, out_features: int, bias: bool, weights: Scheme,
+        activations: Inputs = None, device=None,
+    ) -> None:  # fmt: skip
         super().__init__(out_features, in_features, weights, device)
         self.in_features, self.out_features = in_features, out_features
         self.inputs = InputQuantizer.of(activations)
-        activations = self.inputs.scheme
         self.bias = nn.Parameter(torch.empty(out_features, device=device)) if bias else None
-        if activations is not None and activations.learned:
+        if self.activations is not None and self.activations.learned:
             clip = torch.empty(1, dtype=torch.float16, device=device)
             self.register_buffer("input_clip", clip)
 
-    @property
-    def activations(self) -> Scheme | None:
-        """How the input is rounded."""
-        return self.inputs.scheme
+    activations = property(lambda self: self.inputs.scheme)  # how the input is rounded
 
     @classmethod
-    def from_quant(cls, layer: nn.Linear) -> PackedLinear:
-        """Packs what a ``QuantLinear`` has learned."""
-        packed = cls(
-            layer.in_features,
-            layer.out_features,
-            layer.bias is not None,
-            layer.weights,
-            layer.inputs,
-            device=layer.weight.device,
-        )
-        packed.store_(layer.effective_weight())
+    def like(cls, linear: Any, weights: Any = None, inputs: Inputs = None) -> Self:
+        """An empty layer of a linear layer's shape."""
+        shape = linear.in_features, linear.out_features, linear.bias is not None
+        return cls(*shape, weights, inputs, linear.weight.device)
+
+    @classmethod
+    def from_quant(cls, layer: Any) -> Self:
+        """Packs what a layer that trains has learned."""
+        packed = cls.like(layer, layer.weights, layer.inputs)
+        packed.store_(layer.effective_weight().detach())
         packed.store_bias_(layer.bias)
         packed.store_clip_(layer)
         return packed
 
     def quantizing(self, weights: Scheme, inputs: InputQuantizer) -> PackedLinear:
         """An empty layer of this shape under other schemes."""
-        shape = self.in_features, self.out_features, self.bias is not None
-        return PackedLinear(*shape, weights, inputs, self.weight.device)
+        return PackedLinear.like(self, weights, inputs)
 
     def dense(self) -> nn.Linear:
-        weight = self.quantized().dequantize()
-        return linear_of(weight, self.bias).train(self.training)
+        return linear_of(self.quantized().dequantize(), self.bias).train(self.training)
 
     def trainable(self) -> nn.Linear:
         layer = self.trains_as.from_linear(self.dense(), self.weights, self.inputs)
@@ -176,9 +147,13 @@ class PackedLinear(Packed):
         return layer
 
     def store_clip_(self, layer: nn.Module) -> None:
-        """Rounds the learned ends of a layer's inputs to fp16, where it has them."""
-        if getattr(layer, "input_clip", None) is not None:
-            self.input_clip = stored_clip(layer.input_clip)
+        """Rounds learned ends of inputs to fp16; ``ValueError`` for those that no input has set."""
+        clip = getattr(layer, "input_clip", None)
+        if clip is not None and float(clip) == 0:
+            unseen = "the inputs of a layer with learned activations were never seen"
+            raise ValueError(f"{unseen}, so they have no ends: train it, or run one batch, first")
+        if clip is not None:
+            self.input_clip = clip.detach().abs().half()
 
     def _input(self, x: Tensor, dtype: torch.dtype) -> tuple:
         """Codes, scale and shift of the input."""
@@ -194,8 +169,7 @@ class PackedLinear(Packed):
             return
         rounded = bias.detach().half().float()
         if not bool(rounded.isfinite().all()):
-            largest = float(bias.detach().abs().max())
-            raise ValueError(f"a bias of {largest:.3g} does not fit in fp16")
+            raise ValueError(f"a bias of {float(bias.abs().max()):.3g} does not fit in fp16")
         self.bias = nn.Parameter(rounded)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -209,7 +183,7 @@ class PackedLinear(Packed):
         x_codes, x_scale, shift = self._input(x, dtype)
         if not integers:
             return rescale(F.linear(x_codes, codes), x_scale, scale, self.bias)
-        y = integer_linear(x_codes, codes)
+        y = products.integer_linear(x_codes, codes)
         if shift is not None:  # Σ (x + shift)·w = Σ x·w + shift · Σ w
             y += shift * self._row_sums
         return rescale(y.to(x.dtype), x_scale, scale, self.bias)
@@ -227,7 +201,7 @@ class PackedLinear(Packed):
             and compute_dtype(x) == torch.float32
             and not (torch.is_grad_enabled() and x.requires_grad)
             and not (x.is_cuda and (self.in_features % 8 or self.out_features % 8))
-            and integer_kernel(x.device.type)
+            and products.integer_kernel(x.device.type)
         )
 
     def _apply(self, fn, recurse=True):
@@ -243,9 +217,15 @@ class PackedEmbedding(Packed):
     """An embedding on packed rows: gathers bytes, expands only the rows that are looked up."""
 
     @classmethod
-    def from_quant(cls, layer: nn.Embedding) -> PackedEmbedding:
+    def like(cls, table: nn.Embedding, weights: Scheme) -> Self:
+        """An empty one of a table's shape."""
+        rows, columns = table.weight.shape
+        return cls(rows, columns, weights, table.weight.device)
+
+    @classmethod
+    def from_quant(cls, layer: nn.Embedding) -> Self:
         """Packs what a ``QuantEmbedding`` has learned."""
-        packed = cls(layer.num_embeddings, layer.embedding_dim, layer.weights, layer.weight.device)
+        packed = cls.like(layer, layer.weights)
         packed.store_(layer.weight)
         return packed
 

@@ -26,7 +26,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-WIDTHS = (1, 2, 4, 8)
 TRIT = 1.6  # bits of a number from 0 to 2, five in a byte
 _CHUNK = 2**15
 _POWERS = (1, 3, 9, 27, 81)
@@ -42,7 +41,7 @@ def storage_bits(bits: float) -> float:
         return bits
     if not 1 <= bits <= 8:
         raise ValueError(f"cannot pack {bits} bits: expected 1 to 8")
-    return next(width for width in WIDTHS if width >= bits)
+    return next(width for width in (1, 2, 4, 8) if width >= bits)
 
 
 def packed_length(length: int, bits: float) -> int:
@@ -51,41 +50,33 @@ def packed_length(length: int, bits: float) -> int:
     >>> packed_length(9, 1), packed_length(9, 1.6), packed_length(11, 1.6)
     (2, 2, 3)
     """
-    if bits == TRIT:
-        return -(-length // 5)
-    return -(-length * int(storage_bits(bits)) // 8)
+    return -(-length // _per_byte(bits))
+
+
+def _per_byte(bits: float) -> int:
+    return 5 if bits == TRIT else 8 // int(storage_bits(bits))
 
 
 def pack(numbers: Tensor, bits: float) -> Tensor:
     """Packs whole numbers ``0 … 2ᵇ−1`` of shape (…, n) into uint8 of shape (…, ⌈n·b/8⌉).
 
-    At 1.6 bits the numbers are 0, 1 and 2.
-
-    Raises ``ValueError`` if a number does not fit or is not whole.
+    At 1.6 bits numbers are 0, 1 and 2. ``ValueError`` if one does not fit or is not whole.
 
     >>> pack(torch.tensor([1, 0, 1, 1, 0, 0, 0, 0, 1]), 1)
     tensor([13,  1], dtype=torch.uint8)
     """
-    width = storage_bits(bits)
-    count = 3 if bits == TRIT else 2**bits
-    if numbers.numel() and not (
-        bool((numbers >= 0).all())
-        and bool((numbers <= count - 1).all())  # 256 itself is no uint8
-        and bool((numbers == numbers.round()).all())
-    ):
-        raise ValueError(
-            f"cannot pack numbers between {float(numbers.min())} and {float(numbers.max())} into "
-            f"{bits} bits: expected whole numbers from 0 to {count - 1}"
-        )
+    per_byte, top = _per_byte(bits), 2 if bits == TRIT else 2**bits - 1  # 256 itself is no uint8
+    fits = (numbers >= 0) & (numbers <= top) & (numbers == numbers.round())
+    if not bool(fits.all()):
+        found = f"between {float(numbers.min())} and {float(numbers.max())} into {bits} bits"
+        raise ValueError(f"cannot pack numbers {found}: expected whole numbers from 0 to {top}")
     numbers = numbers.to(torch.uint8)
-    per_byte = 5 if bits == TRIT else 8 // width
-    padding = -numbers.shape[-1] % per_byte
-    numbers = torch.nn.functional.pad(numbers, (0, padding))
+    numbers = torch.nn.functional.pad(numbers, (0, -numbers.shape[-1] % per_byte))
     numbers = numbers.unflatten(-1, (-1, per_byte))  # (…, bytes, values in a byte)
     if bits == TRIT:
         powers = torch.tensor(_POWERS, dtype=torch.uint8, device=numbers.device)
         return (numbers * powers).sum(-1, dtype=torch.uint8)
-    shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=numbers.device)
+    shifts = torch.arange(0, 8, 8 // per_byte, dtype=torch.uint8, device=numbers.device)
     return (numbers << shifts).sum(-1, dtype=torch.uint8)
 
 
@@ -112,16 +103,12 @@ def _numbers(bits: float) -> Tensor:
 def _look_up(table: Tensor, packed: Tensor, bits: float, length: int) -> Tensor:
     """``table[packed]``, its rows one after the other."""
     if packed.dtype != torch.uint8 or packed.shape[-1] != packed_length(length, bits):
-        raise ValueError(
-            f"cannot unpack {length} numbers of {bits} bits from {packed.dtype} of shape "
-            f"{tuple(packed.shape)}: expected torch.uint8 with {packed_length(length, bits)} bytes "
-            "in the last dimension"
-        )
+        wanted = f"expected torch.uint8, last with {packed_length(length, bits)} bytes"
+        found = f"{packed.dtype} of shape {tuple(packed.shape)}"
+        raise ValueError(f"cannot unpack {length} numbers of {bits} bits from {found}: {wanted}")
     if bits == TRIT and packed.numel() and int(packed.max()) > 242:
-        raise ValueError(
-            f"a byte of {int(packed.max())} cannot hold five numbers to base 3, the largest is "
-            "242: the bytes are damaged, or of another width"
-        )
+        byte = f"a byte of {int(packed.max())} cannot hold five numbers to base 3, 242 at most"
+        raise ValueError(f"{byte}: the bytes are damaged, or of another width")
     table, flat = table.to(packed.device), packed.reshape(-1)
     found = table.new_empty(len(flat), table.shape[1])
     # Indices take four bytes each: a few at a time leave no holes in memory between large results.
@@ -179,10 +166,8 @@ def pack_sparse(matrix: Tensor, dtype: torch.dtype = torch.float16) -> tuple[Ten
     present = matrix != 0  # NaN is present, and refused below
     values = matrix[present].to(dtype)
     if not bool(values.isfinite().all() and (values != 0).all()):
-        raise ValueError(
-            f"a matrix of shape {tuple(matrix.shape)} holds values that {dtype} cannot: NaN, "
-            "infinite, too large or too small; round or rescale it, or store fp32"
-        )
+        holds = f"a matrix of shape {tuple(matrix.shape)} holds values that {dtype} cannot"
+        raise ValueError(f"{holds}: NaN, infinite, too large or too small; round or rescale it")
     return pack(present.to(torch.uint8), 1), values
 
 
@@ -197,9 +182,7 @@ def unpack_sparse(mask: Tensor, values: Tensor, columns: int, dtype=torch.float3
     present = unpack(mask, 1, columns).bool()
     count = int(present.sum())
     if count != len(values):
-        raise ValueError(
-            f"a mask with {count} ones came with {len(values)} values: expected as many"
-        )
+        raise ValueError(f"a mask with {count} ones came with {len(values)} values: give as many")
     matrix = torch.zeros(present.shape, dtype=dtype, device=mask.device)
     matrix[present] = values.to(dtype)
     return matrix

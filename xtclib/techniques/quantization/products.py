@@ -59,6 +59,9 @@ class InputQuantizer:
         return found
 
 
+Inputs = Scheme | InputQuantizer | None  # how the input of a linear layer is rounded
+
+
 def _codes(x: Tensor, scheme: Scheme, dtype: torch.dtype) -> tuple:
     if scheme.family == "int" or dtype != torch.int8:
         return *quantize(x, scheme, dtype)[:2], None
@@ -69,20 +72,16 @@ def _codes(x: Tensor, scheme: Scheme, dtype: torch.dtype) -> tuple:
 @cache
 def integer_kernel(device: str = "cpu") -> bool:
     """Whether PyTorch multiplies int8 matrices on this kind of device; says so if it does not."""
+    reason = "its result is wrong"
     try:
         ones = torch.ones(32, 32, dtype=torch.int8, device=device)
-        right = bool((torch._int_mm(ones, ones) == 32).all())
+        if bool((torch._int_mm(ones, ones) == 32).all()):
+            return True
     except (RuntimeError, AttributeError) as error:
-        right, reason = False, str(error).splitlines()[0]
-    else:
-        reason = "its result is wrong"
-    if not right:
-        warnings.warn(
-            f"no int8 matrix product on {device} ({reason}): packed layers run in floating point, "
-            "to the same numbers",
-            stacklevel=2,
-        )
-    return right
+        reason = str(error).splitlines()[0]
+    instead = "packed layers run in floating point, to the same numbers"
+    warnings.warn(f"no int8 matrix product on {device} ({reason}): {instead}", stacklevel=2)
+    return False
 
 
 def integer_linear(x: Tensor, weight: Tensor) -> Tensor:

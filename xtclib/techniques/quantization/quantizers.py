@@ -31,7 +31,6 @@ from torch import Tensor
 from xtclib.config import Count, Positive, config, written
 from xtclib.files import unknown
 
-GRANULARITIES = ("tensor", "row", "group", "token")
 _KEYS = ("scheme", "granularity", "groups", "clip", "learned")
 _NAMES = ("binary", "ternary", *(f"{f}{k}" for f in ("int", "uint") for k in range(2, 9)))
 
@@ -59,21 +58,16 @@ class Scheme:
 
     def __post_init__(self) -> None:
         if self.learned and (self.family, self.granularity) != ("int", "tensor"):
-            raise ValueError(
-                f"learned={self.learned!r} was given for {self.family}-{self.granularity}: "
-                "'lsq' or 'pact' train the ends of an int scheme, such as 'int8-lsq'"
-            )
+            given = f"learned={self.learned!r} was given for {self.family}-{self.granularity}"
+            raise ValueError(f"{given}: it trains the ends of an int scheme, such as 'int8-lsq'")
         allowed = {"binary": (1,), "ternary": (2,)}.get(self.family, tuple(range(2, 9)))
         if self.bits not in allowed:
-            raise ValueError(
-                f"{self.family} quantization was given {self.bits} bits; it exists for "
-                f"{', '.join(map(str, allowed))} (one bit is called 'binary')"
-            )
+            given = f"{self.family} quantization was given {self.bits} bits"
+            known = ", ".join(map(str, allowed))
+            raise ValueError(f"{given}; it exists for {known} (one bit is called 'binary')")
         if (self.granularity == "group") != (self.groups is not None):
-            raise ValueError(
-                f"granularity {self.granularity!r} was given groups={self.groups}; "
-                "'group' needs a number of groups, such as 'int4-group128', and only 'group' does"
-            )
+            given = f"granularity {self.granularity!r} was given groups={self.groups}"
+            raise ValueError(f"{given}; 'group' needs their number ('int4-group128'), no other")
 
     @classmethod
     def parse(cls, text: str | Scheme | dict) -> Scheme:
@@ -84,19 +78,17 @@ class Scheme:
         if isinstance(text, Scheme):
             return text
         if isinstance(text, dict):
-            fields = dict(text)
-            extra = set(fields) - set(_KEYS)
-            if extra:
+            if extra := text.keys() - set(_KEYS):
                 raise unknown("key of a scheme", min(extra), _KEYS)
-            head = cls.parse(str(fields.pop("scheme", "binary")))
-            return cls(**{**head.__dict__, **fields})
+            head = cls.parse(str(text.get("scheme", "binary")))
+            return replace(head, **{key: text[key] for key in text if key != "scheme"})
         name, _, tail = str(text).partition("-")
         if name not in _NAMES:
             raise unknown("quantization scheme", name, _NAMES)
         if tail in LEARNED:
             return replace(cls.parse(name), learned=tail)  # type: ignore[arg-type]
-        match = re.fullmatch(r"([a-z]+)(\d*)", tail or "tensor")
-        if match is None or match[1] not in GRANULARITIES:
+        match = re.fullmatch(r"(tensor|row|group|token)(\d*)", tail or "tensor")
+        if match is None:
             raise unknown("granularity", tail, ("tensor", "row", "group128", "token", *LEARNED))
         family = name.rstrip("0123456789")
         bits = {"binary": 1, "ternary": 2}.get(name) or int(name[len(family) :])
@@ -105,9 +97,8 @@ class Scheme:
 
     def to_dict(self, whole: bool = True) -> dict:
         """What :meth:`parse` reads: the scheme's name with its bits, and what else is set."""
-        said = {name: value for name, value in written(self, whole).items() if name in _KEYS}
-        head = str(self).partition("-")[0]
-        return {"scheme": head, **{name: v for name, v in said.items() if v is not None}}
+        said = {k: v for k, v in written(self, whole).items() if k in _KEYS and v is not None}
+        return {"scheme": str(self).partition("-")[0], **said}
 
     def __str__(self) -> str:
         bits = "" if self.family in ("binary", "ternary") else str(self.bits)
@@ -125,10 +116,8 @@ class Scheme:
             return 1 if self.granularity == "tensor" else rows
         groups = min(self.groups, rows)
         if rows % groups:
-            raise ValueError(
-                f"{groups} groups do not divide the {rows} rows of a tensor; choose a divisor of "
-                f"{rows}, or granularity 'row'"
-            )
+            uneven = f"{groups} groups do not divide the {rows} rows of a tensor"
+            raise ValueError(f"{uneven}; choose a divisor of {rows}, or granularity 'row'")
         return groups
 
     @property
@@ -146,10 +135,8 @@ class Scheme:
 
 def _no_learned_ends(scheme: Scheme) -> Scheme:
     if scheme.learned:
-        raise PydanticCustomError(
-            "learned",
-            "takes a scheme such as 'int8': only the inputs of layers learn ends",
-        )
+        told = "takes a scheme such as 'int8': only the inputs of layers learn ends"
+        raise PydanticCustomError("learned", told)
     return scheme
 
 
@@ -206,10 +193,8 @@ def _check_finite(scale: Tensor, x: Tensor) -> None:
     # The scale already touched every value, so testing it is free; on a GPU it would force a
     # synchronisation at every layer, and finalize tests there instead.
     if scale.device.type == "cpu" and not bool(scale.isfinite().all()):
-        raise ValueError(
-            f"the tensor to quantize, of shape {tuple(x.shape)}, holds NaN or infinite values; "
-            "look for a diverged training run (lower the learning rate) or a damaged checkpoint"
-        )
+        holds = f"the tensor to quantize, of shape {tuple(x.shape)}, holds NaN or infinite values"
+        raise ValueError(f"{holds}; look for a diverged training run or a damaged checkpoint")
 
 
 def quantize(x: Tensor, scheme: Scheme | str, dtype: torch.dtype | None = None) -> Quantized:
@@ -371,13 +356,3 @@ def first_clip(x: Tensor, top: int, how: str) -> Tensor:
     size = x.detach().float().abs()
     found = 2 * top**0.5 * size.mean() if how == "lsq" else size.max()
     return found.clamp(min=1e-6).reshape(1)
-
-
-def stored_clip(clip: Tensor) -> Tensor:
-    """A clip in fp16, as files hold it; ``ValueError`` for one that no input has set yet."""
-    if float(clip) == 0:
-        raise ValueError(
-            "the inputs of a layer with learned activations were never seen, so they have no ends: "
-            "train it, or run one batch, before it is packed"
-        )
-    return clip.detach().abs().half()

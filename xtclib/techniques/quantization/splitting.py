@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from xtclib.config import config
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import Technique, register
 from xtclib.techniques.quantization.layers import QuantEmbedding, QuantLinear
-from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear
+from xtclib.techniques.quantization.packed import Packed, PackedEmbedding, PackedLinear
 from xtclib.techniques.quantization.quantizers import Scheme, _grouped
 
 
@@ -69,19 +69,16 @@ class _Sum(nn.Module):
 class SplitLinear(_Sum):
     """The sum of two linear layers of one shape: (…, in_features) → (…, out_features)."""
 
-    def __init__(self, first: nn.Module, second: nn.Module) -> None:
-        super().__init__(first, second)
-        self.in_features, self.out_features = first.in_features, first.out_features
+    in_features = property(lambda self: self.first.in_features)
+    out_features = property(lambda self: self.first.out_features)
 
     @classmethod
     def from_quant(cls, layer: QuantLinear) -> SplitLinear:
         """Splits what a ternary layer has learned; each half gets half of the bias."""
-        halves = []
+        bias, halves = None if layer.bias is None else layer.bias.detach() / 2, []
         for weight in split(layer.weight, layer.weights):
-            bias = None if layer.bias is None else layer.bias.detach() / 2
             linear = linear_of(weight, bias).train(layer.training)
-            scheme = _binary(layer.weights)
-            half = QuantLinear.from_linear(linear, scheme, layer.inputs)
+            half = QuantLinear.from_linear(linear, _binary(layer.weights), layer.inputs)
             if layer.input_clip is not None:
                 half.input_clip.data.copy_(layer.input_clip)
             halves.append(half)
@@ -114,49 +111,37 @@ class SplitTernary(Technique):
     """
 
     name: ClassVar[str] = "split_ternary"
+    stored = True
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         model = copy.deepcopy(model)
-        found = {
-            name: module
-            for name, module in model.named_modules()
-            if isinstance(module, (QuantLinear, QuantEmbedding))
-            and module.weights.family == "ternary"
-        }
+        found = _ternary(model, (QuantLinear, QuantEmbedding))
         if not found:
-            raise ValueError(
-                "split_ternary splits ternary weights in training, and this model has none: list "
-                "`quantize` with `weights: ternary` in an earlier stage"
-            )
+            lacks = "split_ternary splits ternary weights in training, and this model has none"
+            raise ValueError(f"{lacks}: list `quantize` of `weights: ternary` in an earlier stage")
         for name, module in found.items():
             kind = SplitLinear if isinstance(module, QuantLinear) else SplitEmbedding
             replace_module_(model, name, kind.from_quant(module))
         return model
 
-    @property
-    def stored(self) -> bool:
-        return True
-
     def rebuild(self, model: PreTrainedModel) -> None:
-        device = next(model.parameters()).device
-        for name, module in list(model.named_modules()):
-            if not isinstance(module, (PackedLinear, PackedEmbedding)):
-                continue
-            if module.weights.family != "ternary":
-                continue
-            scheme = _binary(module.weights)
-            if isinstance(module, PackedEmbedding):
-                table = module.rows, module.columns, scheme, device
-                new: _Sum = SplitEmbedding(PackedEmbedding(*table), PackedEmbedding(*table))
+        for name, old in _ternary(model, Packed).items():
+            scheme = _binary(old.weights)
+            if isinstance(old, PackedLinear):
+                new: _Sum = SplitLinear(*(old.quantizing(scheme, old.inputs) for _ in "ab"))
             else:
-                shape = module.in_features, module.out_features, module.bias is not None
-                given = scheme, module.inputs, device
-                new = SplitLinear(PackedLinear(*shape, *given), PackedLinear(*shape, *given))
+                table = old.rows, old.columns, scheme, old.weight.device
+                new = SplitEmbedding(*(PackedEmbedding(*table) for _ in "ab"))
             replace_module_(model, name, new)
 
     def outline(self, model: PreTrainedModel) -> None:
         for name, linear in encoder_linears(model).items():
             replace_module_(model, name, SplitLinear(linear, copy.deepcopy(linear)))
+
+
+def _ternary(model: nn.Module, kinds: Any) -> dict[str, Any]:
+    found: list[tuple[str, Any]] = list(model.named_modules())
+    return {n: m for n, m in found if isinstance(m, kinds) and m.weights.family == "ternary"}
 
 
 def _binary(scheme: Scheme) -> Scheme:

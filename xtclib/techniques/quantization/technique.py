@@ -12,34 +12,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from xtclib import bert
 from xtclib.attention import use
-from xtclib.bert import (
-    embeddings,
-    encoder_linears,
-    refuse_longer_,
-    replace_module_,
-    trim_positions_,
-    word_embeddings,
-)
 from xtclib.config import Count, config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import (
-    Stored,
-    Technique,
-    check_finite,
-    pack_,
-    refuse_packed,
-    register,
-)
+from xtclib.techniques.base import Stored, Technique, check_finite, copied, pack_, register
 from xtclib.techniques.quantization.layers import QuantEmbedding, QuantLinear, quantizing
-from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear
+from xtclib.techniques.quantization.packed import Packed, PackedEmbedding, PackedLinear
 from xtclib.techniques.quantization.products import InputQuantizer
-from xtclib.techniques.quantization.quantizers import (
-    AsScheme,
-    Scheme,
-    StoredScheme,
-    fake_quantize,
-)
+from xtclib.techniques.quantization.quantizers import AsScheme, Scheme, StoredScheme, fake_quantize
 
 
 def quantize_attention_(model: PreTrainedModel, scheme: Scheme) -> None:
@@ -47,10 +28,8 @@ def quantize_attention_(model: PreTrainedModel, scheme: Scheme) -> None:
     use(model)
     marked = [m for m in model.modules() if hasattr(m, "query") and hasattr(m, "scaling")]
     if not marked:
-        raise ValueError(
-            f"{type(model).__name__} has no BERT-like self-attention whose products could be "
-            "quantized; leave out `attention`"
-        )
+        lacks = f"{type(model).__name__} has no BERT-like self-attention whose products"
+        raise ValueError(f"{lacks} could be quantized; leave out `attention`")
     for module in marked:
         module.attention_scheme, module.rounded = scheme, partial(fake_quantize, scheme=scheme)
 
@@ -72,22 +51,19 @@ class Quantize(Technique):
     embeddings: StoredScheme | None = Scheme("binary", granularity="row")
     activations: AsScheme | None = Scheme("int", 8, "token")
     attention: StoredScheme | None = None
+    stored = True
 
     def __post_init__(self) -> None:
         if self.weights is None and self.activations is not None:
-            raise ValueError(
-                f"activations={self.activations} without weights: an integer product needs both; "
-                "give weights a scheme, such as 'int8'"
-            )
+            lone = f"activations={self.activations} without weights: an integer product needs both"
+            raise ValueError(f"{lone}; give weights a scheme, such as 'int8'")
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
-        refuse_packed(model)
+        model = copied(model)
         check_finite(model, "cannot quantize this model")
-        model = copy.deepcopy(model)
-        if self.weights is not None:
-            self._replace_(model, lambda linear, inputs: quantizing(linear, self.weights, inputs))
+        self._replace_(model, quantizing)
         if self.embeddings is not None:
-            table = QuantEmbedding.from_embedding(word_embeddings(model), self.embeddings)
+            table = QuantEmbedding.from_embedding(model.get_input_embeddings(), self.embeddings)
             model.set_input_embeddings(table)
         if self.attention is not None:
             quantize_attention_(model, self.attention)
@@ -97,35 +73,31 @@ class Quantize(Technique):
                 model.eval()(**inputs)
         return model
 
-    @property
-    def stored(self) -> bool:
-        return True
-
     def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
         return pack_(model)
 
     def rebuild(self, model: PreTrainedModel) -> None:
-        device = next(model.parameters()).device
-        if self.weights is not None:
-            self._replace_(model, partial(self._empty, device))
+        self._replace_(model, _empty)
         if self.embeddings is not None:
-            table = word_embeddings(model)
-            rows, columns = table.weight.shape
-            model.set_input_embeddings(PackedEmbedding(rows, columns, self.embeddings, device))
+            table = PackedEmbedding.like(model.get_input_embeddings(), self.embeddings)
+            model.set_input_embeddings(table)
         if self.attention is not None:
             quantize_attention_(model, self.attention)
 
     def _replace_(self, model: PreTrainedModel, make: Callable) -> None:
         """Replaces the encoder's linear layers; those of one block round their input together."""
+        if self.weights is None:
+            return
         inputs: dict = defaultdict(lambda: InputQuantizer(self.activations))
-        for name, linear in encoder_linears(model, (nn.Linear, Stored)).items():
-            replace_module_(model, name, make(linear, inputs[name.rpartition(".")[0]]))
+        for name, linear in bert.encoder_linears(model, (nn.Linear, Stored)).items():
+            block = name.rpartition(".")[0]
+            bert.replace_module_(model, name, make(linear, self.weights, inputs[block]))
 
-    def _empty(self, device, linear: nn.Module, inputs: InputQuantizer) -> nn.Module:
-        if isinstance(linear, Stored):
-            return linear.quantizing(self.weights, inputs)
-        shape = linear.in_features, linear.out_features, linear.bias is not None
-        return PackedLinear(*shape, self.weights, inputs, device)
+
+def _empty(linear: nn.Module, weights: Scheme, inputs: InputQuantizer) -> nn.Module:
+    if isinstance(linear, Stored):
+        return linear.quantizing(weights, inputs)
+    return PackedLinear.like(linear, weights, inputs)
 
 
 @register
@@ -148,48 +120,38 @@ class Storage(Technique):
     length: Count | None = None
     ternary: Literal[2, 1.6] = 2  # type: ignore[valid-type]
     classifier: StoredScheme | None = None
+    stored = True
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
-        embeddings(model)  # or an error that says what it lacks
         model = copy.deepcopy(model)
+        block = bert.embeddings(model)
         if self.length is not None:
-            trim_positions_(model, min(self.length, _positions(model)))
+            bert.trim_positions_(model, self.length)
         if self.positions is not None:
-            block = embeddings(model)
-            block.position_embeddings = QuantEmbedding.from_embedding(
-                block.position_embeddings, self.positions
-            )
+            table = QuantEmbedding.from_embedding(block.position_embeddings, self.positions)
+            block.position_embeddings = table
         for name, scheme in self._linears(model).items():
             linear = QuantLinear.from_linear(model.get_submodule(name), scheme)
-            replace_module_(model, name, linear)
+            bert.replace_module_(model, name, linear)
         return model
-
-    @property
-    def stored(self) -> bool:
-        return True
 
     def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
-        model = pack_(model)
-        self._set_widths(model)
-        return model
+        return self._set_widths(pack_(model))
 
     def rebuild(self, model: PreTrainedModel) -> None:
-        device = next(model.parameters()).device
+        block = bert.embeddings(model)
         if self.length is not None:
-            refuse_longer_(model, min(self.length, _positions(model)))
+            bert.refuse_longer_(model, self.length)
         if self.positions is not None:
-            block = embeddings(model)
-            rows, columns = block.position_embeddings.weight.shape
-            block.position_embeddings = PackedEmbedding(rows, columns, self.positions, device)
+            table = PackedEmbedding.like(block.position_embeddings, self.positions)
+            block.position_embeddings = table
         for name, scheme in self._linears(model).items():
-            linear = model.get_submodule(name)
-            shape = linear.in_features, linear.out_features, linear.bias is not None
-            replace_module_(model, name, PackedLinear(*shape, scheme, device=device))
+            bert.replace_module_(model, name, PackedLinear.like(model.get_submodule(name), scheme))
         self._set_widths(model)
 
     def plan(self, model: PreTrainedModel) -> PreTrainedModel:
         if self.length is not None:
-            trim_positions_(model, min(self.length, _positions(model)))
+            bert.trim_positions_(model, self.length)
         self.rebuild(model)
         return model
 
@@ -207,15 +169,11 @@ class Storage(Technique):
                 raise TypeError(f"{type(model).__name__} has no linear layer at `{name}`")
         return found
 
-    def _set_widths(self, model: PreTrainedModel) -> None:
+    def _set_widths(self, model: PreTrainedModel) -> PreTrainedModel:
         for module in model.modules():
-            packed = isinstance(module, (PackedLinear, PackedEmbedding))
-            if packed and module.weights.family == "ternary":
+            if isinstance(module, Packed) and module.weights.family == "ternary":
                 module.set_width_(self.ternary)
-
-
-def _positions(model: PreTrainedModel) -> int:
-    return embeddings(model).position_embeddings.weight.shape[0]
+        return model
 
 
 def with_activations(model: PreTrainedModel, scheme: Scheme | str) -> PreTrainedModel:
@@ -227,10 +185,8 @@ def with_activations(model: PreTrainedModel, scheme: Scheme | str) -> PreTrained
     scheme, model = Scheme.parse(scheme), copy.deepcopy(model)
     linears = [m for m in model.modules() if isinstance(m, PackedLinear) and m.activations]
     if not linears:
-        raise ValueError(
-            f"this {type(model).__name__} has no packed layer that quantizes its input: "
-            "compress it first, with `activations`"
-        )
+        lacks = f"this {type(model).__name__} has no packed layer that quantizes its input"
+        raise ValueError(f"{lacks}: compress it first, with `activations`")
     for linear in linears:
         linear.inputs.scheme = scheme
         linear._buffers.pop("input_clip", None)

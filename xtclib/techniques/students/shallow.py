@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 
@@ -48,33 +44,21 @@ class _Shallow(PreTrainedModel):
 
     base_model_prefix = ""
     main_input_name = "input_ids"
+    _input_embed_layer = "embedding"
 
     def _init_weights(self, module: nn.Module) -> None:
         """PyTorch's own initial weights: ``transformers``' are made for layers with LayerNorm."""
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.embedding
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embedding = value
-
     def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        **kwargs,
-    ) -> SequenceClassifierOutput:
+        self, input_ids: Tensor, attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None, labels: Tensor | None = None, **kwargs,
+    ) -> SequenceClassifierOutput:  # fmt: skip
         """ids and mask (batch, length) → logits (batch, labels); segments make no difference."""
-        logits = self.logits_of(self.embedding(input_ids), attention_mask)
-        loss = None
-        if labels is not None:
-            loss = (
-                F.mse_loss(logits.squeeze(-1), labels.float())
-                if logits.shape[-1] == 1
-                else F.cross_entropy(logits, labels)
-            )
+        logits, loss = self.logits_of(self.embedding(input_ids), attention_mask), None
+        if labels is not None and logits.shape[-1] == 1:
+            loss = F.mse_loss(logits.squeeze(-1), labels.float())
+        elif labels is not None:
+            loss = F.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
     def logits_of(self, vectors: Tensor, mask: Tensor | None) -> Tensor:
@@ -93,9 +77,8 @@ class BiLSTMClassifier(_Shallow):
     def __init__(self, config: BiLSTMConfig) -> None:
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_size, config.embedding_size)
-        self.lstm = nn.LSTM(
-            config.embedding_size, config.hidden_size, bidirectional=True, batch_first=True
-        )
+        sizes = config.embedding_size, config.hidden_size
+        self.lstm = nn.LSTM(*sizes, bidirectional=True, batch_first=True)
         self.dense = nn.Linear(2 * config.hidden_size, config.dense_size)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(config.dense_size, config.num_labels)
@@ -131,9 +114,7 @@ class CNNClassifier(_Shallow):
             vectors = vectors * mask.unsqueeze(-1)
         found = []
         for convolution in self.filters:
-            out = convolution(
-                vectors.transpose(1, 2)
-            ).relu()  # (batch, filters, length + width − 1)
+            out = convolution(vectors.transpose(1, 2)).relu()  # (batch, filters, windows)
             if mask is not None:  # windows of padding alone would give the bias
                 width = convolution.kernel_size[0]
                 ends = mask.sum(1, keepdim=True) + width - 1
@@ -144,5 +125,5 @@ class CNNClassifier(_Shallow):
 
 
 for _config, _model in ((BiLSTMConfig, BiLSTMClassifier), (CNNConfig, CNNClassifier)):
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
-    AutoModelForSequenceClassification.register(_config, _model, exist_ok=True)
+    transformers.AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    transformers.AutoModelForSequenceClassification.register(_config, _model, exist_ok=True)

@@ -10,15 +10,10 @@ import copy
 from typing import Annotated, ClassVar, Literal
 
 import torch
+import transformers
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    DistilBertConfig,
-    MobileBertConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from xtclib.bert import embeddings, encoder_layers, keep_layers, spread
 from xtclib.config import Count, Listed, Positive, Size, config
@@ -36,6 +31,14 @@ class _Student(Technique):
         """The student's config, without what every student takes from its teacher."""
         raise NotImplementedError
 
+    def _whole(self, teacher: PretrainedConfig) -> PretrainedConfig:
+        """The config with what every student takes over: vocabulary, padding, labels."""
+        config = self.config(teacher)
+        config.vocab_size, config.pad_token_id = teacher.vocab_size, teacher.pad_token_id
+        config.id2label, config.label2id = dict(teacher.id2label), dict(teacher.label2id)
+        config.problem_type = teacher.problem_type
+        return config
+
     def inherit_(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         """Copies into the student what the teacher has for it, in place."""
 
@@ -45,19 +48,24 @@ class _Student(Technique):
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         refuse_packed(model)
-        _check_bert(model, self.name)
+        if being_replaced(model):
+            lost = f"{self.name} would throw away the modules that are being replaced"
+            raise ValueError(f"{lost}: list it before replace_modules, or leave one of them out")
+        if model.config.model_type != "bert" or not isinstance(model.classifier, nn.Linear):
+            wanted = f"{self.name} makes a student of a BERT classifier"
+            raise TypeError(f"{wanted}, received {type(model).__name__}: list it first")
+        check_plain(model, self.name)
+        if surgery.uneven(model):
+            raise ValueError(f"{self.name} comes before heads, neurons or width go: list it first")
         torch.manual_seed(0 if data is None else data.initial)
-        student = AutoModelForSequenceClassification.from_config(
-            _as_teacher(self.config(model.config), model.config)
-        )
+        student = AutoModelForSequenceClassification.from_config(self._whole(model.config))
         with torch.no_grad():
             self.inherit_(student, model)
         return student.to(model.device).train(model.training)
 
     def plan(self, model: PreTrainedModel) -> PreTrainedModel:
         with torch.device("meta"):
-            config = _as_teacher(self.config(model.config), model.config)
-            return AutoModelForSequenceClassification.from_config(config)
+            return AutoModelForSequenceClassification.from_config(self._whole(model.config))
 
 
 @register
@@ -90,20 +98,15 @@ class Compact(_Student):
         if isinstance(self.hidden, float) or self.hidden is None:  # a share: the nearest that fits
             hidden = max(round(hidden / heads), 1) * heads
         if hidden % heads:
-            raise ValueError(
-                f"a hidden width of {hidden} does not divide into {heads} heads: choose a multiple"
-            )
+            uneven = f"a hidden width of {hidden} does not divide into {heads} heads"
+            raise ValueError(f"{uneven}: choose a multiple")
         size = teacher.hidden_size // teacher.num_attention_heads
         if self.initial == "sliced" and hidden // heads > size:
-            raise ValueError(
-                f"{heads} heads of {hidden // heads} dimensions cannot be sliced from heads of "
-                f"{size}: take more heads, a smaller width, or `initial: random`"
-            )
+            wide = f"{heads} heads of {hidden // heads} dimensions cannot be sliced from heads of"
+            raise ValueError(f"{wide} {size}: take more, a smaller width, or `initial: random`")
         config.num_attention_heads, config.hidden_size = heads, hidden
         config.num_hidden_layers = count_of(self.layers, teacher.num_hidden_layers, "layers")
-        config.intermediate_size = count_of(
-            self.intermediate, teacher.intermediate_size, "intermediate"
-        )
+        config.intermediate_size = count_of(self.intermediate, teacher.intermediate_size, "neurons")
         return config
 
     @property
@@ -135,16 +138,14 @@ class DistilBert(_Student):
     layers: Size = 0.5
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
-        return DistilBertConfig(
-            dim=teacher.hidden_size,
+        return transformers.DistilBertConfig(
             n_layers=count_of(self.layers, teacher.num_hidden_layers, "layers"),
-            n_heads=teacher.num_attention_heads,
-            hidden_dim=teacher.intermediate_size,
+            dim=teacher.hidden_size, n_heads=teacher.num_attention_heads,
+            hidden_dim=teacher.intermediate_size, activation=teacher.hidden_act,
             max_position_embeddings=teacher.max_position_embeddings,
             dropout=teacher.hidden_dropout_prob,
             attention_dropout=teacher.attention_probs_dropout_prob,
-            activation=teacher.hidden_act,
-        )
+        )  # fmt: skip
 
     def inherit_(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         ours, theirs = student.distilbert.embeddings, embeddings(teacher)
@@ -152,27 +153,21 @@ class DistilBert(_Student):
         first = theirs.token_type_embeddings.weight[0]
         ours.position_embeddings.weight.copy_(theirs.position_embeddings.weight + first)
         ours.LayerNorm.load_state_dict(theirs.LayerNorm.state_dict())
-        layers = encoder_layers(student)
-        kept = spread(len(layers), len(encoder_layers(teacher)))
-        for layer, index in zip(layers, kept, strict=True):
-            source = encoder_layers(teacher)[index]
+        layers, sources = encoder_layers(student), encoder_layers(teacher)
+        for layer, index in zip(layers, spread(len(layers), len(sources)), strict=True):
             for name, other in _DISTILBERT.items():
-                found = source.get_submodule(other).state_dict()
+                found = sources[index].get_submodule(other).state_dict()
                 layer.get_submodule(name).load_state_dict(found)
         student.pre_classifier.load_state_dict(teacher.base_model.pooler.dense.state_dict())
         student.classifier.load_state_dict(teacher.classifier.state_dict())
 
 
 _DISTILBERT = {
-    "attention.q_lin": "attention.self.query",
-    "attention.k_lin": "attention.self.key",
-    "attention.v_lin": "attention.self.value",
-    "attention.out_lin": "attention.output.dense",
-    "sa_layer_norm": "attention.output.LayerNorm",
-    "ffn.lin1": "intermediate.dense",
-    "ffn.lin2": "output.dense",
-    "output_layer_norm": "output.LayerNorm",
-}
+    "attention.q_lin": "attention.self.query", "attention.k_lin": "attention.self.key",
+    "attention.v_lin": "attention.self.value", "attention.out_lin": "attention.output.dense",
+    "sa_layer_norm": "attention.output.LayerNorm", "ffn.lin1": "intermediate.dense",
+    "ffn.lin2": "output.dense", "output_layer_norm": "output.LayerNorm",
+}  # fmt: skip
 
 
 @register
@@ -195,18 +190,16 @@ class Bottleneck(_Student):
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         width, heads = teacher.hidden_size, teacher.num_attention_heads
-        return MobileBertConfig(
-            hidden_size=width,
+        return transformers.MobileBertConfig(
             num_hidden_layers=count_of(self.layers, teacher.num_hidden_layers, "layers"),
-            num_attention_heads=heads,
+            hidden_size=width, num_attention_heads=heads,
             intermediate_size=max(round(self.intermediate * width), 1),
             embedding_size=max(round(self.embedding * width), 1),
             intra_bottleneck_size=max(round(self.inner * width / heads), 1) * heads,
-            num_feedforward_networks=self.feed_forwards,
+            num_feedforward_networks=self.feed_forwards, classifier_activation=False,
             max_position_embeddings=teacher.max_position_embeddings,
             type_vocab_size=teacher.type_vocab_size,
-            classifier_activation=False,
-        )
+        )  # fmt: skip
 
 
 @register
@@ -243,30 +236,6 @@ class CNN(_Student):
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         sizes = {"filters": self.filters, "widths": list(self.widths)}
         return CNNConfig(embedding_size=self.embedding, **sizes)
-
-
-def _as_teacher(config: PretrainedConfig, teacher: PretrainedConfig) -> PretrainedConfig:
-    """What every student takes over: vocabulary, padding, labels."""
-    config.vocab_size, config.pad_token_id = teacher.vocab_size, teacher.pad_token_id
-    config.id2label, config.label2id = dict(teacher.id2label), dict(teacher.label2id)
-    config.problem_type = teacher.problem_type
-    return config
-
-
-def _check_bert(model: PreTrainedModel, name: str) -> None:
-    if being_replaced(model):
-        raise ValueError(
-            f"{name} would throw away the modules that are being replaced: list it before "
-            "replace_modules, or leave one of them out"
-        )
-    if model.config.model_type != "bert" or not isinstance(model.classifier, nn.Linear):
-        raise TypeError(
-            f"{name} makes a student of a BERT classifier, received {type(model).__name__}: list "
-            "it first, on a BERT teacher"
-        )
-    check_plain(model, name)
-    if surgery.uneven(model):
-        raise ValueError(f"{name} comes before heads, neurons or width are removed: list it first")
 
 
 def _sliced(name: str, weight: Tensor, shape: torch.Size, size: int, other: int) -> Tensor:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from xtclib.bert import encoder_layers, set_encoder_layers_
 from xtclib.config import Part, Share, Size, config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import Technique, count_of, refuse_packed, register
+from xtclib.techniques.base import Technique, copied, count_of, register
 
 
 class Replaced(nn.Module):
@@ -35,17 +35,9 @@ class Replaced(nn.Module):
         # Where chance takes no successor at all, the loss still needs something to differentiate.
         return hidden + 0 * next(self.successor.parameters()).flatten()[0]
 
-    @property
-    def attention(self) -> nn.Module:
-        return self.successor.attention
-
-    @property
-    def intermediate(self) -> nn.Module:
-        return self.successor.intermediate
-
-    @property
-    def output(self) -> nn.Module:
-        return self.successor.output
+    attention = property(lambda self: self.successor.attention)
+    intermediate = property(lambda self: self.successor.intermediate)
+    output = property(lambda self: self.successor.output)
 
 
 @register
@@ -74,14 +66,15 @@ class ReplaceModules(Technique):
         return min(1.0, self.rate + (1 - self.rate) * step / (self.full * max(total, 1)))
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
-        refuse_packed(model)
-        model = copy.deepcopy(model).requires_grad_(False)
+        model = copied(model).requires_grad_(False)
         layers = encoder_layers(model)
         if being_replaced(model):
             raise ValueError("the modules of this model are being replaced already: once will do")
-        count = self._count(len(layers))
-        size = len(layers) // count
-        modules = []
+        count = count_of(self.layers, len(layers), "layers")
+        if len(layers) % count:
+            parts = f"{len(layers)} layers do not divide into {self.layers} modules"
+            raise ValueError(f"{parts}: give a count that divides them, or such a share")
+        size, modules = len(layers) // count, []
         for i in range(count):
             start = layers[i if self.initial == "first" else i * size]
             # The config stays the model's own, by which its attention is chosen.
@@ -91,36 +84,22 @@ class ReplaceModules(Technique):
         set_encoder_layers_(model, modules)
         return model
 
-    def _count(self, depth: int) -> int:
-        count = count_of(self.layers, depth, "layers")
-        if depth % count:
-            raise ValueError(
-                f"{depth} layers do not divide into {self.layers} modules: give a count that "
-                "divides them, or such a share"
-            )
-        return count
-
     def check(self, stage) -> None:
         super().check(stage)
         if any(isinstance(technique, KeepSuccessors) for technique in stage.techniques):
-            raise ValueError(
-                f"stage {stage.name!r} replaces modules and keeps their successors at once: train "
-                "in between, and list keep_successors in the next stage"
-            )
+            both = f"stage {stage.name!r} replaces modules and keeps their successors at once"
+            raise ValueError(f"{both}: list keep_successors in the next stage")
 
     def check_student(self, stage, student: PreTrainedModel) -> None:
         if not (stage.trains and being_replaced(student)):
             return
         if self not in stage.techniques:
-            raise ValueError(
-                f"stage {stage.name!r} would train modules that are still being replaced: list "
-                "keep_successors first among its techniques"
-            )
+            trains = f"stage {stage.name!r} would train modules that are still being replaced"
+            raise ValueError(f"{trains}: list keep_successors first among its techniques")
         if stage.objective and stage.objective.matches:
-            raise ValueError(
-                f"stage {stage.name!r} compares layers while modules are being replaced, where "
-                "chance decides which layers there are: leave labels and logits"
-            )
+            compares = f"stage {stage.name!r} compares layers while modules are being replaced"
+            chance = "chance decides which layers there are: leave labels and logits"
+            raise ValueError(f"{compares}, where {chance}")
 
     def before_step(self, model: PreTrainedModel, step: int, total: int) -> None:
         for module in being_replaced(model):
@@ -146,10 +125,8 @@ class KeepSuccessors(Technique):
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         if not being_replaced(model):
-            raise ValueError(
-                "keep_successors found no replaced modules: list replace_modules in an earlier "
-                "stage that trains"
-            )
+            lacks = "keep_successors found no replaced modules"
+            raise ValueError(f"{lacks}: list replace_modules in an earlier stage that trains")
         return keep_successors_(copy.deepcopy(model)).requires_grad_(True)
 
 
