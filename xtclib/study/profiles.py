@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import BertConfig, BertForPreTraining
@@ -36,7 +37,8 @@ class Profile:
 
 
 def _lengths(unit: str, a: float, b: float, c: float, base: Budget) -> dict[str, Budget]:
-    return {n: replace(base, **{unit: v}) for n, v in (("A", a), ("B", b), ("C", c))}
+    changes: list[dict[str, Any]] = [{unit: value} for value in (a, b, c)]
+    return {name: replace(base, **change) for name, change in zip("ABC", changes, strict=True)}
 
 
 _SMALL = Budget(steps=1, learning_rate=5e-4, max_length=48, dropout=0.0)
@@ -92,11 +94,6 @@ def profile(name: str | Profile | None = None) -> Profile:
     return PROFILES[name]
 
 
-def profiles() -> dict[str, str]:
-    """Names and summaries of the profiles."""
-    return {p.name: p.summary for p in PROFILES.values()}
-
-
 def data_for(task: str, profile_: Profile | str, glue_dir: str | Path | None = None) -> TaskData:
     """A task's rows, from where the profile says: built in, a GLUE folder, or the Hub.
 
@@ -131,8 +128,7 @@ def texts_for(profile_: Profile | str, data: TaskData) -> list[str]:
     """What the ``mlm`` task reads: the built-in corpus, else the task's own training sentences."""
     chosen = profile(profile_)
     if chosen.data == "mini":
-        texts = unlabelled(BUILT_IN / "corpus.txt")
-        return texts[: chosen.rows]
+        return unlabelled(BUILT_IN / "corpus.txt")[: chosen.rows]
     return [*data.train.first, *(data.train.second or ())]
 
 
@@ -142,67 +138,50 @@ def _random_backbone() -> Path:
     folder = cache_dir() / "backbones" / f"random-12x32-mlm-{key(tokenizer.get_vocab())}"
     with cache.locked(folder.name):
         if not (folder / "model.safetensors").is_file():
-            _make_random(tokenizer, folder)
+            torch.manual_seed(0)
+            model = BertForPreTraining(BertConfig(
+                vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=12,
+                num_attention_heads=2, intermediate_size=64, max_position_embeddings=64,
+                initializer_range=0.1,
+            ))  # fmt: skip
+            with staged_folder(folder) as partial:
+                model.save_pretrained(partial)
+                tokenizer.save_pretrained(partial)
     return folder
 
 
-def _make_random(tokenizer, folder: Path) -> None:
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=12, num_attention_heads=2,
-        intermediate_size=64, max_position_embeddings=64, initializer_range=0.1,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = BertForPreTraining(config)
-    with staged_folder(folder) as partial:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-
-
-def teacher_for(
-    task: str,
-    profile_: Profile | str | None = None,
-    data: TaskData | None = None,
-    path: str | Path | None = None,
-    progress: bool = True,
-    device: str | None = None,
-) -> Teacher:
+def teacher_for(task: str, profile_: Profile | str | None = None, data: TaskData | None = None,
+                path: str | Path | None = None, progress: bool = True, device: str | None = None,
+                ) -> Teacher:  # fmt: skip
     """The profile's teacher for a task, fine-tuned on first use; or one of your own at ``path``."""
     chosen = profile(profile_)
     data = data or data_for(task, chosen)
     if path is not None:
         return teachers.load_teacher(path, data.task, data)
-    return teachers.fine_tuned(
-        backbone_for(chosen), data, _teacher_budget(chosen, data), 0, chosen.precision, progress,
-        device,
-    )  # fmt: skip
+    return teachers.fine_tuned(*_teaching(data, chosen), progress, device)
 
 
-def untrained_teacher(data: TaskData, profile_: Profile | str | None = None) -> Teacher:
+def untrained_teacher(data: TaskData, chosen: Profile) -> Teacher:
     """A stand-in of the teacher's shape: the profile's backbone under a fresh classifier."""
-    path, budget = backbone_for(profile_), _teacher_budget(profile(profile_), data)
-    model = data.task.load_model(path).eval()
-    made_from = {"backbone": teachers.weights_id(path)}
-    return Teacher(model, load_tokenizer(path, budget.max_length), "untrained", made_from, False)
+    path, _, budget, *_ = _teaching(data, chosen)
+    model, tokenizer = data.task.load_model(path).eval(), load_tokenizer(path, budget.max_length)
+    return Teacher(model, tokenizer, "untrained", {"backbone": teachers.weights_id(path)}, False)
 
 
-def has_teacher(data: TaskData, profile_: Profile | str | None = None) -> bool:
+def has_teacher(data: TaskData, chosen: Profile) -> bool:
     """Whether the profile's own teacher for a task is in the cache."""
-    return teachers.folder_of(data.task, teacher_key(data, profile_)).is_dir()
+    return teachers.folder_of(data.task, teacher_key(data, chosen)).is_dir()
 
 
-def teacher_key(
-    data: TaskData, profile_: Profile | str | None = None, versions: Mapping[str, str] | None = None
-) -> str:
+def teacher_key(data: TaskData, chosen: Profile, versions: Mapping[str, str] | None = None) -> str:
     """The key of the teacher that ``teacher_for`` gives, without making it.
 
     ``versions`` of torch and transformers: today's, unless told.
     """
-    chosen = profile(profile_)
-    budget = _teacher_budget(chosen, data)
-    return key(
-        teachers.ingredients(backbone_for(chosen), data, budget, 0, chosen.precision, versions)
-    )
+    return key(teachers.ingredients(*_teaching(data, chosen), versions))
 
 
-def _teacher_budget(chosen: Profile, data: TaskData) -> Budget:
-    return chosen.teacher_by_task.get(data.task.name, chosen.teacher)
+def _teaching(data: TaskData, chosen: Profile) -> tuple[str, TaskData, Budget, int, str]:
+    """What a profile's teacher is made from: backbone, rows, budget, seed and precision."""
+    budget = chosen.teacher_by_task.get(data.task.name, chosen.teacher)
+    return backbone_for(chosen), data, budget, 0, chosen.precision

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from xtclib.config import Count, Share, config, written
+from xtclib.config import Count, Share, config
 from xtclib.files import write_json
 from xtclib.tasks.rows import Split
 
@@ -37,19 +37,9 @@ class Augmentation:
     probability: Share = 0.4
     candidates: Count = 15
 
-    def to_dict(self, whole: bool = True) -> dict:
-        """``{field: value}``."""
-        return written(self, whole)
 
-
-def augment(
-    rows: Split,
-    tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel,
-    how: Augmentation,
-    seed: int = 0,
-    progress: bool = True,
-) -> Split:
+def augment(rows: Split, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel,
+            how: Augmentation, seed: int = 0, progress: bool = True) -> Split:  # fmt: skip
     """The rows followed by their copies; those that came out as they went in are left out.
 
     ``model`` is a masked language model; one whose head is fresh has nothing to say of words, so
@@ -58,23 +48,17 @@ def augment(
     texts = list(dict.fromkeys([*rows.first, *(rows.second or ())]))
     found = candidates(texts, tokenizer, model, how.candidates, progress)
     random = np.random.default_rng(seed)
-    first, second, labels = list(rows.first), list(rows.second or ()), list(rows.labels)
-    for row in range(len(rows)):
-        seen = set()
+    columns = [rows.first, rows.second] if rows.second else [rows.first]
+    kept = list(zip(zip(*columns, strict=True), rows.labels, strict=True))
+    for texts, label in list(kept):
+        copies = {texts: None}  # an ordered set
         for copy in range(how.copies):
-            a, b = rows.first[row], rows.second[row] if rows.second else None
-            if b is not None and copy % 2:
-                b = _exchanged(b, found[b], how.probability, random)
-            else:
-                a = _exchanged(a, found[a], how.probability, random)
-            if (a, b) in seen or (a, b) == (rows.first[row], rows.second and rows.second[row]):
-                continue
-            seen.add((a, b))
-            first.append(a)
-            labels.append(rows.labels[row])
-            if b is not None:
-                second.append(b)
-    return Split(first, second or None, labels)
+            side = copy % len(columns)
+            new = _exchanged(texts[side], found[texts[side]], how.probability, random)
+            copies[(*texts[:side], new, *texts[side + 1 :])] = None
+        kept += [(each, label) for each in list(copies)[1:]]
+    first, *second = ([texts[side] for texts, _ in kept] for side in range(len(columns)))
+    return Split(first, second[0] if second else None, [label for _, label in kept])
 
 
 def _exchanged(text: str, words: list, probability: float, random: np.random.Generator) -> str:
@@ -84,13 +68,9 @@ def _exchanged(text: str, words: list, probability: float, random: np.random.Gen
     return text
 
 
-def candidates(
-    texts: list[str],
-    tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel,
-    count: int,
-    progress: bool = True,
-) -> dict[str, list[tuple[int, int, list[str]]]]:
+def candidates(texts: list[str], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel,
+               count: int, progress: bool = True,
+               ) -> dict[str, list[tuple[int, int, list[str]]]]:  # fmt: skip
     """For each text its content words as (start, end, words that may stand there)."""
     words = _words(tokenizer)
     near = _Neighbours(model, words, count)
@@ -127,10 +107,9 @@ def candidates(
 
 def _words(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """Tokens that are whole words of letters."""
-    vocabulary = tokenizer.get_vocab()
     return {
         i: word
-        for word, i in sorted(vocabulary.items(), key=lambda item: item[1])
+        for word, i in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
         if word.isalpha() and len(word) > 1 and word not in FUNCTION_WORDS
     }
 
@@ -146,9 +125,8 @@ def _whole_words(word_ids: list[int | None]) -> list[list[int]]:
 @torch.inference_mode()
 def _masked(model, tokenizer, places: list[tuple[list[int], int]]) -> Tensor:
     """Logits over the vocabulary, (places, vocabulary), of one masked token in each row."""
-    rows = []
-    for ids, place in places:
-        rows.append({"input_ids": [*ids[:place], tokenizer.mask_token_id, *ids[place + 1 :]]})
+    mask = tokenizer.mask_token_id
+    rows = [{"input_ids": [*ids[:place], mask, *ids[place + 1 :]]} for ids, place in places]
     inputs = {k: v.to(model.device) for k, v in tokenizer.pad(rows, return_tensors="pt").items()}
     hidden = model.eval().base_model(**inputs).last_hidden_state
     at = torch.tensor([place for _, place in places], device=hidden.device)
