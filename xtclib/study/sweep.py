@@ -34,14 +34,10 @@ class Planned:
 
 
 def planned(
-    recipe_names: Iterable[str],
-    tasks: Iterable[str] = tuple(TASKS),
-    profile: str | Profile | None = None,  # noqa: A002
-    budgets: Iterable[str] = ("A",),
-    seeds: Iterable[int] = (0,),
-    folder: str | Path = RESULTS,
-    glue_dir: str | Path | None = None,
-) -> Iterator[Planned]:
+    recipe_names: Iterable[str], tasks: Iterable[str] = tuple(TASKS),
+    profile: str | Profile | None = None, budgets: Iterable[str] = ("A",),
+    seeds: Iterable[int] = (0,), folder: str | Path = RESULTS, glue_dir: str | Path | None = None,
+) -> Iterator[Planned]:  # fmt: skip
     """Every run of a sweep in order, with the records that ``folder`` has; nothing is run.
 
     A record counts as measured if its recipe hash, data, teacher and training budget are today's;
@@ -68,30 +64,22 @@ def planned(
 
 
 def sweep(
-    recipe_names: Iterable[str],
-    tasks: Iterable[str] = tuple(TASKS),
-    profile: str | Profile | None = None,  # noqa: A002
-    budgets: Iterable[str] = ("A",),
-    seeds: Iterable[int] = (0,),
-    folder: str | Path = RESULTS,
-    glue_dir: str | Path | None = None,
-    progress: bool = True,
-    say=print,
-) -> list[Record]:
+    recipe_names: Iterable[str], tasks: Iterable[str] = tuple(TASKS),
+    profile: str | Profile | None = None, budgets: Iterable[str] = ("A",),
+    seeds: Iterable[int] = (0,), folder: str | Path = RESULTS, glue_dir: str | Path | None = None,
+    progress: bool = True, say: Callable[[str], object] = print,
+) -> list[Record]:  # fmt: skip
     """Every combination, as records in ``folder``; those measured before are read, not run again.
 
-    What counts as measured: :func:`planned`. Nothing that was measured is lost if the sweep is cut
-    off.
+    What counts as measured: :func:`planned`. A record is written as soon as it is measured.
     """
     chosen, found = profiles.profile(profile), []
     for one in planned(recipe_names, tasks, chosen, budgets, seeds, folder, glue_dir):
         record = one.record
         if record is None:
             say(f"\n{one}")
-            run = compress(
-                one.recipe, one.task, chosen, one.budget, one.seed, glue_dir, progress=progress,
-                say=say,
-            )  # fmt: skip
+            run = compress(one.recipe, one.task, chosen, one.budget, one.seed, glue_dir,
+                           progress=progress, say=say)  # fmt: skip
             record = run.record
             record.save(folder)
             say(record.table())
@@ -107,11 +95,7 @@ def _current(
         record = Record.read(path)
     except (FileNotFoundError, ValueError):  # an unreadable one is measured again
         return None
-    made_with = [record.versions.get(name, "") for name in ("torch", "transformers")]
-    same = (
-        record.recipe_hash == recipe.hash
-        and record.data_fingerprint == data.fingerprint
-        and record.training_budget == spent
-        and record.teacher_key == teacher_key(*made_with)
-    )
-    return record if same else None
+    teacher = teacher_key(*(record.versions.get(name, "") for name in ("torch", "transformers")))
+    today = recipe.hash, data.fingerprint, spent, teacher
+    found = record.recipe_hash, record.data_fingerprint, record.training_budget, record.teacher_key
+    return record if found == today else None

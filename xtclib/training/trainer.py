@@ -90,6 +90,7 @@ class Run:
                 f"unknown precision {self.precision!r}: choose 'auto', 'bf16' or 'fp32'"
             )
         callbacks.check_report_to(self.report_to)
+        object.__setattr__(self, "folder", Path(self.folder))
         object.__setattr__(self, "device", self.device or default_device())
 
     @property
