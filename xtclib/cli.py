@@ -58,9 +58,7 @@ def evaluate(
     task: Task = "sst2",
     profile: ProfileName = "mini",
     glue_dir: GlueDir = None,
-    tokenizer: Annotated[
-        Path | None, Option(help="For an .onnx file: where tokenizer.json is, if elsewhere.")
-    ] = None,
+    tokenizer: Annotated[Path | None, Option(help="An .onnx file's tokenizer's folder.")] = None,
 ) -> None:
     """Score a saved model on a task and print its metrics and size."""
     from xtclib import teachers
@@ -74,9 +72,8 @@ def evaluate(
 
         model, file, where = runtimes.OnnxModel(folder), folder, tokenizer or folder.parent
         if not (where / "tokenizer.json").is_file():
-            raise FileNotFoundError(
-                f"no tokenizer.json in {where}: name the artefact's folder by --tokenizer"
-            )
+            cure = "name the artefact's folder by --tokenizer"
+            raise FileNotFoundError(f"no tokenizer.json in {where}: {cure}")
         words, labels = teachers.load_tokenizer(where, model.max_length), model.labels
     else:
         model, words = format.load(folder)
@@ -91,9 +88,7 @@ def evaluate(
 @app.command()
 def export(
     folder: Annotated[Path, Argument(help="A saved artefact.")],
-    out: Annotated[
-        Path | None, Option(help="The .onnx file; by default model.onnx in the folder.")
-    ] = None,
+    out: Annotated[Path | None, Option(help="The .onnx file; else model.onnx there.")] = None,
     activations: Annotated[
         str, Option(help="dynamic: ONNX's own uint8, fastest; trained: the model's scheme.")
     ] = "dynamic",
@@ -121,9 +116,7 @@ def ledger(
 @app.command()
 def pretrain(
     model: Annotated[str, Argument(help="A folder or Hub id; built in: 'mini'.")],
-    text: Annotated[
-        Path | None, Option(help="A .txt file or a folder of them; else the built-in corpus.")
-    ] = None,
+    text: Annotated[Path | None, Option(help="A .txt file, or folder; else built in.")] = None,
     out: Annotated[Path | None, Option(help="Folder for the model; must be new.")] = None,
     steps: Annotated[int, Option(help="Optimizer steps.")] = 200,
     batch: Annotated[int, Option(help="Documents a step.")] = 32,
@@ -191,9 +184,7 @@ def breakdown(
     deformer: Annotated[
         str | None, Option(help="LOWER,QUESTION: so many layers see question and passage apart.")
     ] = None,
-    uncached: Annotated[
-        bool, Option(help="With --deformer: count the passage's lower layers too.")
-    ] = False,
+    uncached: Annotated[bool, Option(help="With --deformer: count all of the passage.")] = False,
     listed: Annotated[bool, Option("--list", help="List the built-in names.")] = False,
 ) -> None:
     """Show where a model's parameters, bytes, operations and milliseconds are."""

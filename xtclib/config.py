@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
@@ -101,13 +101,8 @@ def config(cls: type[T]) -> type[T]:
     return made
 
 
-@functools.cache
-def checks(cls: type) -> TypeAdapter:
-    """What pydantic made of a config's fields.
-
-    Built when first needed: that takes a millisecond a class, and an import needs none.
-    """
-    return TypeAdapter(cls)
+# What pydantic made of a config's fields, once it is needed: a millisecond a class.
+checks: Callable[[Any], TypeAdapter] = functools.cache(TypeAdapter)
 
 
 def read(cls: type[T], value: object, *first: object) -> T:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,15 +35,8 @@ def numeric(config: PretrainedConfig) -> dict:
     return {**found, "techniques": held(config)}
 
 
-class OnDisk(NamedTuple):
-    """What a file says of a tensor."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-def check_file(path: Path) -> dict[str, OnDisk]:
-    """Shapes and types of the tensors in an artefact's file, after checking every one.
+def check_file(path: Path) -> dict[str, Tensor]:
+    """Shapes and types of the tensors in an artefact's file, without values, after checking all.
 
     Raises ``ValueError`` for a missing, truncated, foreign or altered file, and for NaN in it.
     """
@@ -62,9 +54,9 @@ def check_file(path: Path) -> dict[str, OnDisk]:
         for name in sorted(names | set(sums)):
             tensor = file.get_tensor(name) if name in names else None
             fault = _fault(name, tensor, sums.get(name))
-            if fault:
+            if fault or tensor is None:
                 raise ValueError(f"{path.name}: tensor {name!r} {fault}")
-            shapes[name] = OnDisk(tensor.shape, tensor.dtype)
+            shapes[name] = tensor.to("meta")
     return shapes
 
 
@@ -106,7 +98,7 @@ def check_config(config: PretrainedConfig, path: Path) -> None:
             )
 
 
-def make_room_(model: PreTrainedModel, shapes: dict[str, OnDisk]) -> None:
+def make_room_(model: PreTrainedModel, shapes: dict[str, Tensor]) -> None:
     """Some sizes are in the file alone, such as how many values a sparse matrix keeps."""
     own: dict[str, dict[str, tuple[int, ...]]] = {}
     for tensor, on_disk in shapes.items():
@@ -117,7 +109,7 @@ def make_room_(model: PreTrainedModel, shapes: dict[str, OnDisk]) -> None:
             module.make_room_(own.get(name) or own.get(f"{model.base_model_prefix}.{name}", {}))
 
 
-def check_tensors(model: PreTrainedModel, shapes: dict[str, OnDisk], path: Path) -> None:
+def check_tensors(model: PreTrainedModel, shapes: dict[str, Tensor], path: Path) -> None:
     """Missing and unexpected tensors are errors: nothing may be initialised at random."""
     wanted = model.state_dict()
     base = model.base_model_prefix + "."

@@ -57,9 +57,8 @@ class XtcConfig(QuantizationConfigMixin):
                 "was altered, copy the artefact again"
             )
         if format > FORMAT:
-            raise ValueError(
-                f"this artefact has format {format}; this xtclib reads up to {FORMAT}: update it"
-            )
+            has = f"this artefact has format {format}"
+            raise ValueError(f"{has}; this xtclib reads up to {FORMAT}: update it")
 
 
 @register_quantizer("xtc")
@@ -173,9 +172,8 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
     except FileExistsError:
         raise
     except (SafetensorError, OSError) as error:
-        raise OSError(
-            f"cannot write the artefact to {folder}: {error}; nothing there was changed"
-        ) from None
+        fault = f"cannot write the artefact to {folder}: {error}"
+        raise OSError(f"{fault}; nothing there was changed") from None
     return Path(folder)
 
 
@@ -202,9 +200,8 @@ def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"no config.json in {folder}: expected a folder that `xtc compress … --out` wrote"
-        )
+        expected = "expected a folder that `xtc compress … --out` wrote"
+        raise FileNotFoundError(f"no config.json in {folder}: {expected}")
     _check_folder(folder)
     try:
         model, about = transformers.AutoModelForSequenceClassification.from_pretrained(

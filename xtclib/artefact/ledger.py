@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from xtclib.artefact.checks import WEIGHTS, OnDisk, make_room_
+from xtclib.artefact.checks import WEIGHTS, make_room_
 from xtclib.artefact.format import sealed
 from xtclib.cache import opened
 from xtclib.costs.architectures import build
@@ -70,10 +70,10 @@ def byte_ledger(folder: str | Path) -> list[Entry]:
             dtype = tensor.get_dtype()
             if dtype not in _TYPES:
                 raise ValueError(f"{path.name}: tensor {name!r} has type {dtype}: not xtclib's")
-            found[name] = OnDisk(tuple(tensor.get_shape()), _TYPES[dtype])
+            found[name] = torch.empty(tensor.get_shape(), dtype=_TYPES[dtype], device="meta")
     make_room_(model, found)
     packed = _held(model)
-    entries = [_entry(name, *tensor, packed.get(name)) for name, tensor in found.items()]
+    entries = [_entry(name, tensor, packed.get(name)) for name, tensor in found.items()]
     return _with_header(entries, path.stat().st_size - sum(entry.bytes for entry in entries))
 
 
@@ -95,11 +95,11 @@ def plan(config: PretrainedConfig, techniques: Sequence[Technique]) -> list[Entr
     for item in techniques:
         model = item.plan(model)
     packed, column = _held(model), sealed(model) if any(t.stored for t in techniques) else None
-    entries = [
-        _entry(name, (*t.shape, 1) if name == column else tuple(t.shape),
-               torch.float16 if t.is_floating_point() else t.dtype, packed.get(name))
-        for name, t in model.state_dict().items()
-    ]  # fmt: skip
+    entries = []
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.unsqueeze(-1) if name == column else tensor
+        tensor = tensor.half() if tensor.is_floating_point() else tensor
+        entries.append(_entry(name, tensor, packed.get(name)))
     return _with_header(entries, 230 * len(entries))
 
 
@@ -112,10 +112,10 @@ _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U
           "I64": torch.int64}  # fmt: skip
 
 
-def _entry(name: str, shape: tuple, dtype: torch.dtype, own: Held | None) -> Entry:
-    size = math.prod(shape) * dtype.itemsize
-    values, width, limit = own or (math.prod(shape), *2 * [8.0 * dtype.itemsize])
-    return Entry(name, shape, str(dtype)[6:], size, values, width, values * limit / 8)
+def _entry(name: str, tensor: Tensor, own: Held | None) -> Entry:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    values, width, limit = own or (tensor.numel(), *2 * [8.0 * tensor.itemsize])
+    return Entry(name, (*tensor.shape,), dtype, tensor.nbytes, values, width, values * limit / 8)
 
 
 def _held(model: PreTrainedModel) -> dict[str, Held]:

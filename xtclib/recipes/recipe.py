@@ -52,10 +52,8 @@ class Stage:
             needs = "a stage whose task is dual needs small_vocabulary among its techniques"
             raise ValueError(f"stage {self.name!r}: {needs}")
         if self.augmentation and (self.task != "its own" or not self.objective):
-            raise ValueError(
-                f"stage {self.name!r}: augmentation makes more rows of the task, and this stage "
-                "does not train on them: leave it out"
-            )
+            why = "augmentation makes rows of the task, and this stage does not train on them"
+            raise ValueError(f"stage {self.name!r}: {why}: leave it out")
 
     @property
     def trains(self) -> bool:
@@ -180,29 +178,28 @@ def load(recipe: str | Recipe | Path) -> Recipe:
         if not path.is_file():
             raise FileNotFoundError(f"no recipe file at {path}; built in are: {', '.join(names())}")
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            return from_dict(path.stem, yaml.safe_load(path.read_text(encoding="utf-8")) or {})
         except yaml.YAMLError as error:
-            where = " ".join(str(error).split())
-            raise ValueError(f"{path} is no valid YAML: {where}") from None
-        return from_dict(path.stem, values)
+            raise ValueError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
     stem, _, percent = str(recipe).rpartition("-")
     if stem in names() and recipe not in names() and percent.isdigit():
-        return at_sparsity(load(stem), int(percent) / 100, str(recipe))
+        return _at_sparsity(load(stem), int(percent) / 100, str(recipe))
     if recipe not in names():
         raise unknown("recipe", str(recipe), names())
     text = (resources.files("xtclib.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
-    return from_dict(recipe, yaml.safe_load(text))
+    return from_dict(str(recipe), yaml.safe_load(text))
 
 
-def at_sparsity(recipe: Recipe, sparsity: float, name: str) -> Recipe:
+def _at_sparsity(recipe: Recipe, sparsity: float, name: str) -> Recipe:
     """A recipe that prunes single weights, at another sparsity and under a name of its own."""
     if not any(t.percent for t in recipe.techniques):
         why = f"{recipe.name} prunes no single weights, so no sparsity can be given"
         raise ValueError(f"unknown recipe {name!r}: {why}")
 
     def changed(t: Technique) -> Technique:
-        fits = t.percent and getattr(t, t.percent) is not None
-        return replace(t, **{t.percent: sparsity}) if fits else t
+        if t.percent is None or getattr(t, t.percent) is None:
+            return t
+        return replace(t, **{t.percent: sparsity})
 
     stages = [replace(s, techniques=tuple(map(changed, s.techniques))) for s in recipe.stages]
     return replace(recipe, name=name, stages=tuple(stages))

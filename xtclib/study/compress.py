@@ -16,21 +16,17 @@ import xtclib
 from xtclib import cache
 from xtclib.artefact import format
 from xtclib.bert import encoder_layers
-from xtclib.cache import cache_dir, key
 from xtclib.costs import breakdown, latency
 from xtclib.files import check_new_folder, folder_bytes, write_json
 from xtclib.recipes import recipe as recipes
-from xtclib.recipes.recipe import Recipe
 from xtclib.records import Record, circumstances, mean_score
 from xtclib.study import profiles
-from xtclib.study.profiles import Profile
 from xtclib.study.stages import Job, Pair, applied, begun, check_applies, steps_of, trained
 from xtclib.tasks.base import TaskData, find_task
 from xtclib.tasks.evaluation import evaluate
 from xtclib.teachers import Teacher
 from xtclib.techniques.base import Technique
 from xtclib.training import budget as training_budget
-from xtclib.training.budget import Budget
 from xtclib.training.callbacks import check_report_to
 
 
@@ -47,8 +43,8 @@ class Result:
 
 
 def compress(
-    recipe: str | Recipe, task: str = "sst2", profile: str | Profile | None = None,
-    budget: str | Budget = "A", seed: int = 0, glue_dir: str | Path | None = None,
+    recipe: str | recipes.Recipe, task: str = "sst2", profile: str | profiles.Profile | None = None,
+    budget: str | training_budget.Budget = "A", seed: int = 0, glue_dir: str | Path | None = None,
     teacher: str | Path | Teacher | None = None, out: str | Path | None = None,
     progress: bool = True, say: Callable[[str], object] = print, device: str | None = None,
     report_to: str = "none",
@@ -76,9 +72,8 @@ def compress(
     data = profiles.data_for(task, chosen, glue_dir)
     say(f"data     {data.source}")
     arguments = recipe, chosen, spent, budget_name, seed, data
-    if teacher is None and not profiles.has_teacher(data, chosen):
+    if teacher is None and (bare := profiles.stand_in(data, chosen)):
         # What the recipe asks for that no model of this shape has shows before hours of training.
-        bare = profiles.untrained_teacher(data, chosen)
         check_applies(Job(*arguments, bare, progress, device))
     if not isinstance(teacher, Teacher):
         teacher = profiles.teacher_for(task, chosen, data, teacher, progress, device)
@@ -116,8 +111,8 @@ def _measure(job: Job, student: PreTrainedModel, stages: list[dict], untrained: 
     start = metrics
     if recipe.trains:
         start = _scores(untrained.student, tokenizer, data, length, recipe.hash)
-    made_from = key(teacher.key, recipe.hash, [s["key"] for s in stages])
-    kept = cache_dir() / "artefacts" / f"{chosen.name}-{recipe.name}-{made_from}"
+    made_from = cache.key(teacher.key, recipe.hash, [s["key"] for s in stages])
+    kept = cache.cache_dir() / "artefacts" / f"{chosen.name}-{recipe.name}-{made_from}"
     target = Path(out) if out is not None else kept
     with cache.locked(f"artefact-{target.name}"):
         format.save(student, tokenizer, target, replace=out is None)
@@ -153,15 +148,15 @@ def _scores(model: PreTrainedModel, tokenizer, data: TaskData, length: int, made
     config = {n: v for n, v in model.config.to_dict().items() if n != "_name_or_path"}
     parts = type(model).__name__, config, made_by, held, tokenizer.get_vocab(), data.fingerprint
     versions = xtclib.__version__, torch.__version__, transformers.__version__
-    name = key(*parts, length, *versions, torch.backends.cpu.get_cpu_capability())
-    file = cache_dir() / "scores" / f"{name}.json"
+    name = cache.key(*parts, length, *versions, torch.backends.cpu.get_cpu_capability())
+    file = cache.cache_dir() / "scores" / f"{name}.json"
     if not file.is_file():
         write_json(file, evaluate(model, tokenizer, data, length))
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def verdict(recipe: Recipe, found: float, floor: float, untrained: float, steps: int, rows: int
-            ) -> str:  # fmt: skip
+def verdict(recipe: recipes.Recipe, found: float, floor: float, untrained: float, steps: int,
+            rows: int) -> str:  # fmt: skip
     """What a student's score ``found`` does not beat, and why; empty where it beats all.
 
     The majority class's score ``floor`` counts as beaten by more than two standard errors of a
@@ -193,6 +188,6 @@ def verdict(recipe: Recipe, found: float, floor: float, untrained: float, steps:
 
 def _saved_bytes(model: PreTrainedModel) -> int:
     """The size of a model's fp32 ``model.safetensors``, written and read off the disk."""
-    with tempfile.TemporaryDirectory(dir=cache_dir()) as folder:
+    with tempfile.TemporaryDirectory(dir=cache.cache_dir()) as folder:
         model.save_pretrained(folder)
         return (Path(folder) / format.WEIGHTS).stat().st_size

@@ -16,7 +16,6 @@ from xtclib.cache import BUILT_IN, cache_dir, key
 from xtclib.files import staged_folder, unknown
 from xtclib.tasks.base import TaskData, find_task
 from xtclib.tasks.masked import unlabelled
-from xtclib.teachers import Teacher, load_tokenizer
 from xtclib.training.budget import Budget
 
 
@@ -60,9 +59,7 @@ PROFILES = {
             replace(_SMALL, steps=400, learning_rate=3e-4, dropout=0.1),
             _lengths("steps", 200, 600, 1200, _SMALL),
             # The backbone knows this task best: a teacher of 400 steps would leave no row wrong.
-            teacher_by_task={
-                "sst2": replace(_SMALL, steps=120, learning_rate=1e-4, dropout=0.1),
-            },
+            teacher_by_task={"sst2": replace(_SMALL, steps=120, learning_rate=1e-4, dropout=0.1)},
         ),
         Profile(
             "minilm", "the real 6-layer MiniLM on GLUE", "minilm", "glue",
@@ -124,9 +121,8 @@ def backbone_for(profile_: Profile | str) -> str:
     return chosen.backbone
 
 
-def texts_for(profile_: Profile | str, data: TaskData) -> list[str]:
+def texts_for(chosen: Profile, data: TaskData) -> list[str]:
     """What the ``mlm`` task reads: the built-in corpus, else the task's own training sentences."""
-    chosen = profile(profile_)
     if chosen.data == "mini":
         return unlabelled(BUILT_IN / "corpus.txt")[: chosen.rows]
     return [*data.train.first, *(data.train.second or ())]
@@ -134,7 +130,7 @@ def texts_for(profile_: Profile | str, data: TaskData) -> list[str]:
 
 def _random_backbone() -> Path:
     """A random 12-layer BERT, 32 wide, with a head for masked words: made once, in a second."""
-    tokenizer = load_tokenizer(BUILT_IN / "backbone", 48)
+    tokenizer = teachers.load_tokenizer(BUILT_IN / "backbone", 48)
     folder = cache_dir() / "backbones" / f"random-12x32-mlm-{key(tokenizer.get_vocab())}"
     with cache.locked(folder.name):
         if not (folder / "model.safetensors").is_file():
@@ -152,7 +148,7 @@ def _random_backbone() -> Path:
 
 def teacher_for(task: str, profile_: Profile | str | None = None, data: TaskData | None = None,
                 path: str | Path | None = None, progress: bool = True, device: str | None = None,
-                ) -> Teacher:  # fmt: skip
+                ) -> teachers.Teacher:  # fmt: skip
     """The profile's teacher for a task, fine-tuned on first use; or one of your own at ``path``."""
     chosen = profile(profile_)
     data = data or data_for(task, chosen)
@@ -161,16 +157,15 @@ def teacher_for(task: str, profile_: Profile | str | None = None, data: TaskData
     return teachers.fine_tuned(*_teaching(data, chosen), progress, device)
 
 
-def untrained_teacher(data: TaskData, chosen: Profile) -> Teacher:
-    """A stand-in of the teacher's shape: the profile's backbone under a fresh classifier."""
+def stand_in(data: TaskData, chosen: Profile) -> teachers.Teacher | None:
+    """A model of the teacher's shape, untrained; none where the cache has the teacher itself."""
+    if teachers.folder_of(data.task, teacher_key(data, chosen)).is_dir():
+        return None
     path, _, budget, *_ = _teaching(data, chosen)
-    model, tokenizer = data.task.load_model(path).eval(), load_tokenizer(path, budget.max_length)
-    return Teacher(model, tokenizer, "untrained", {"backbone": teachers.weights_id(path)}, False)
-
-
-def has_teacher(data: TaskData, chosen: Profile) -> bool:
-    """Whether the profile's own teacher for a task is in the cache."""
-    return teachers.folder_of(data.task, teacher_key(data, chosen)).is_dir()
+    tokenizer = teachers.load_tokenizer(path, budget.max_length)
+    made_from = {"backbone": teachers.weights_id(path)}
+    model = data.task.load_model(path).eval()
+    return teachers.Teacher(model, tokenizer, "untrained", made_from, False)
 
 
 def teacher_key(data: TaskData, chosen: Profile, versions: Mapping[str, str] | None = None) -> str:

@@ -24,18 +24,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from xtclib import cache, teachers
 from xtclib.artefact import format
 from xtclib.bert import encoder_layers
-from xtclib.cache import cache_dir, key
 from xtclib.config import written
 from xtclib.distillation.objective import Objective
 from xtclib.files import staged_folder, write_json
 from xtclib.recipes.recipe import Recipe, Stage
 from xtclib.study import profiles
-from xtclib.study.profiles import Profile
 from xtclib.tasks import augmentation
 from xtclib.tasks.base import TaskData
 from xtclib.tasks.masked import MASKED, under_head
 from xtclib.tasks.rows import Calibration, Split
-from xtclib.teachers import Teacher, load_tokenizer
 from xtclib.techniques.base import Technique
 from xtclib.techniques.pruning import surgery
 from xtclib.training.budget import Budget
@@ -49,12 +46,12 @@ class Job:
     """What holds for every stage of a run."""
 
     recipe: Recipe
-    profile: Profile
+    profile: profiles.Profile
     budget: Budget
     budget_name: str
     seed: int
     data: TaskData
-    teacher: Teacher
+    teacher: teachers.Teacher
     progress: bool
     device: str | None
     report_to: str = "none"
@@ -90,7 +87,7 @@ def begun(job: Job) -> Pair:
     model, tokenizer, path = job.teacher.model, job.teacher.tokenizer, job.backbone
     if job.recipe.start == "teacher":
         return Pair(model, model, tokenizer)
-    words, theirs = load_tokenizer(path).get_vocab(), tokenizer.get_vocab()
+    words, theirs = teachers.load_tokenizer(path).get_vocab(), tokenizer.get_vocab()
     if words != theirs:
         raise ValueError(
             f"recipe {job.recipe.name} starts from {path}, whose vocabulary of {len(words)} tokens "
@@ -141,7 +138,7 @@ def trained(job: Job, pair: Pair, stage: Stage, techniques: list[Technique], bef
 
     ``techniques`` are those of all stages so far, ``before`` the notes of those that trained.
     """
-    name = key(
+    name = cache.key(
         job.teacher.key, job.data.fingerprint, [t.to_dict() for t in techniques],
         stage.objective.to_dict() if stage.objective else stage.task,
         asdict(stage.budget(job.budget)), job.seed, job.profile.precision,
@@ -149,7 +146,7 @@ def trained(job: Job, pair: Pair, stage: Stage, techniques: list[Technique], bef
         *([written(stage.augmentation)] if stage.augmentation else ()), *_start(job, stage),
         *(surgery.uneven(pair.student) or ()),  # what a criterion removed may change with its code
     )  # fmt: skip
-    folder = cache_dir() / "stages" / name
+    folder = cache.cache_dir() / "stages" / name
     with cache.locked(name):
         if not (folder / "notes.json").is_file():
             _train(job, pair, stage, techniques, folder)
@@ -166,13 +163,13 @@ def _start(job: Job, stage: Stage) -> list[str]:
     if found or kind.pretrains or stage.augmentation:
         backbone = teachers.weights_id(job.backbone)
         found += [backbone] if job.teacher.made_from.get("backbone") != backbone else []
-    return [*found, stage.task, key(kind.rows(job))] if kind.pretrains else found
+    return [*found, stage.task, cache.key(kind.rows(job))] if kind.pretrains else found
 
 
 def _train(job: Job, pair: Pair, stage: Stage, techniques: list[Technique], folder: Path) -> None:
     """Trains a stage and writes its folder whole or not at all."""
     start, kind = time.perf_counter(), KINDS[stage.task]
-    place = cache_dir() / "runs" / f"{job.recipe.name}-{folder.name}"
+    place = cache.cache_dir() / "runs" / f"{job.recipe.name}-{folder.name}"
     precision = job.profile.precision
     run = Run(place, job.seed, precision, job.device, job.progress, job.report_to)
     notes = kind.teach(job, stage, pair, run, lambda model: format.finalize(model, techniques))
@@ -209,10 +206,8 @@ class OwnTask:
         if not stage.objective:
             return
         if stage.objective.needs_teacher and pair.teacher is None:
-            raise ValueError(
-                f"stage {stage.name!r} compares with a teacher, which does not read the student's "
-                "own vocabulary: let it learn from labels"
-            )
+            why = "compares with a teacher, which does not read the student's own vocabulary"
+            raise ValueError(f"stage {stage.name!r} {why}: let it learn from labels")
         job.data.task.check(stage.objective, pair.student, pair.teacher)
 
     def teach(self, job: Job, stage: Stage, pair: Pair, run: Run, finalize: Finalize) -> dict:
@@ -237,12 +232,11 @@ class Texts(OwnTask):
     def check(self, job: Job, stage: Stage, pair: Pair) -> None:
         encoder_layers(pair.student)  # or an error that says what it lacks
         if not isinstance(pair.student.get_input_embeddings(), nn.Embedding):
-            raise ValueError(
-                f"stage {stage.name!r} guesses words, but the word table was split or packed: list "
-                "it before that"
-            )
-        words, theirs = pair.tokenizer.get_vocab(), load_tokenizer(job.backbone).get_vocab()
-        if stage.objective and stage.objective.needs_teacher and words != theirs:
+            why = "guesses words, but the word table was split or packed"
+            raise ValueError(f"stage {stage.name!r} {why}: list it before that")
+        compares = stage.objective and stage.objective.needs_teacher
+        words = pair.tokenizer.get_vocab()
+        if compares and words != teachers.load_tokenizer(job.backbone).get_vocab():
             raise ValueError(
                 f"stage {stage.name!r} compares with {job.backbone}, but the student reads another "
                 "vocabulary: list the stage before the vocabulary is cut"
@@ -259,30 +253,29 @@ class Texts(OwnTask):
         return under_head(pair.student, job.backbone, job.seed)
 
     def teach(self, job: Job, stage: Stage, pair: Pair, run: Run, finalize: Finalize) -> dict:
-        objective, teacher = stage.objective or Objective(labels=1), None
-        if objective.needs_teacher:
-            teacher = MASKED.load_model(job.backbone, job.seed)
-        lesson = Lesson(
-            MASKED.data(self.rows(job)), pair.tokenizer, _to_the_end(job, stage), objective,
-            teacher, stage.techniques,
-        )  # fmt: skip
+        objective, budget = stage.objective or Objective(labels=1), self.budget(job, stage)
+        compares = objective.needs_teacher
+        teacher = MASKED.load_model(job.backbone, job.seed) if compares else None
+        data = MASKED.data(self.rows(job))
+        lesson = Lesson(data, pair.tokenizer, budget, objective, teacher, stage.techniques)
         return train(self.model(job, stage, pair), lesson, run)[1]
+
+    def budget(self, job: Job, stage: Stage) -> Budget:
+        """The stage's, on texts, none of which are held out or scored on the way."""
+        return replace(stage.budget(job.budget), keep="last")
 
 
 class TwoModels(Texts):
     """A student with a small vocabulary, beside a teacher that learns it too."""
 
-    def check(self, job: Job, stage: Stage, pair: Pair) -> None:
-        """Whatever makes such a student fits."""
-
     def teach(self, job: Job, stage: Stage, pair: Pair, run: Run, finalize: Finalize) -> dict:
         how: Any = next(t for t in stage.techniques if t.needs_task == stage.task)
         teacher = MASKED.load_model(job.backbone, job.seed)
-        budget = _to_the_end(job, stage)
+        budget = self.budget(job, stage)
         if budget.dropout is not None:  # the teacher learns with its own
             set_dropout_(pair.student, budget.dropout)
         task = TwoVocabularies(
-            ours=pair.tokenizer, theirs=load_tokenizer(job.backbone), mix=how.mix,
+            ours=pair.tokenizer, theirs=teachers.load_tokenizer(job.backbone), mix=how.mix,
             offset=len(teacher.get_input_embeddings().weight), max_length=budget.max_length,
         )  # fmt: skip
         lesson = Lesson(task.data(self.rows(job)), pair.tokenizer, replace(budget, dropout=None))
@@ -293,22 +286,15 @@ class TwoModels(Texts):
 KINDS: dict[str, OwnTask] = {"its own": OwnTask(), "mlm": Texts(), "dual": TwoModels()}
 
 
-def _to_the_end(job: Job, stage: Stage) -> Budget:
-    """A stage's budget on texts, none of which are held out or scored on the way."""
-    return replace(stage.budget(job.budget), keep="last")
-
-
 def _augmented(job: Job, how: augmentation.Augmentation) -> Split:
     """A task's rows with their copies, made once: all seeds share them."""
     path = job.backbone  # with its own tokenizer: rows are text
-    name = key(teachers.weights_id(path), job.data.train.fingerprint, written(how))
-    file = cache_dir() / "augmented" / f"{name}.json"
+    name = cache.key(teachers.weights_id(path), job.data.train.fingerprint, written(how))
+    file = cache.cache_dir() / "augmented" / f"{name}.json"
     with cache.locked(name):
         if not file.is_file():
             model = MASKED.load_model(path).to(job.device or default_device())
-            rows = augmentation.augment(
-                job.data.train, load_tokenizer(path), model, how, progress=job.progress
-            )
-            file.parent.mkdir(parents=True, exist_ok=True)
+            words, progress = teachers.load_tokenizer(path), job.progress
+            rows = augmentation.augment(job.data.train, words, model, how, progress=progress)
             augmentation.save(rows, file)
     return augmentation.load(file)

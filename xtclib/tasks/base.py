@@ -91,9 +91,7 @@ class Task(ABC):
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of :meth:`answers`."""
 
-    def compare(
-        self, student: Tensor, teacher: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
-    ) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor, loss: Callable[..., Tensor]) -> Tensor:
         """The loss of a student's logits against its teacher's, by the objective's ``loss``."""
         return loss(student, teacher)
 

@@ -80,18 +80,14 @@ TASKS: dict[str, Task] = {
     )
 }
 FILES = {
-    "cola": Files(
-        ("sentence",), ("sentence", "label"), _BITS,
-        header=("source", "label", "original_mark", "sentence"),
-    ),
+    "cola": Files(("sentence",), ("sentence", "label"), _BITS,
+                  header=("source", "label", "original_mark", "sentence")),
     "sst2": Files(("sentence",), ("sentence", "label"), _BITS),
     "mrpc": Files(_PAIR, ("#1 String", "#2 String", "Quality"), _BITS),
     "stsb": Files(_PAIR, (*_PAIR, "score")),
     "qqp": Files(("question1", "question2"), ("question1", "question2", "is_duplicate"), _BITS),
-    "mnli": Files(
-        ("premise", "hypothesis"), (*_PAIR, "gold_label"), _NLI,
-        evaluations=("matched", "mismatched"),
-    ),
+    "mnli": Files(("premise", "hypothesis"), (*_PAIR, "gold_label"), _NLI,
+                  evaluations=("matched", "mismatched")),
     "qnli": Files(("question", "sentence"), ("question", "sentence", "label"), _YES_NO),
     "rte": Files(_PAIR, (*_PAIR, "label"), _YES_NO),
 }  # fmt: skip
@@ -218,9 +214,7 @@ def _from_hub(task: Task) -> dict[str, Split]:
     try:
         import datasets
     except ImportError:
-        raise ImportError(
-            f'"hub" needs the package datasets: pip install datasets, or {WHERE}'
-        ) from None
+        raise ImportError(f'"hub" needs datasets: pip install datasets, or {WHERE}') from None
     try:
         loaded = datasets.load_dataset(HUB, task.name)
     except (OSError, ValueError) as error:  # offline, not found, nothing cached

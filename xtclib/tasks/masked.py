@@ -6,12 +6,12 @@ token and 10 % as they are (Devlin et al. 2019, arXiv:1810.04805, section 3.1).
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,19 +108,13 @@ class MaskedWords(Task):
         batch["input_ids"], batch["labels"] = hidden(ids, tokenizer, guessed, random)
         return batch
 
-    @contextlib.contextmanager
-    def answering(self, model: PreTrainedModel, labels: Tensor) -> Iterator[None]:
+    def answering(self, model: PreTrainedModel, labels: Tensor) -> AbstractContextManager:
         """The head reads the tokens to guess alone: over a whole vocabulary that is faster."""
         head = getattr(getattr(model, "module", model), "cls", None)
         if head is None:  # a student that is compared by its layers alone
-            yield
-            return
+            return nullcontext()
         chosen = labels != IGNORED
-        hook = head.register_forward_pre_hook(lambda _, given: (given[0][chosen],))
-        try:
-            yield
-        finally:
-            hook.remove()
+        return head.register_forward_pre_hook(lambda _, given: (given[0][chosen],))
 
     def answers(self, output, labels: Tensor) -> tuple[Tensor, Tensor]:
         return self.logits(output), labels[labels != IGNORED]
@@ -153,10 +147,8 @@ class MaskedWords(Task):
         # Their labels are words; what a classifier's labels are called says nothing here.
         objective.check(student.base_model, teacher.base_model, answers=False)
         if objective.logits and getattr(teacher, "fresh_head", False):
-            raise ValueError(
-                "logits of the mlm task come from the head of the backbone, which has none: leave "
-                "`logits` out of this stage"
-            )
+            why = "logits of the mlm task come from the head of the backbone, which has none"
+            raise ValueError(f"{why}: leave `logits` out of this stage")
 
 
 MASKED = MaskedWords()

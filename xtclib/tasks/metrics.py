@@ -26,9 +26,8 @@ def metric(task: str | Task) -> evaluate.Metric:
         import datasets
         import evaluate
     except ImportError:
-        raise ImportError(
-            "metric() needs the package evaluate: pip install evaluate, or use the task's score()"
-        ) from None
+        cure = "pip install evaluate, or use the task's score()"
+        raise ImportError(f"metric() needs the package evaluate: {cure}") from None
 
     number = datasets.Value("float64" if spec.label_type.is_floating_point else "int64")
 

@@ -69,7 +69,7 @@ class Rows(Dataset):
     [3]
     """
 
-    def __init__(self, ids: list[list[int]], types: list[list[int]] | None, labels: list) -> None:
+    def __init__(self, ids: list, types: list[list[int]] | None, labels: list) -> None:
         self.ids, self.types, self.labels = ids, types, labels
         self.lengths = np.array([len(row) for row in ids])
 

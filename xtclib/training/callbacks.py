@@ -18,8 +18,8 @@ from xtclib.bert import embeddings, encoder_layers
 from xtclib.files import unknown, write_json
 from xtclib.techniques.base import Technique
 
-# By name: importing the notebook's one would need IPython.
 PROJECTIONS = "distillation_projections"  # a student's, while it trains
+# By name: importing the notebook's one would need IPython.
 PRINTERS = ("PrinterCallback", "ProgressCallback", "NotebookProgressCallback")
 
 
@@ -30,15 +30,6 @@ def turn(step: int, total: int, depth: int) -> int:
     [0, 0, 1, 1, 2, 2]
     """
     return min(step * (depth + 1) // total, depth)
-
-
-def only(pairs: dict[str, list], state: int) -> dict[str, list]:
-    """The pairs of one of the student's states.
-
-    >>> only({"hidden_states": [(0, 0), (1, 2)]}, 1)
-    {'hidden_states': [(1, 2)]}
-    """
-    return {name: [pair for pair in found if pair[0] == state] for name, found in pairs.items()}
 
 
 class InTurn(TrainerCallback):
@@ -76,10 +67,8 @@ class StopOnDivergence(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         loss = (logs or {}).get("loss", 0.0)
         if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss became {loss} at step {state.global_step}: lower the learning rate "
-                f"(now {args.learning_rate})"
-            )
+            at, rate = f"the loss became {loss} at step {state.global_step}", args.learning_rate
+            raise FloatingPointError(f"{at}: lower the learning rate (now {rate})")
 
 
 class KeepBest(TrainerCallback):

@@ -58,9 +58,9 @@ class _Both(nn.Module):
     def forward(self, ours: dict, theirs: dict) -> dict[str, Tensor]:
         terms = {"student": _guess(self.student, ours), "teacher": self.mixed.loss(theirs)}
         if self.shared is not None:
-            weights = [dict(model.base_model.encoder.named_parameters())
-                       for model in (self.mixed.model, self.student)]  # fmt: skip
-            found = projection_loss(self.shared, *weights, self.how.projection)
+            both = (self.mixed.model, self.student)
+            big, small = (dict(m.base_model.encoder.named_parameters()) for m in both)
+            found = projection_loss(self.shared, big, small, self.how.projection)
             terms["projections"] = self.how.weight * found
         return terms
 
@@ -68,9 +68,9 @@ class _Both(nn.Module):
 def _guess(model: PreTrainedModel, inputs: dict) -> Tensor:
     """A masked language model's cross-entropy on the tokens it has to guess."""
     guessed = inputs["labels"] != IGNORED
-    given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    states = model.base_model(**given).last_hidden_state
-    return F.cross_entropy(model.cls(states[guessed]).float(), inputs["labels"][guessed])
+    shown = model.base_model(inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    logits = model.cls(shown.last_hidden_state[guessed])
+    return F.cross_entropy(logits.float(), inputs["labels"][guessed])
 
 
 class _Mixed(nn.Module):

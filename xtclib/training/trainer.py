@@ -7,7 +7,6 @@ are grouped by length and padded to their own longest row.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import shutil
@@ -30,6 +29,7 @@ from xtclib import attention
 from xtclib.bert import encoder_layers
 from xtclib.distillation.objective import Objective, distillation_loss
 from xtclib.distillation.terms import Reader, Signals, projections
+from xtclib.files import unknown
 from xtclib.tasks.base import Task, TaskData
 from xtclib.tasks.classification import CLASSES
 from xtclib.tasks.evaluation import evaluate
@@ -60,12 +60,6 @@ class Lesson:
     techniques: Sequence[Technique] = ()
     finalize: Callable[[PreTrainedModel], PreTrainedModel] = lambda model: model
 
-    @property
-    def selects(self) -> bool:
-        """Whether the best checkpoint counts: one that a stage of layers alone does not tell."""
-        answers = self.objective and (self.objective.labels or self.objective.logits)
-        return bool(answers) and self.budget.keep != "last"
-
 
 @dataclass(frozen=True)
 class Run:
@@ -86,9 +80,7 @@ class Run:
 
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "bf16", "fp32"):
-            raise ValueError(
-                f"unknown precision {self.precision!r}: choose 'auto', 'bf16' or 'fp32'"
-            )
+            raise unknown("precision", self.precision, ("auto", "bf16", "fp32"))
         callbacks.check_report_to(self.report_to)
         object.__setattr__(self, "folder", Path(self.folder))
         object.__setattr__(self, "device", self.device or default_device())
@@ -211,12 +203,10 @@ class DistillationTrainer(Trainer):
             return self._pairs
         step, total = self.state.global_step, self.state.max_steps
         state = callbacks.turn(step, total, len(encoder_layers(self.model)))
-        return callbacks.only(self._pairs, state)
+        return {name: [p for p in pairs if p[0] == state] for name, pairs in self._pairs.items()}
 
     def _autocast(self):
-        if not self.bf16:
-            return contextlib.nullcontext()
-        return torch.autocast(self.args.device.type, dtype=torch.bfloat16)
+        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.bf16)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """Adds each term's mean since the last log."""
@@ -272,18 +262,19 @@ def _arguments(budget: Budget, run: Run, rows: int) -> TrainingArguments:
         output_dir=str(run.folder), run_name=run.folder.name, max_steps=total,
         per_device_train_batch_size=budget.batch_size, learning_rate=budget.learning_rate,
         weight_decay=budget.weight_decay, max_grad_norm=budget.clip,
-        warmup_steps=round(budget.warmup * total), lr_scheduler_type="linear",
-        use_cpu=run.device == "cpu", seed=run.seed, data_seed=run.seed, save_strategy="steps",
-        save_steps=max(-(-total // CHECKPOINTS), 1), save_total_limit=1,
+        warmup_steps=round(budget.warmup * total), use_cpu=run.device == "cpu", seed=run.seed,
+        data_seed=run.seed, save_steps=max(-(-total // CHECKPOINTS), 1), save_total_limit=1,
         logging_steps=max(total // 20, 1), logging_nan_inf_filter=False, report_to=run.report_to,
-        disable_tqdm=not run.progress, remove_unused_columns=False, dataloader_num_workers=0,
+        disable_tqdm=not run.progress, remove_unused_columns=False,
         dataloader_pin_memory=run.device != "cpu",
     )  # fmt: skip
 
 
 def _best(lesson: Lesson, run: Run, total: int, held_out: Split | None) -> KeepBest | None:
     """What keeps the best checkpoint, by the lesson's own metric, where the budget asks for it."""
-    if not lesson.selects:
+    objective = lesson.objective
+    answers = objective and (objective.labels or objective.logits)  # layers alone do not tell it
+    if not answers or lesson.budget.keep == "last":
         return None
     data, length = lesson.data, lesson.budget.max_length
     splits = data.evaluation if held_out is None else {"held-out": held_out}
@@ -332,10 +323,8 @@ def _last_checkpoint(folder: Path) -> str | None:
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
-def _notes(
-    lesson: Lesson, run: Run, trainer: Trainer, best: KeepBest | None, resumed: bool
-) -> dict:
-    """What a record holds of a training."""
+def _notes(lesson: Lesson, run: Run, trainer: Trainer, best: KeepBest | None, resumed: bool):
+    """What a record holds of a training, as a dict."""
     losses = [
         {k: round(v, 6) for k, v in entry.items() if k == "step" or k.startswith("loss")}
         for entry in trainer.state.log_history
