@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 
@@ -48,7 +49,19 @@ def digest(tensor: Tensor) -> str:
     >>> digest(torch.zeros(2)) == digest(torch.zeros(1, 2))
     False
     """
+    content = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
     head = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
-    return hashlib.sha256(
-        head + tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    ).hexdigest()
+    return hashlib.sha256(head + content).hexdigest()
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[safe_open]:
+    """A safetensors file to read; ``ValueError`` for what is none."""
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path.name} in {path.parent.name} cannot be read ({error}); the file is damaged, "
+            "truncated or no safetensors file, copy it again"
+        ) from None

@@ -9,45 +9,42 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 app = typer.Typer(
     help="Compress BERT: quantize, prune, distill, and measure what is left.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
 
-Task = Annotated[str, typer.Option(help="One of GLUE's tasks: sst2, cola, mrpc, …")]
-ProfileName = Annotated[str, typer.Option(help="smoke, mini, minilm or bert-base.")]
-GlueDir = Annotated[Path | None, typer.Option(help="A folder in GLUE's official layout.")]
-
+Task = Annotated[str, Option(help="One of GLUE's tasks: sst2, cola, mrpc, …")]
+ProfileName = Annotated[str, Option(help="smoke, mini, minilm or bert-base.")]
+GlueDir = Annotated[Path | None, Option(help="A folder in GLUE's official layout.")]
+Quiet = Annotated[bool, Option(help="No progress bars.")]
 ReportTo = Annotated[
-    str, typer.Option(help="Where losses are logged: none, tensorboard, mlflow, wandb, trackio, …")
+    str, Option(help="Where losses are logged: none, tensorboard, mlflow, wandb, trackio, …")
 ]
 
 
 @app.command()
 def compress(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name (`xtc recipes`) or a .yaml file.")],
+    recipe: Annotated[str, Argument(help="A recipe's name (`xtc recipes`) or a .yaml file.")],
     task: Task = "sst2",
     profile: ProfileName = "mini",
     glue_dir: GlueDir = None,
-    budget: Annotated[str, typer.Option(help="A, B, C, or a length: 500steps, 2epochs.")] = "A",
+    budget: Annotated[str, Option(help="A, B, C, or a length: 500steps, 2epochs.")] = "A",
     seed: int = 0,
-    teacher: Annotated[str | None, typer.Option(help="Your own fine-tuned teacher.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the artefact; must be new.")] = None,
-    record: Annotated[Path | None, typer.Option(help="Folder to add the record to.")] = None,
-    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+    teacher: Annotated[str | None, Option(help="Your own fine-tuned teacher.")] = None,
+    out: Annotated[Path | None, Option(help="Folder for the artefact; must be new.")] = None,
+    record: Annotated[Path | None, Option(help="Folder to add the record to.")] = None,
+    quiet: Quiet = False,
     report_to: ReportTo = "none",
 ) -> None:
     """Compress a teacher by a recipe, measure it, and save the artefact."""
     from xtclib.artefact import ledger as ledgers
     from xtclib.study import compress as study
 
-    run = study.compress(
-        recipe, task, profile, budget, seed, glue_dir, teacher, out, progress=not quiet,
-        report_to=report_to,
-    )  # fmt: skip
+    run = study.compress(recipe, task, profile, budget, seed, glue_dir, teacher, out,
+                         progress=not quiet, report_to=report_to)  # fmt: skip
     if out is not None:
         typer.echo("\n" + ledgers.table(ledgers.byte_ledger(out), rows=4) + "\n")
     typer.echo(run.record.table())
@@ -57,15 +54,11 @@ def compress(
 
 @app.command()
 def evaluate(
-    folder: Annotated[
-        Path, typer.Argument(help="A saved artefact or classifier, or an exported .onnx file.")
-    ],
+    folder: Annotated[Path, Argument(help="A saved artefact or classifier, or an .onnx file.")],
     task: Task = "sst2",
     profile: ProfileName = "mini",
     glue_dir: GlueDir = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="For an .onnx file: where tokenizer.json is, if elsewhere.")
-    ] = None,
+    tokenizer: Annotated[Path | None, Option(help="An .onnx file's tokenizer's folder.")] = None,
 ) -> None:
     """Score a saved model on a task and print its metrics and size."""
     from xtclib import teachers
@@ -74,20 +67,17 @@ def evaluate(
     from xtclib.tasks import evaluation
 
     data = profiles.data_for(task, profile, glue_dir)
-    file = folder / format.WEIGHTS
     if folder.suffix == ".onnx":
         from xtclib.deployment import runtimes
 
-        model, file = runtimes.OnnxModel(folder), folder
-        where = tokenizer or folder.parent
+        model, file, where = runtimes.OnnxModel(folder), folder, tokenizer or folder.parent
         if not (where / "tokenizer.json").is_file():
-            raise FileNotFoundError(
-                f"no tokenizer.json in {where}: name the artefact's folder by --tokenizer"
-            )
+            cure = "name the artefact's folder by --tokenizer"
+            raise FileNotFoundError(f"no tokenizer.json in {where}: {cure}")
         words, labels = teachers.load_tokenizer(where, model.max_length), model.labels
     else:
         model, words = format.load(folder)
-        labels = list(model.config.id2label.values())
+        file, labels = folder / format.WEIGHTS, list(model.config.id2label.values())
     data.task.check_labels(folder, labels)
     length = profiles.profile(profile).teacher.max_length
     typer.echo(f"data     {data.source}")
@@ -97,12 +87,10 @@ def evaluate(
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(help="A saved artefact.")],
-    out: Annotated[
-        Path | None, typer.Option(help="The .onnx file; by default model.onnx in the folder.")
-    ] = None,
+    folder: Annotated[Path, Argument(help="A saved artefact.")],
+    out: Annotated[Path | None, Option(help="The .onnx file; else model.onnx there.")] = None,
     activations: Annotated[
-        str, typer.Option(help="dynamic: ONNX's own uint8, fastest; trained: the model's scheme.")
+        str, Option(help="dynamic: ONNX's own uint8, fastest; trained: the model's scheme.")
     ] = "dynamic",
 ) -> None:
     """Write an artefact as one ONNX file, still packed, for stock ONNX Runtime."""
@@ -116,8 +104,8 @@ def export(
 
 @app.command()
 def ledger(
-    folder: Annotated[Path, typer.Argument(help="A saved artefact or classifier.")],
-    rows: Annotated[int, typer.Option(min=0, help="How many tensors to list.")] = 12,
+    folder: Annotated[Path, Argument(help="A saved artefact or classifier.")],
+    rows: Annotated[int, Option(min=0, help="How many tensors to list.")] = 12,
 ) -> None:
     """Show what every tensor of a file costs, and how close the file is to its minimum."""
     from xtclib.artefact import ledger as ledgers
@@ -127,17 +115,15 @@ def ledger(
 
 @app.command()
 def pretrain(
-    model: Annotated[str, typer.Argument(help="A folder or Hub id; built in: 'mini'.")],
-    text: Annotated[
-        Path | None, typer.Option(help="A .txt file or a folder of them; else the built-in corpus.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the model; must be new.")] = None,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 200,
-    batch: Annotated[int, typer.Option(help="Documents a step.")] = 32,
+    model: Annotated[str, Argument(help="A folder or Hub id; built in: 'mini'.")],
+    text: Annotated[Path | None, Option(help="A .txt file, or folder; else built in.")] = None,
+    out: Annotated[Path | None, Option(help="Folder for the model; must be new.")] = None,
+    steps: Annotated[int, Option(help="Optimizer steps.")] = 200,
+    batch: Annotated[int, Option(help="Documents a step.")] = 32,
     learning_rate: float = 1e-4,
-    max_length: Annotated[int, typer.Option(help="Tokens of a document.")] = 64,
+    max_length: Annotated[int, Option(help="Tokens of a document.")] = 64,
     seed: int = 0,
-    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+    quiet: Quiet = False,
     report_to: ReportTo = "none",
 ) -> None:
     """Go on pre-training by masked language modelling, on any text; resumes if it was cut off."""
@@ -150,16 +136,13 @@ def pretrain(
     from xtclib.training.budget import Budget
     from xtclib.training.trainer import Lesson, Run, train
 
-    for name, value, least in (
-        ("--steps", steps, 1), ("--batch", batch, 1), ("--max-length", max_length, 3)
-    ):  # fmt: skip
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, received {value}")
-    if not learning_rate > 0:
-        raise ValueError(f"--learning-rate must be positive, received {learning_rate}")
+    if max_length < 3:
+        raise ValueError(f"--max-length must be at least 3, received {max_length}")
+    budget = Budget(steps=steps, batch_size=batch, learning_rate=learning_rate,
+                    max_length=max_length)  # fmt: skip
     if out is not None:
         files.check_new_folder(out)
-    source = text or cache.ROOT / "data" / "mini" / "corpus.txt"
+    source = text or cache.BUILT_IN / "corpus.txt"
     texts, held_out = masked.split_texts(masked.unlabelled(source), seed=seed)
     typer.echo(f"data     {source.name}: {len(texts)} documents, {len(held_out)} kept apart")
     data = masked.MASKED.data(texts, held_out)
@@ -169,15 +152,10 @@ def pretrain(
 
     def show(when: str) -> None:
         found = evaluation.evaluate(student, tokenizer, data, max_length)["held out"]
-        typer.echo(
-            f"{when:<8} {found['accuracy']:.1f} % of masked tokens, "
-            f"perplexity {found['perplexity']:.1f}"
-        )
+        right = f"{found['accuracy']:.1f} % of masked tokens"
+        typer.echo(f"{when:<8} {right}, perplexity {found['perplexity']:.1f}")
 
     show("before")
-    budget = Budget(
-        steps=steps, batch_size=batch, learning_rate=learning_rate, max_length=max_length
-    )
     lesson = Lesson(data, tokenizer, budget, Objective(labels=1))
     made_of = cache.key(teachers.weights_id(path), texts, seed, asdict(budget))
     folder = cache.cache_dir() / "runs" / made_of
@@ -193,26 +171,21 @@ def pretrain(
 
 @app.command()
 def breakdown(
-    model: Annotated[
-        str, typer.Argument(help="A built-in name, a folder with a config, or a Hub id.")
-    ] = "",
-    batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
-    length: Annotated[int, typer.Option(help="Tokens in each.")] = 128,
-    by: Annotated[str, typer.Option(help="component or layer.")] = "component",
-    bits: Annotated[float, typer.Option(help="Width of the weights, for the bytes.")] = 32,
+    model: Annotated[str, Argument(help="A built-in name, a folder with a config, a Hub id.")] = "",
+    batch: Annotated[int, Option(help="Sequences at once.")] = 1,
+    length: Annotated[int, Option(help="Tokens in each.")] = 128,
+    by: Annotated[str, Option(help="component or layer.")] = "component",
+    bits: Annotated[float, Option(help="Width of the weights, for the bytes.")] = 32,
     counting: Annotated[
-        str, typer.Option(help="FLOPs, MACs, 'weights only', everything or 'one-hot lookups'.")
+        str, Option(help="FLOPs, MACs, 'weights only', everything or 'one-hot lookups'.")
     ] = "FLOPs",
-    extend: Annotated[bool, typer.Option(help="Price lengths past the model's positions.")] = False,
-    latency: Annotated[bool, typer.Option(help="Time each component on this machine.")] = False,
+    extend: Annotated[bool, Option(help="Price lengths past the model's positions.")] = False,
+    latency: Annotated[bool, Option(help="Time each component on this machine.")] = False,
     deformer: Annotated[
-        str | None,
-        typer.Option(help="LOWER,QUESTION: so many layers see question and passage apart."),
+        str | None, Option(help="LOWER,QUESTION: so many layers see question and passage apart.")
     ] = None,
-    uncached: Annotated[
-        bool, typer.Option(help="With --deformer: count the passage's lower layers too.")
-    ] = False,
-    listed: Annotated[bool, typer.Option("--list", help="List the built-in names.")] = False,
+    uncached: Annotated[bool, Option(help="With --deformer: count all of the passage.")] = False,
+    listed: Annotated[bool, Option("--list", help="List the built-in names.")] = False,
 ) -> None:
     """Show where a model's parameters, bytes, operations and milliseconds are."""
     from xtclib.costs import architectures
@@ -248,15 +221,11 @@ def recipes() -> None:
 
 @app.command()
 def results(
-    plan: Annotated[Path, typer.Argument(help="A YAML of sweeps.")] = Path(
-        "data/results/plan.yaml"
-    ),
+    plan: Annotated[Path, Argument(help="A YAML of sweeps.")] = Path("data/results/plan.yaml"),
     glue_dir: GlueDir = None,
-    profile: Annotated[str | None, typer.Option(help="Only this profile's sweeps.")] = None,
-    missing: Annotated[
-        bool, typer.Option("--missing", help="List what would be measured, and stop.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+    profile: Annotated[str | None, Option(help="Only this profile's sweeps.")] = None,
+    missing: Annotated[bool, Option("--missing", help="List what would be, and stop.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure every record of a plan that is missing or out of date; resumable.
 

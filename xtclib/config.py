@@ -9,9 +9,8 @@ from __future__ import annotations
 import functools
 import re
 import reprlib
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
-from dataclasses import Field as Field_
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
@@ -92,10 +91,9 @@ def config(cls: type[T]) -> type[T]:
 
     @functools.wraps(made.__init__)
     def __init__(self, *args: object, **kwargs: object) -> None:
+        given = ArgsKwargs(args, kwargs)
         try:
-            checks(type(self)).validator.validate_python(
-                ArgsKwargs(args, kwargs), self_instance=self
-            )
+            checks(type(self)).validator.validate_python(given, self_instance=self)
         except ValidationError as error:
             raise _explained(type(self), error, args, kwargs) from None
 
@@ -103,17 +101,8 @@ def config(cls: type[T]) -> type[T]:
     return made
 
 
-_CHECKS: dict[type, TypeAdapter] = {}
-
-
-def checks(cls: type) -> TypeAdapter:
-    """What pydantic made of a config's fields.
-
-    Built when first needed: that takes a millisecond a class, and an import needs none.
-    """
-    if cls not in _CHECKS:
-        _CHECKS[cls] = TypeAdapter(cls)
-    return _CHECKS[cls]
+# What pydantic made of a config's fields, once it is needed: a millisecond a class.
+checks: Callable[[Any], TypeAdapter] = functools.cache(TypeAdapter)
 
 
 def read(cls: type[T], value: object, *first: object) -> T:
@@ -124,8 +113,8 @@ def read(cls: type[T], value: object, *first: object) -> T:
     if isinstance(value, cls):
         return value
     if not isinstance(value, Mapping):
-        pairs = f"{_owner(cls, first)} should be `name: value` pairs"
-        raise ValueError(f"{pairs}, received {short(value)}")
+        owner = _owner(cls, first)
+        raise ValueError(f"{owner} should be `name: value` pairs, received {short(value)}")
     return cls(*first, **{str(name): each for name, each in value.items()})
 
 
@@ -136,14 +125,8 @@ def written(config: Any, whole: bool = True) -> dict:
     >>> written(Budget(steps=7, warmup=0.1), whole=False)
     {'steps': 7}
     """
-    values = {field.name: getattr(config, field.name) for field in fields(config)}
-    if not whole:
-        values = {f.name: values[f.name] for f in fields(config) if values[f.name] != _default(f)}
-    return {name: _plain(value, whole) for name, value in values.items()}
-
-
-def _default(field: Field_) -> object:
-    return field.default if field.default_factory is MISSING else field.default_factory()
+    found = {f.name: (getattr(config, f.name), f.default) for f in fields(config)}
+    return {n: _plain(v, whole) for n, (v, default) in found.items() if whole or v != default}
 
 
 def _plain(value: Any, whole: bool) -> Any:
@@ -188,15 +171,10 @@ class Registry(dict[str, type[T]], Generic[T]):
         """
         if isinstance(value, self.base):
             return value
-        if isinstance(value, str):
-            value = {value: None}
-        if not isinstance(value, Mapping) or len(value) != 1:
-            one = f"a {self.kind} is one `name: {{fields}}`"
-            raise ValueError(f"{one}, received {short(value)}")
-        ((name, given),) = value.items()
+        name, given = named(self.kind, {value: None} if isinstance(value, str) else value)
         if name not in self:
             raise unknown(self.kind, name, self)
-        return read(self[name], {} if given is None else given)
+        return read(self[name], given)
 
     def __get_pydantic_core_schema__(self, source, handler):
         return core_schema.no_info_plain_validator_function(self.read)
@@ -204,6 +182,14 @@ class Registry(dict[str, type[T]], Generic[T]):
     def __get_pydantic_json_schema__(self, core, handler) -> dict:
         each = {name: handler(checks(cls).core_schema) for name, cls in sorted(self.items())}
         return {"anyOf": [{"enum": sorted(self)}, one_of(each)]}
+
+
+def named(kind: str, value: object) -> tuple[Any, Any]:
+    """The name and the fields in ``{name: fields}``; ``ValueError`` for another shape."""
+    if not isinstance(value, Mapping) or len(value) != 1:
+        raise ValueError(f"a {kind} is one `name: {{fields}}`, received {short(value)}")
+    ((name, given),) = value.items()
+    return name, {} if given is None else given
 
 
 def one_of(properties: dict) -> dict:
@@ -216,14 +202,13 @@ def _owner(cls: type, args: tuple = (), kwargs: Mapping = {}) -> str:  # noqa: B
     """Whose field it is: ``sparsify``, ``stage distillation``, ``term patience``."""
     kind = getattr(cls, "name", None) or cls.__name__.lower()
     first = fields(cls)[0].name if fields(cls) else ""
-    title = (
-        (args[0] if args else kwargs.get(first)) if first in ("name", "term", "recipe") else None
-    )
-    return f"{kind} {title}" if isinstance(title, str) else kind
+    title = args[0] if args else kwargs.get(first)
+    titled = first in ("name", "term", "recipe") and isinstance(title, str)
+    return f"{kind} {title}" if titled else kind
 
 
 def _explained(cls: type, error: ValidationError, args: tuple, kwargs: Mapping) -> ValueError:
-    owner, known = _owner(cls, args, kwargs), [f.name for f in fields(cls) if f.init]
+    owner, known = _owner(cls, args, kwargs), [f.name for f in fields(cls)]
     found: dict[object, list] = {}
     for item in error.errors(include_url=False):
         at = item["loc"][0] if item["loc"] else ""

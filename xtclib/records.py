@@ -29,27 +29,19 @@ def circumstances(*packages: str) -> dict:
     >>> sorted(circumstances())
     ['commit', 'date', 'machine', 'versions']
     """
-    return {
-        "machine": _machine(),
-        "versions": {
-            "xtclib": xtclib.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in packages},
-        },
-        "commit": _commit(),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-    }
-
-
-def _machine() -> dict:
-    return {
+    machine = {
         "processor": platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+    versions = {
+        "xtclib": xtclib.__version__, "torch": torch.__version__,
+        "transformers": transformers.__version__, "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }  # fmt: skip
+    today = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+    return {"machine": machine, "versions": versions, "commit": _commit(), "date": today}
 
 
 def _commit() -> str:
@@ -126,27 +118,20 @@ class Record:
 
     def table(self) -> str:
         """The run against its teacher, as text."""
-        times = self.latency["milliseconds"]
+        latency = self.latency
+        times = [latency["milliseconds"][name]["median"] for name in ("teacher", "student")]
         rows = [
-            ("", "teacher", "student"),
-            (f"{self.task}, score", f"{self.teacher_score:.1f}", f"{self.score:.1f}"),
-            ("file on disk, MB", f"{self.teacher_bytes / 1e6:.2f}", f"{self.bytes / 1e6:.2f}"),
-            ("times smaller", "1.0", f"{self.ratio:.1f}"),
-            (
-                "parameters, M",
-                f"{self.teacher_parameters / 1e6:.2f}",
-                f"{self.parameters / 1e6:.2f}",
-            ),
-            ("GFLOPs, one row", f"{self.teacher_flops / 1e9:.3f}", f"{self.flops / 1e9:.3f}"),
-            (
-                f"ms, batch {self.latency['batch']} × {self.latency['length']}",
-                f"{times['teacher']['median']:.1f}",
-                f"{times['student']['median']:.1f}",
-            ),
+            (f"{self.task}, score", self.teacher_score, self.score, 1),
+            ("file on disk, MB", self.teacher_bytes / 1e6, self.bytes / 1e6, 2),
+            ("times smaller", 1, self.ratio, 1),
+            ("parameters, M", self.teacher_parameters / 1e6, self.parameters / 1e6, 2),
+            ("GFLOPs, one row", self.teacher_flops / 1e9, self.flops / 1e9, 3),
+            (f"ms, batch {latency['batch']} × {latency['length']}", *times, 1),
         ]
-        lines = [f"{name:<24}{a:>10}{b:>10}" for name, a, b in rows]
-        head = f"{self.recipe} · {self.profile} · budget {self.budget} · seed {self.seed}"
-        return "\n".join([head, *lines, *([self.note] if self.note else [])])
+        lines = [f"{self.recipe} · {self.profile} · budget {self.budget} · seed {self.seed}",
+                 f"{'':<24}{'teacher':>10}{'student':>10}"]  # fmt: skip
+        lines += [f"{name:<24}{a:>10.{digits}f}{b:>10.{digits}f}" for name, a, b, digits in rows]
+        return "\n".join([*lines, *([self.note] if self.note else [])])
 
     def save(self, folder: str | Path = RESULTS) -> Path:
         """Writes ``<folder>/<profile>/<task>/<recipe>-<budget>-s<seed>.json``."""
@@ -169,11 +154,9 @@ class Record:
             raise ValueError(f"{path} is no record: {error}") from None
 
 
-def record_path(
-    folder: str | Path, profile_: str, task: str, recipe: str, budget: str, seed: int
-) -> Path:
-    """Where a record lies."""
-    return Path(folder) / profile_ / task / f"{recipe}-{budget}-s{seed}.json"
+def record_path(folder: str | Path, profile: str, task: str, recipe: str, budget: str, seed: int):
+    """Where a record lies, as a ``Path``."""
+    return Path(folder) / profile / task / f"{recipe}-{budget}-s{seed}.json"
 
 
 def read(profile: str, folder: str | Path = RESULTS, **where: object) -> list[Record]:
@@ -255,20 +238,16 @@ def grouped(records: Iterable[Record]) -> list[Group]:
         for seed, group in seeds.items():
             if sorted(r.task for r in group) != sorted(tasks):
                 absent = sorted(tasks - {r.task for r in group}) or "none, but doubles others"
-                raise ValueError(
-                    f"{recipe}, budget {budget}, seed {seed} lacks {absent}: "
-                    "choose tasks all have, by common(records)"
-                )
+                lacks = f"{recipe}, budget {budget}, seed {seed} lacks {absent}"
+                raise ValueError(f"{lacks}: choose tasks all have, by common(records)")
         every = [r for group in seeds.values() for r in group]
         floors = [mean(m["score"] for m in r.majority.values()) for r in every]
-        found.append(
-            Group(
-                recipe, budget, tuple(mean(r.score for r in group) for group in seeds.values()),
-                mean(r.bytes for r in every), mean(r.teacher_score for r in every),
-                mean(r.teacher_bytes for r in every), mean(floors), tuple(sorted(tasks)),
-                any(r.stages for r in every),
-            )
-        )  # fmt: skip
+        found.append(Group(
+            recipe, budget, tuple(mean(r.score for r in group) for group in seeds.values()),
+            mean(r.bytes for r in every), mean(r.teacher_score for r in every),
+            mean(r.teacher_bytes for r in every), mean(floors), tuple(sorted(tasks)),
+            any(r.stages for r in every),
+        ))  # fmt: skip
     return found
 
 
@@ -316,13 +295,9 @@ def differences(records: Iterable[Record], first: str, second: str) -> dict[int,
     >>> differences([], "rpp-90", "nip-90")
     {}
     """
-    scores: dict[tuple[str, int], float] = {}
-    settings = set()
-    for record in records:
-        if record.recipe in (first, second):
-            settings.add((record.profile, record.task, record.budget))
-            scores[record.recipe, record.seed] = record.score
+    records = [r for r in records if r.recipe in (first, second)]
+    settings = {(r.profile, r.task, r.budget) for r in records}
     if len(settings) > 1:
         raise ValueError(f"records of {sorted(settings)} do not compare: choose one of them")
-    seeds = sorted(seed for recipe, seed in scores if recipe == first and (second, seed) in scores)
-    return {seed: scores[first, seed] - scores[second, seed] for seed in seeds}
+    ours, theirs = ({r.seed: r.score for r in records if r.recipe == n} for n in (first, second))
+    return {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs)}

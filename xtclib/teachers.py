@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from xtclib.cache import cache_dir, key, locked
+from xtclib.cache import cache_dir, key, locked, opened
 from xtclib.distillation.objective import Objective
 from xtclib.files import first_line, sha256, staged_folder, write_json
 from xtclib.tasks.base import Task, TaskData, find_task
@@ -62,28 +61,18 @@ class Teacher:
     cached: bool
 
 
-def ingredients(
-    backbone: str,
-    data: TaskData,
-    budget: Budget,
-    seed: int = 0,
-    precision: str = "auto",
-    versions: Mapping[str, str] | None = None,
-) -> dict:
+def ingredients(backbone: str, data: TaskData, budget: Budget, seed: int, precision: str,
+                versions: Mapping[str, str] | None = None) -> dict:  # fmt: skip
     """All that determines a fine-tuned teacher; its :func:`key` is the teacher's.
 
     ``versions`` of torch and transformers: today's, unless told.
     """
     today = {"torch": torch.__version__, "transformers": transformers.__version__}
     return {
-        "backbone": weights_id(backbone),
-        "data": data.fingerprint,
-        "task": data.task.name,
-        "budget": asdict(budget),
-        "seed": seed,
-        "precision": precision,
+        "backbone": weights_id(backbone), "data": data.fingerprint, "task": data.task.name,
+        "budget": asdict(budget), "seed": seed, "precision": precision,
         "versions": {name: (versions or today)[name] for name in today},
-    }
+    }  # fmt: skip
 
 
 def folder_of(task: Task, name: str) -> Path:
@@ -91,15 +80,9 @@ def folder_of(task: Task, name: str) -> Path:
     return cache_dir() / "teachers" / f"{task.name}-{name}"
 
 
-def fine_tuned(
-    backbone: str,
-    data: TaskData,
-    budget: Budget,
-    seed: int = 0,
-    precision: str = "auto",
-    progress: bool = True,
-    device: str | None = None,
-) -> Teacher:
+def fine_tuned(backbone: str, data: TaskData, budget: Budget, seed: int = 0,
+               precision: str = "auto", progress: bool = True, device: str | None = None,
+               ) -> Teacher:  # fmt: skip
     """A backbone fine-tuned on a task's labels, from the cache if it was made before.
 
     The cache key covers the weights, the data, the budget, the seed and the versions.
@@ -146,42 +129,31 @@ def load_teacher(path: str | Path, task: Task | str, data: TaskData | None = Non
     if Path(path).is_dir() and not file.is_file():
         raise ValueError(f"no model.safetensors in {path}: a teacher is a folder saved by it")
     if file.is_file():
-        try:
-            with safe_open(file, "pt") as tensors:
-                names = set(tensors.keys())
-        except SafetensorError as error:
-            raise ValueError(
-                f"{file} cannot be read ({error}): it is truncated or damaged, copy it again"
-            ) from None
-        if not names.intersection(task.heads):
-            raise ValueError(
-                f"{path} holds no classifier: it was never fine-tuned for {task.name}; fine-tune "
-                "it first (leave the teacher out and it is done for you)"
-            )
+        with opened(file) as tensors:
+            if not set(task.heads).intersection(tensors.keys()):
+                raise ValueError(
+                    f"{path} holds no classifier: it was never fine-tuned for {task.name}; "
+                    "fine-tune it first (leave the teacher out and it is done for you)"
+                )
     try:
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
     except OSError as error:
         raise FileNotFoundError(
-            f"no teacher at {path!r}: expected a folder with a fine-tuned model, or the id of one "
-            f"on the Hub if it can be reached ({first_line(error)})"
+            f"no teacher at {path!r}: expected a fine-tuned model's folder, or its id on the Hub "
+            f"if that can be reached ({first_line(error)})"
         ) from None
     task.check_labels(path, [config.id2label[i] for i in range(config.num_labels)])
     model = task.load_model(path).eval()
     check_finite(model, f"the teacher {path}")
     tokenizer = load_tokenizer(path)
     if data is not None:
-        _check_knows(path, model, tokenizer, data)
+        sample = data.train.select(np.random.default_rng(0).permutation(len(data.train))[:256])
+        found = evaluate(model, tokenizer, data, splits={"sample": sample})["sample"]["score"]
+        floor = task.majority(sample)["score"]
+        if found <= floor:
+            raise ValueError(
+                f"{path} scores {found:.1f} on 256 training rows of {task.name}, no better than "
+                f"the majority class ({floor:.1f}): it was not fine-tuned for this task, or its "
+                "labels are in another order"
+            )
     return Teacher(model, tokenizer, key(weights_id(path)), {"path": path}, True)
-
-
-def _check_knows(path: str, model, tokenizer, data: TaskData) -> None:
-    rows = np.random.default_rng(0).permutation(len(data.train))[:256].tolist()
-    sample = data.train.select(rows)
-    found = evaluate(model, tokenizer, data, splits={"sample": sample})["sample"]["score"]
-    floor = data.task.majority(sample)["score"]
-    if found <= floor:
-        raise ValueError(
-            f"{path} scores {found:.1f} on 256 training rows of {data.task.name}, no better than "
-            f"the majority class ({floor:.1f}): it was not fine-tuned for this task, or its "
-            "labels are in another order"
-        )

@@ -84,7 +84,7 @@ def test_an_unknown_recipe_names_the_nearest():
         ({"stage": []}, "unknown key of recipe r 'stage': did you mean 'stages'"),
         ({"stages": []}, "recipe 'r' has no stages"),
         ({}, "recipe 'r' has no stages"),
-        ({"stages": ["cut"]}, "a stage is one `name: {…}`, received 'cut'"),
+        ({"stages": ["cut"]}, "a stage is one `name: {fields}`, received 'cut'"),
         ({"stages": [{"a": {}, "b": {}}]}, "a stage is one `name"),
         ({"stages": [{"a": {"objectiv": {}}}]}, "key of stage a 'objectiv': did you mean 'object"),
         ({"stages": [{"a": {"objective": {"logit": 1}}}]}, "'logit': did you mean 'logits'"),

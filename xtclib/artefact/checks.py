@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from xtclib.cache import digest
+from xtclib.cache import digest, opened
 from xtclib.techniques.base import Stored, held
 
 WEIGHTS = "model.safetensors"
-
-
+_ALTERED = "the file was altered or damaged, copy the artefact again"
+_DAMAGED = "the model was damaged before it was saved, pack it again"
 # What of a config decides the numbers and what they mean, over BERT's relatives, MobileBERT and
 # DistilBERT; a model may lack some.
 _NUMERIC = (
@@ -36,59 +35,42 @@ def numeric(config: PretrainedConfig) -> dict:
     return {**found, "techniques": held(config)}
 
 
-class OnDisk(NamedTuple):
-    """What a file says of a tensor."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-def check_file(path: Path) -> dict[str, OnDisk]:
-    """Shapes and types of the tensors in an artefact's file, after checking every one.
+def check_file(path: Path) -> dict[str, Tensor]:
+    """Shapes and types of the tensors in an artefact's file, without values, after checking all.
 
     Raises ``ValueError`` for a missing, truncated, foreign or altered file, and for NaN in it.
     """
     if not path.is_file():
         raise ValueError(f"no {WEIGHTS} at {path.parent}: the artefact's folder is incomplete")
     shapes = {}
-    try:
-        with safe_open(path, "pt") as file:
-            sums = _metadata(file, "xtc")
-            if sums is None:
-                raise ValueError(
-                    f"{path.name} in {path.parent.name} carries no checksums of an xtc artefact: "
-                    "it was written by another program; load it with its own, or pack it again"
-                )
-            names = set(file.keys())
-            for name in sorted(names | set(sums)):
-                if name not in names or name not in sums:
-                    raise ValueError(
-                        f"{path.name}: tensor {name!r} is {'missing' if name in sums else 'extra'};"
-                        " the file was altered, copy the artefact again"
-                    )
-                tensor = file.get_tensor(name)
-                if digest(tensor) != sums[name]:
-                    raise ValueError(
-                        f"{path.name}: tensor {name!r} does not match its sha256; the file was "
-                        "altered or damaged, copy the artefact again"
-                    )
-                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                    raise ValueError(
-                        f"{path.name}: tensor {name!r} holds NaN or infinite values; the model "
-                        "was damaged before it was saved, pack it again"
-                    )
-                if name.endswith("weight_scale") and bool((tensor < 0).any()):
-                    raise ValueError(
-                        f"{path.name}: tensor {name!r} holds a scale below 0; the model was "
-                        "damaged before it was saved, pack it again"
-                    )
-                shapes[name] = OnDisk(tensor.shape, tensor.dtype)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path.name} in {path.parent.name} cannot be read ({error}); the file is truncated or "
-            "no safetensors file, copy the artefact again"
-        ) from None
+    with opened(path) as file:
+        sums = _metadata(file, "xtc")
+        if sums is None:
+            raise ValueError(
+                f"{path.name} in {path.parent.name} carries no checksums of an xtc artefact: "
+                "it was written by another program; load it with its own, or pack it again"
+            )
+        names = set(file.keys())
+        for name in sorted(names | set(sums)):
+            tensor = file.get_tensor(name) if name in names else None
+            fault = _fault(name, tensor, sums.get(name))
+            if fault or tensor is None:
+                raise ValueError(f"{path.name}: tensor {name!r} {fault}")
+            shapes[name] = tensor.to("meta")
     return shapes
+
+
+def _fault(name: str, tensor: Tensor | None, checksum: str | None) -> str:
+    """What is wrong with a tensor of a file; empty where nothing is."""
+    if tensor is None or checksum is None:
+        return f"is {'missing' if tensor is None else 'extra'}; {_ALTERED}"
+    if digest(tensor) != checksum:
+        return f"does not match its sha256; {_ALTERED}"
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        return f"holds NaN or infinite values; {_DAMAGED}"
+    if name.endswith("weight_scale") and bool((tensor < 0).any()):
+        return f"holds a scale below 0; {_DAMAGED}"
+    return ""
 
 
 def _metadata(file, key: str) -> dict | None:
@@ -99,16 +81,13 @@ def _metadata(file, key: str) -> dict | None:
     except json.JSONDecodeError:
         found = text
     if found is not None and not isinstance(found, dict):
-        raise ValueError(
-            f"the metadata {key!r} of {WEIGHTS} cannot be read; the file was altered or damaged, "
-            "copy the artefact again"
-        )
+        raise ValueError(f"the metadata {key!r} of {WEIGHTS} cannot be read; {_ALTERED}")
     return found
 
 
 def check_config(config: PretrainedConfig, path: Path) -> None:
     """``config.json`` must say of the computation what it said when the weights were written."""
-    with safe_open(path, "pt") as file:
+    with opened(path) as file:
         written = _metadata(file, "xtc_config") or {}
     here = json.loads(json.dumps(numeric(config)))
     for name, value in written.items():
@@ -119,20 +98,18 @@ def check_config(config: PretrainedConfig, path: Path) -> None:
             )
 
 
-def make_room_(model: PreTrainedModel, shapes: dict[str, OnDisk]) -> None:
+def make_room_(model: PreTrainedModel, shapes: dict[str, Tensor]) -> None:
     """Some sizes are in the file alone, such as how many values a sparse matrix keeps."""
-    base = f"{model.base_model_prefix}."
+    own: dict[str, dict[str, tuple[int, ...]]] = {}
+    for tensor, on_disk in shapes.items():
+        owner, _, last = tensor.rpartition(".")
+        own.setdefault(owner, {})[last] = on_disk.shape
     for name, module in model.named_modules():
         if isinstance(module, Stored):
-            own = {}
-            for tensor, on_disk in shapes.items():
-                owner, _, last = tensor.rpartition(".")
-                if owner in (name, base + name):
-                    own[last] = on_disk.shape
-            module.make_room_(own)
+            module.make_room_(own.get(name) or own.get(f"{model.base_model_prefix}.{name}", {}))
 
 
-def check_tensors(model: PreTrainedModel, shapes: dict[str, OnDisk], path: Path) -> None:
+def check_tensors(model: PreTrainedModel, shapes: dict[str, Tensor], path: Path) -> None:
     """Missing and unexpected tensors are errors: nothing may be initialised at random."""
     wanted = model.state_dict()
     base = model.base_model_prefix + "."
@@ -146,15 +123,11 @@ def check_tensors(model: PreTrainedModel, shapes: dict[str, OnDisk], path: Path)
             "all); its config.json may belong to another file, or the class to another head"
         )
     for name, tensor in wanted.items():
-        found = shapes[name]
-        if found.shape != tensor.shape:
-            raise ValueError(
-                f"{path.name}: tensor {name!r} has shape {tuple(found.shape)}, but config.json "
-                f"makes it {tuple(tensor.shape)}: one of them was altered, copy the artefact again"
-            )
+        found, fault = shapes[name], ""
         kind = torch.float16 if tensor.is_floating_point() else tensor.dtype
-        if found.dtype != kind:
-            raise ValueError(
-                f"{path.name}: tensor {name!r} is of type {found.dtype}, expected {kind}: the file "
-                "was altered, copy the artefact again"
-            )
+        if found.shape != tensor.shape:
+            fault = f"has shape {tuple(found.shape)}, but config.json makes it {(*tensor.shape,)}"
+        elif found.dtype != kind:
+            fault = f"is of type {found.dtype}, expected {kind}"
+        if fault:
+            raise ValueError(f"{path.name}: tensor {name!r} {fault}: {_ALTERED}")

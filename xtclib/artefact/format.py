@@ -13,29 +13,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+import transformers
+from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from xtclib import attention
-from xtclib.artefact.checks import (
-    WEIGHTS,
-    check_config,
-    check_file,
-    check_tensors,
-    make_room_,
-    numeric,
-)
+from xtclib.artefact import checks
+from xtclib.artefact.checks import WEIGHTS
 from xtclib.bert import replace_module_
-from xtclib.cache import digest
+from xtclib.cache import digest, opened
 from xtclib.files import first_line, staged_folder
 from xtclib.techniques.base import Stored, Technique, pack_, technique
 from xtclib.techniques.pruning import surgery
@@ -64,13 +53,12 @@ class XtcConfig(QuantizationConfigMixin):
             self.layers = list(layers)
         if not isinstance(format, int) or isinstance(format, bool) or format < 1:
             raise ValueError(
-                f"the format of an artefact is a whole number from 1, its config says {format!r}: "
-                "it was altered, copy the artefact again"
+                f"an artefact's format is a whole number from 1, its config says {format!r}: it "
+                "was altered, copy the artefact again"
             )
         if format > FORMAT:
-            raise ValueError(
-                f"this artefact has format {format}; this xtclib reads up to {FORMAT}: update it"
-            )
+            has = f"this artefact has format {format}"
+            raise ValueError(f"{has}; this xtclib reads up to {FORMAT}: update it")
 
 
 @register_quantizer("xtc")
@@ -92,17 +80,17 @@ class XtcQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model, checkpoint_files=(), **kwargs) -> None:
         path = Path((checkpoint_files or [""])[0])
-        shapes = check_file(path)
-        check_config(model.config, path)
+        shapes = checks.check_file(path)
+        checks.check_config(model.config, path)
         widths = surgery.saved_widths(model.config)
         if widths:
             surgery.resize_(model, widths)
         for config in self.quantization_config.techniques:
             technique(config).rebuild(model)
-        make_room_(model, shapes)
+        checks.make_room_(model, shapes)
         self._sealed = sealed(model)
         _reshape_(model, self._sealed, lambda weight: weight.unsqueeze(-1))
-        check_tensors(model, shapes, path)
+        checks.check_tensors(model, shapes, path)
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         _reshape_(model, self._sealed, lambda weight: weight.squeeze(-1))
@@ -114,12 +102,10 @@ class XtcQuantizer(HfQuantizer):
             name: (t.detach().half() if t.is_floating_point() else t.detach()).cpu().contiguous()
             for name, t in model.state_dict().items()
         }
-        if sealed(model):
-            tensors[sealed(model)] = tensors[sealed(model)].unsqueeze(-1)
-        said = {
-            "xtc": {name: digest(tensor) for name, tensor in tensors.items()},
-            "xtc_config": numeric(model.config),
-        }
+        if column := sealed(model):
+            tensors[column] = tensors[column].unsqueeze(-1)
+        sums = {name: digest(tensor) for name, tensor in tensors.items()}
+        said = {"xtc": sums, "xtc_config": checks.numeric(model.config)}
         return tensors, {key: json.dumps(value, sort_keys=True) for key, value in said.items()}
 
 
@@ -128,18 +114,15 @@ def sealed(model: PreTrainedModel) -> str | None:
 
     Packed bytes under a weight's own name stop it too, but not every technique leaves some.
     """
-    for name, parameter in model.named_parameters():
-        if name.endswith(".weight") and parameter.dim() == 1:
-            return name
-    return None
+    flat = (name for name, weight in model.named_parameters() if weight.dim() == 1)
+    return next((name for name in flat if name.endswith(".weight")), None)
 
 
 def _reshape_(model: PreTrainedModel, name: str | None, change: Callable) -> None:
     if name:
-        owner, _, own = name.rpartition(".")
-        module = model.get_submodule(owner)
-        weight = getattr(module, own)
-        setattr(module, own, nn.Parameter(change(weight.detach()), weight.requires_grad))
+        module = model.get_submodule(name.removesuffix(".weight"))
+        old = module.weight
+        module.weight = nn.Parameter(change(old.detach()), old.requires_grad)
 
 
 def finalize(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrainedModel:
@@ -151,20 +134,14 @@ def finalize(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrai
     for item in techniques:
         model = item.finalize(model)
     model.eval()
-    config = model.config
-    if config._attn_implementation == attention.NAME and not any(
-        hasattr(module, "rounded") for module in model.modules()
-    ):
+    config, rounds = model.config, any(hasattr(module, "rounded") for module in model.modules())
+    if config._attn_implementation == attention.NAME and not rounds:
         model.set_attn_implementation("sdpa")
-    stored = [t for t in techniques if t.stored]
-    layers = surgery.uneven(model)
+    stored, layers = [t.to_dict() for t in techniques if t.stored], surgery.uneven(model)
     if stored or layers:
         model = pack_(model)  # where nothing is quantized: rounds to fp16, as it is stored
-        config.quantization_config = XtcConfig(
-            [item.to_dict() for item in stored],
-            max((m.format for m in model.modules() if isinstance(m, Stored)), default=1),
-            layers,
-        )
+        needed = max((m.format for m in model.modules() if isinstance(m, Stored)), default=1)
+        config.quantization_config = XtcConfig(stored, needed, layers)
         model.hf_quantizer = XtcQuantizer(config.quantization_config, pre_quantized=True)
         model.is_quantized = True
     return model
@@ -180,12 +157,8 @@ def unpack(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def save(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: str | Path,
-    replace: bool = False,
-) -> Path:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path,
+         replace: bool = False) -> Path:  # fmt: skip
     """Writes an artefact whole or not at all.
 
     ``replace``: an older artefact there goes once the new one is complete; otherwise raises
@@ -194,18 +167,17 @@ def save(
     try:
         with staged_folder(folder, replace) as partial:
             model.save_pretrained(partial)
-            sort_metadata_(partial / WEIGHTS)
+            _sort_metadata_(partial / WEIGHTS)
             tokenizer.save_pretrained(partial)
     except FileExistsError:
         raise
     except (SafetensorError, OSError) as error:
-        raise OSError(
-            f"cannot write the artefact to {folder}: {error}; nothing there was changed"
-        ) from None
+        fault = f"cannot write the artefact to {folder}: {error}"
+        raise OSError(f"{fault}; nothing there was changed") from None
     return Path(folder)
 
 
-def sort_metadata_(path: Path) -> None:
+def _sort_metadata_(path: Path) -> None:
     """Orders the metadata in a safetensors file's header, in place: the library has it by chance.
 
     The same model then gives the same file, byte for byte.
@@ -213,8 +185,7 @@ def sort_metadata_(path: Path) -> None:
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
-        held = header.get("__metadata__", {})
-        header["__metadata__"] = dict(sorted(held.items()))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         if len(text) <= size:  # else it was written by another library: leave it
             file.seek(8)
@@ -229,18 +200,14 @@ def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"no config.json in {folder}: expected a folder written by `save_pretrained` or "
-            "`xtc compress … --out`"
-        )
+        expected = "expected a folder that `xtc compress … --out` wrote"
+        raise FileNotFoundError(f"no config.json in {folder}: {expected}")
     _check_folder(folder)
     try:
-        model, about = AutoModelForSequenceClassification.from_pretrained(
+        model, about = transformers.AutoModelForSequenceClassification.from_pretrained(
             folder, trust_remote_code=False, use_safetensors=True, local_files_only=True,
             output_loading_info=True,
         )  # fmt: skip
-    except SafetensorError as error:
-        raise ValueError(f"{WEIGHTS} in {folder} is truncated or damaged: {error}") from None
     except RuntimeError as error:  # what transformers raises for weights of other shapes
         raise ValueError(
             f"{WEIGHTS} in {folder} does not fit config.json: one of them was altered, copy the "
@@ -278,22 +245,19 @@ def _check_folder(folder: Path) -> None:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # transformers raises of every kind here
         raise ValueError(
-            f"config.json in {folder} cannot be read ({first_line(error)}): it was "
-            "altered or damaged, copy the artefact again"
+            f"config.json in {folder} cannot be read ({first_line(error)}): it was altered or "
+            "damaged, copy the artefact again"
         ) from None
     path = folder / WEIGHTS
     if not path.is_file():
         return  # the loader says so
-    try:
-        with safe_open(path, "pt") as file:
-            ours = "xtc" in (file.metadata() or {})
-    except SafetensorError:
-        return
+    with opened(path) as file:
+        if "xtc" not in (file.metadata() or {}):
+            return
     held = getattr(config, "quantization_config", None) or {}
-    if ours and (held.get("quant_method") if isinstance(held, dict) else "") != "xtc":
+    if (held.get("quant_method") if isinstance(held, dict) else "") != "xtc":
         raise ValueError(
             f"{WEIGHTS} in {folder} is packed, but config.json does not say how: its "
             "quantization_config was altered, copy the artefact again"
         )
-    if ours:
-        check_config(config, path)
+    checks.check_config(config, path)

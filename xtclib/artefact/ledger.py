@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from xtclib.artefact.checks import WEIGHTS, OnDisk, make_room_
+from xtclib.artefact.checks import WEIGHTS, make_room_
 from xtclib.artefact.format import sealed
+from xtclib.cache import opened
 from xtclib.costs.architectures import build
 from xtclib.techniques.base import Held, Stored, Technique, held, technique
 
@@ -53,10 +53,9 @@ def byte_ledger(folder: str | Path) -> list[Entry]:
     foreign one.
     """
     path = Path(folder) / WEIGHTS
-    if not path.is_file():
-        raise FileNotFoundError(f"no {WEIGHTS} in {folder}: expected an artefact's folder")
-    if not (Path(folder) / "config.json").is_file():
-        raise FileNotFoundError(f"no config.json in {folder}: expected an artefact's folder")
+    for file in (path, path.with_name("config.json")):
+        if not file.is_file():
+            raise FileNotFoundError(f"no {file.name} in {folder}: expected an artefact's folder")
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     kind = (getattr(config, "quantization_config", None) or {}).get("quant_method", "xtc")
     if kind != "xtc":
@@ -65,22 +64,16 @@ def byte_ledger(folder: str | Path) -> list[Entry]:
     for item in held(config):
         technique(item).rebuild(model)
     found = {}
-    try:
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                tensor = file.get_slice(name)
-                dtype = tensor.get_dtype()
-                if dtype not in _TYPES:
-                    raise ValueError(f"{path.name}: tensor {name!r} has type {dtype}: not xtclib's")
-                found[name] = OnDisk(tuple(tensor.get_shape()), getattr(torch, _TYPES[dtype]))
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path.name} in {path.parent.name} cannot be read ({error}); the file is truncated or "
-            "no safetensors file, copy it again"
-        ) from None
+    with opened(path) as tensors:
+        for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+            tensor = tensors.get_slice(name)
+            dtype = tensor.get_dtype()
+            if dtype not in _TYPES:
+                raise ValueError(f"{path.name}: tensor {name!r} has type {dtype}: not xtclib's")
+            found[name] = torch.empty(tensor.get_shape(), dtype=_TYPES[dtype], device="meta")
     make_room_(model, found)
     packed = _held(model)
-    entries = [_entry(name, *tensor, packed.get(name)) for name, tensor in found.items()]
+    entries = [_entry(name, tensor, packed.get(name)) for name, tensor in found.items()]
     return _with_header(entries, path.stat().st_size - sum(entry.bytes for entry in entries))
 
 
@@ -102,11 +95,11 @@ def plan(config: PretrainedConfig, techniques: Sequence[Technique]) -> list[Entr
     for item in techniques:
         model = item.plan(model)
     packed, column = _held(model), sealed(model) if any(t.stored for t in techniques) else None
-    entries = [
-        _entry(name, (*t.shape, 1) if name == column else tuple(t.shape),
-               torch.float16 if t.is_floating_point() else t.dtype, packed.get(name))
-        for name, t in model.state_dict().items()
-    ]  # fmt: skip
+    entries = []
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.unsqueeze(-1) if name == column else tensor
+        tensor = tensor.half() if tensor.is_floating_point() else tensor
+        entries.append(_entry(name, tensor, packed.get(name)))
     return _with_header(entries, 230 * len(entries))
 
 
@@ -115,13 +108,14 @@ def _with_header(entries: list[Entry], header: int) -> list[Entry]:
     return [*entries, Entry("header", (), "json", header, 0, 0, 0)]
 
 
-_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "U8": "uint8", "I64": "int64"}
+_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8,
+          "I64": torch.int64}  # fmt: skip
 
 
-def _entry(name: str, shape: tuple, dtype: torch.dtype, own: Held | None) -> Entry:
-    size = math.prod(shape) * dtype.itemsize
-    values, width, limit = own or (math.prod(shape), *2 * [8.0 * dtype.itemsize])
-    return Entry(name, shape, str(dtype)[6:], size, values, width, values * limit / 8)
+def _entry(name: str, tensor: Tensor, own: Held | None) -> Entry:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    values, width, limit = own or (tensor.numel(), *2 * [8.0 * tensor.itemsize])
+    return Entry(name, (*tensor.shape,), dtype, tensor.nbytes, values, width, values * limit / 8)
 
 
 def _held(model: PreTrainedModel) -> dict[str, Held]:
@@ -139,9 +133,7 @@ def table(entries: Sequence[Entry], rows: int = 12) -> str:
 
     MB are 10⁶ bytes.
     """
-    head = (
-        f"{'tensor':<52}{'MB':>9}{'values':>12}{'bits/value':>12}{'minimum MB':>12}{'limit MB':>10}"
-    )
+    columns = f"{'MB':>9}{'values':>12}{'bits/value':>12}{'minimum MB':>12}{'limit MB':>10}"
 
     def line(name: str, found: Sequence[Entry]) -> str:
         size, values = sum(e.bytes for e in found), sum(e.values for e in found)
@@ -150,7 +142,7 @@ def table(entries: Sequence[Entry], rows: int = 12) -> str:
         return f"{name:<52}{size / 1e6:>9.3f}{values:>12,}{bits:>12}{least:>12.3f}{limit:>10.3f}"
 
     tensors, header = entries[:-1], entries[-1:]
-    lines = [head, *(line(e.tensor[-51:], [e]) for e in tensors[:rows])]
+    lines = [f"{'tensor':<52}{columns}", *(line(e.tensor[-51:], [e]) for e in tensors[:rows])]
     if len(tensors) > rows:
         lines.append(line(f"… {len(tensors) - rows} smaller tensors", tensors[rows:]))
     lines += [line("header", header), line("file", entries)]

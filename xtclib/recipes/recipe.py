@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BeforeValidator
 
-from xtclib.config import READ, Listed, Positive, config, read, short, written
+from xtclib.config import READ, Listed, Positive, config, named, read, written
 from xtclib.distillation.objective import Objective
 from xtclib.files import unknown
 from xtclib.tasks.augmentation import Augmentation
@@ -49,15 +49,11 @@ class Stage:
         for technique in self.techniques:
             technique.check(self)
         if self.task == "dual" and all(t.needs_task != "dual" for t in self.techniques):
-            raise ValueError(
-                f"stage {self.name!r}: a stage whose task is dual needs small_vocabulary among its "
-                "techniques"
-            )
+            needs = "a stage whose task is dual needs small_vocabulary among its techniques"
+            raise ValueError(f"stage {self.name!r}: {needs}")
         if self.augmentation and (self.task != "its own" or not self.objective):
-            raise ValueError(
-                f"stage {self.name!r}: augmentation makes more rows of the task, and this stage "
-                "does not train on them: leave it out"
-            )
+            why = "augmentation makes rows of the task, and this stage does not train on them"
+            raise ValueError(f"stage {self.name!r}: {why}: leave it out")
 
     @property
     def trains(self) -> bool:
@@ -73,22 +69,19 @@ class Stage:
         if self.length == self.rate == 1:
             return whole
         return replace(
-            whole,
-            steps=None if whole.steps is None else max(math.ceil(whole.steps * self.length), 1),
-            epochs=None if whole.epochs is None else whole.epochs * self.length,
-            at_most=None if whole.at_most is None else math.ceil(whole.at_most * self.length),
+            whole, steps=whole.steps and math.ceil(whole.steps * self.length),
+            epochs=whole.epochs and whole.epochs * self.length,
+            at_most=whole.at_most and math.ceil(whole.at_most * self.length),
             learning_rate=whole.learning_rate * self.rate,
-        )
+        )  # fmt: skip
 
 
 def _stage(value: object) -> Stage:
     """A stage from ``{name: {…}}``."""
     if isinstance(value, Stage):
         return value
-    if not isinstance(value, dict) or len(value) != 1:
-        raise ValueError(f"a stage is one `name: {{…}}`, received {short(value)}")
-    ((name, body),) = value.items()
-    return read(Stage, {} if body is None else body, str(name))
+    name, body = named("stage", value)
+    return read(Stage, body, str(name))
 
 
 @config
@@ -185,39 +178,30 @@ def load(recipe: str | Recipe | Path) -> Recipe:
         if not path.is_file():
             raise FileNotFoundError(f"no recipe file at {path}; built in are: {', '.join(names())}")
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            return from_dict(path.stem, yaml.safe_load(path.read_text(encoding="utf-8")) or {})
         except yaml.YAMLError as error:
-            where = " ".join(str(error).split())
-            raise ValueError(f"{path} is no valid YAML: {where}") from None
-        return from_dict(path.stem, values)
+            raise ValueError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
     stem, _, percent = str(recipe).rpartition("-")
     if stem in names() and recipe not in names() and percent.isdigit():
-        return at_sparsity(load(stem), int(percent) / 100, str(recipe))
+        return _at_sparsity(load(stem), int(percent) / 100, str(recipe))
     if recipe not in names():
         raise unknown("recipe", str(recipe), names())
     text = (resources.files("xtclib.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
-    return from_dict(recipe, yaml.safe_load(text))
+    return from_dict(str(recipe), yaml.safe_load(text))
 
 
-def at_sparsity(recipe: Recipe, sparsity: float, name: str) -> Recipe:
+def _at_sparsity(recipe: Recipe, sparsity: float, name: str) -> Recipe:
     """A recipe that prunes single weights, at another sparsity and under a name of its own."""
     if not any(t.percent for t in recipe.techniques):
-        raise ValueError(
-            f"unknown recipe {name!r}: {recipe.name} prunes no single weights, so no sparsity can "
-            "be given"
-        )
-    stages = [
-        replace(
-            stage,
-            techniques=tuple(
-                replace(t, **{t.percent: sparsity})
-                if t.percent and getattr(t, t.percent) is not None
-                else t
-                for t in stage.techniques
-            ),
-        )
-        for stage in recipe.stages
-    ]
+        why = f"{recipe.name} prunes no single weights, so no sparsity can be given"
+        raise ValueError(f"unknown recipe {name!r}: {why}")
+
+    def changed(t: Technique) -> Technique:
+        if t.percent is None or getattr(t, t.percent) is None:
+            return t
+        return replace(t, **{t.percent: sparsity})
+
+    stages = [replace(s, techniques=tuple(map(changed, s.techniques))) for s in recipe.stages]
     return replace(recipe, name=name, stages=tuple(stages))
 
 

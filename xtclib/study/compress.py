@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import time
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,20 +16,17 @@ import xtclib
 from xtclib import cache
 from xtclib.artefact import format
 from xtclib.bert import encoder_layers
-from xtclib.cache import cache_dir, key
 from xtclib.costs import breakdown, latency
 from xtclib.files import check_new_folder, folder_bytes, write_json
 from xtclib.recipes import recipe as recipes
-from xtclib.recipes.recipe import Recipe
 from xtclib.records import Record, circumstances, mean_score
 from xtclib.study import profiles
-from xtclib.study.profiles import Profile
 from xtclib.study.stages import Job, Pair, applied, begun, check_applies, steps_of, trained
 from xtclib.tasks.base import TaskData, find_task
 from xtclib.tasks.evaluation import evaluate
 from xtclib.teachers import Teacher
+from xtclib.techniques.base import Technique
 from xtclib.training import budget as training_budget
-from xtclib.training.budget import Budget
 from xtclib.training.callbacks import check_report_to
 
 
@@ -48,19 +43,12 @@ class Result:
 
 
 def compress(
-    recipe: str | Recipe,
-    task: str = "sst2",
-    profile: str | Profile | None = None,  # noqa: A002 - the field's word for it
-    budget: str | Budget = "A",
-    seed: int = 0,
-    glue_dir: str | Path | None = None,
-    teacher: str | Path | Teacher | None = None,
-    out: str | Path | None = None,
-    progress: bool = True,
-    say=print,
-    device: str | None = None,
+    recipe: str | recipes.Recipe, task: str = "sst2", profile: str | profiles.Profile | None = None,
+    budget: str | training_budget.Budget = "A", seed: int = 0, glue_dir: str | Path | None = None,
+    teacher: str | Path | Teacher | None = None, out: str | Path | None = None,
+    progress: bool = True, say: Callable[[str], object] = print, device: str | None = None,
     report_to: str = "none",
-) -> Result:
+) -> Result:  # fmt: skip
     """Runs a recipe on a task and measures the result against its teacher.
 
     Resumes: finished stages and checkpoints lie in the cache under a key of everything that
@@ -84,9 +72,8 @@ def compress(
     data = profiles.data_for(task, chosen, glue_dir)
     say(f"data     {data.source}")
     arguments = recipe, chosen, spent, budget_name, seed, data
-    if teacher is None and not profiles.has_teacher(data, chosen):
+    if teacher is None and (bare := profiles.stand_in(data, chosen)):
         # What the recipe asks for that no model of this shape has shows before hours of training.
-        bare = profiles.untrained_teacher(data, chosen)
         check_applies(Job(*arguments, bare, progress, device))
     if not isinstance(teacher, Teacher):
         teacher = profiles.teacher_for(task, chosen, data, teacher, progress, device)
@@ -96,7 +83,7 @@ def compress(
     )
     job = Job(*arguments, teacher, progress, device, report_to)
     untrained, pair = check_applies(job), begun(job)
-    done, stages = [], []
+    done, stages = list[Technique](), list[dict]()
     for index, stage in enumerate(job.stages):
         pair = applied(job, pair, stage.techniques)
         done += stage.techniques
@@ -112,14 +99,8 @@ def compress(
     return _measure(job, student, stages, untrained, out, say)
 
 
-def _measure(
-    job: Job,
-    student: PreTrainedModel,
-    stages: list[dict],
-    untrained: Pair,
-    out: str | Path | None,
-    say: Callable[[str], object],
-) -> Result:
+def _measure(job: Job, student: PreTrainedModel, stages: list[dict], untrained: Pair,
+             out: str | Path | None, say: Callable[[str], object]) -> Result:  # fmt: skip
     recipe, chosen, data, teacher = job.recipe, job.profile, job.data, job.teacher
     length, tokenizer = job.budget.max_length, untrained.tokenizer
     student = student.to("cpu").eval()
@@ -130,17 +111,16 @@ def _measure(
     start = metrics
     if recipe.trains:
         start = _scores(untrained.student, tokenizer, data, length, recipe.hash)
-    target = Path(out) if out is not None else _kept_artefact(recipe, chosen, teacher, stages)
+    made_from = cache.key(teacher.key, recipe.hash, [s["key"] for s in stages])
+    kept = cache.cache_dir() / "artefacts" / f"{chosen.name}-{recipe.name}-{made_from}"
+    target = Path(out) if out is not None else kept
     with cache.locked(f"artefact-{target.name}"):
         format.save(student, tokenizer, target, replace=out is None)
     batch, width = chosen.latency
     layer_flops = [breakdown.flops(m.config, 1, width) for m in (student, teacher_model)]
     times = latency.of_models({"teacher": teacher_model, "student": student}, batch, width)
-    note = verdict(
-        recipe, *(mean_score(found) for found in (metrics, floor, start)),
-        steps=sum(s["steps"] for s in stages),
-        rows=sum(len(split) for split in data.evaluation.values()),
-    )  # fmt: skip
+    steps, rows = sum(s["steps"] for s in stages), sum(map(len, data.evaluation.values()))
+    scores = [mean_score(found) for found in (metrics, floor, start)]
     record = Record(
         recipe=recipe.name, recipe_hash=recipe.hash, task=data.task.name, profile=chosen.name,
         budget=job.budget_name, seed=job.seed, metrics=metrics, teacher_metrics=teacher_metrics,
@@ -151,7 +131,8 @@ def _measure(
         flops=layer_flops[0], teacher_flops=layer_flops[1], latency=times,
         seconds=round(sum(s["seconds"] for s in stages), 1), stages=stages, data=data.source,
         data_fingerprint=data.fingerprint, teacher_key=teacher.key, left_out=recipe.left_out,
-        selected_on=job.budget.keep if recipe.trains else "nothing is trained", note=note,
+        selected_on=job.budget.keep if recipe.trains else "nothing is trained",
+        note=verdict(recipe, scores[0], scores[1], scores[2], steps, rows),
         **circumstances(), training_budget=asdict(job.budget),
     )  # fmt: skip
     say(f"artefact {target} ({record.bytes / 1e6:.2f} MB, {record.ratio:.1f} × smaller)")
@@ -167,16 +148,15 @@ def _scores(model: PreTrainedModel, tokenizer, data: TaskData, length: int, made
     config = {n: v for n, v in model.config.to_dict().items() if n != "_name_or_path"}
     parts = type(model).__name__, config, made_by, held, tokenizer.get_vocab(), data.fingerprint
     versions = xtclib.__version__, torch.__version__, transformers.__version__
-    name = key(*parts, length, *versions, torch.backends.cpu.get_cpu_capability())
-    file = cache_dir() / "scores" / f"{name}.json"
+    name = cache.key(*parts, length, *versions, torch.backends.cpu.get_cpu_capability())
+    file = cache.cache_dir() / "scores" / f"{name}.json"
     if not file.is_file():
         write_json(file, evaluate(model, tokenizer, data, length))
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def verdict(
-    recipe: Recipe, found: float, floor: float, untrained: float, steps: int, rows: int
-) -> str:
+def verdict(recipe: recipes.Recipe, found: float, floor: float, untrained: float, steps: int,
+            rows: int) -> str:  # fmt: skip
     """What a student's score ``found`` does not beat, and why; empty where it beats all.
 
     The majority class's score ``floor`` counts as beaten by more than two standard errors of a
@@ -206,17 +186,8 @@ def verdict(
     return f"does not beat {' or '.join(missed)}: {why}"
 
 
-def _kept_artefact(recipe: Recipe, chosen: Profile, teacher: Teacher, stages: list[dict]) -> Path:
-    """Where the cache keeps a run's latest artefact."""
-    made_from = key(teacher.key, recipe.hash, [s["key"] for s in stages])
-    return cache_dir() / "artefacts" / f"{chosen.name}-{recipe.name}-{made_from}"
-
-
 def _saved_bytes(model: PreTrainedModel) -> int:
     """The size of a model's fp32 ``model.safetensors``, written and read off the disk."""
-    folder = cache_dir() / "sizes" / key(os.getpid(), time.time())
-    try:
+    with tempfile.TemporaryDirectory(dir=cache.cache_dir()) as folder:
         model.save_pretrained(folder)
-        return (folder / format.WEIGHTS).stat().st_size
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        return (Path(folder) / format.WEIGHTS).stat().st_size

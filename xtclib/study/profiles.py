@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import BertConfig, BertForPreTraining
@@ -15,7 +16,6 @@ from xtclib.cache import BUILT_IN, cache_dir, key
 from xtclib.files import staged_folder, unknown
 from xtclib.tasks.base import TaskData, find_task
 from xtclib.tasks.masked import unlabelled
-from xtclib.teachers import Teacher, load_tokenizer
 from xtclib.training.budget import Budget
 
 
@@ -36,7 +36,8 @@ class Profile:
 
 
 def _lengths(unit: str, a: float, b: float, c: float, base: Budget) -> dict[str, Budget]:
-    return {n: replace(base, **{unit: v}) for n, v in (("A", a), ("B", b), ("C", c))}
+    changes: list[dict[str, Any]] = [{unit: value} for value in (a, b, c)]
+    return {name: replace(base, **change) for name, change in zip("ABC", changes, strict=True)}
 
 
 _SMALL = Budget(steps=1, learning_rate=5e-4, max_length=48, dropout=0.0)
@@ -58,9 +59,7 @@ PROFILES = {
             replace(_SMALL, steps=400, learning_rate=3e-4, dropout=0.1),
             _lengths("steps", 200, 600, 1200, _SMALL),
             # The backbone knows this task best: a teacher of 400 steps would leave no row wrong.
-            teacher_by_task={
-                "sst2": replace(_SMALL, steps=120, learning_rate=1e-4, dropout=0.1),
-            },
+            teacher_by_task={"sst2": replace(_SMALL, steps=120, learning_rate=1e-4, dropout=0.1)},
         ),
         Profile(
             "minilm", "the real 6-layer MiniLM on GLUE", "minilm", "glue",
@@ -90,11 +89,6 @@ def profile(name: str | Profile | None = None) -> Profile:
     if name not in PROFILES:
         raise unknown("profile", name, PROFILES)
     return PROFILES[name]
-
-
-def profiles() -> dict[str, str]:
-    """Names and summaries of the profiles."""
-    return {p.name: p.summary for p in PROFILES.values()}
 
 
 def data_for(task: str, profile_: Profile | str, glue_dir: str | Path | None = None) -> TaskData:
@@ -127,82 +121,62 @@ def backbone_for(profile_: Profile | str) -> str:
     return chosen.backbone
 
 
-def texts_for(profile_: Profile | str, data: TaskData) -> list[str]:
+def texts_for(chosen: Profile, data: TaskData) -> list[str]:
     """What the ``mlm`` task reads: the built-in corpus, else the task's own training sentences."""
-    chosen = profile(profile_)
     if chosen.data == "mini":
-        texts = unlabelled(BUILT_IN / "corpus.txt")
-        return texts[: chosen.rows]
+        return unlabelled(BUILT_IN / "corpus.txt")[: chosen.rows]
     return [*data.train.first, *(data.train.second or ())]
 
 
 def _random_backbone() -> Path:
     """A random 12-layer BERT, 32 wide, with a head for masked words: made once, in a second."""
-    tokenizer = load_tokenizer(BUILT_IN / "backbone", 48)
+    tokenizer = teachers.load_tokenizer(BUILT_IN / "backbone", 48)
     folder = cache_dir() / "backbones" / f"random-12x32-mlm-{key(tokenizer.get_vocab())}"
     with cache.locked(folder.name):
         if not (folder / "model.safetensors").is_file():
-            _make_random(tokenizer, folder)
+            torch.manual_seed(0)
+            model = BertForPreTraining(BertConfig(
+                vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=12,
+                num_attention_heads=2, intermediate_size=64, max_position_embeddings=64,
+                initializer_range=0.1,
+            ))  # fmt: skip
+            with staged_folder(folder) as partial:
+                model.save_pretrained(partial)
+                tokenizer.save_pretrained(partial)
     return folder
 
 
-def _make_random(tokenizer, folder: Path) -> None:
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=12, num_attention_heads=2,
-        intermediate_size=64, max_position_embeddings=64, initializer_range=0.1,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = BertForPreTraining(config)
-    with staged_folder(folder) as partial:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-
-
-def teacher_for(
-    task: str,
-    profile_: Profile | str | None = None,
-    data: TaskData | None = None,
-    path: str | Path | None = None,
-    progress: bool = True,
-    device: str | None = None,
-) -> Teacher:
+def teacher_for(task: str, profile_: Profile | str | None = None, data: TaskData | None = None,
+                path: str | Path | None = None, progress: bool = True, device: str | None = None,
+                ) -> teachers.Teacher:  # fmt: skip
     """The profile's teacher for a task, fine-tuned on first use; or one of your own at ``path``."""
     chosen = profile(profile_)
     data = data or data_for(task, chosen)
     if path is not None:
         return teachers.load_teacher(path, data.task, data)
-    return teachers.fine_tuned(
-        backbone_for(chosen), data, _teacher_budget(chosen, data), 0, chosen.precision, progress,
-        device,
-    )  # fmt: skip
+    return teachers.fine_tuned(*_teaching(data, chosen), progress, device)
 
 
-def untrained_teacher(data: TaskData, profile_: Profile | str | None = None) -> Teacher:
-    """A stand-in of the teacher's shape: the profile's backbone under a fresh classifier."""
-    path, budget = backbone_for(profile_), _teacher_budget(profile(profile_), data)
-    model = data.task.load_model(path).eval()
+def stand_in(data: TaskData, chosen: Profile) -> teachers.Teacher | None:
+    """A model of the teacher's shape, untrained; none where the cache has the teacher itself."""
+    if teachers.folder_of(data.task, teacher_key(data, chosen)).is_dir():
+        return None
+    path, _, budget, *_ = _teaching(data, chosen)
+    tokenizer = teachers.load_tokenizer(path, budget.max_length)
     made_from = {"backbone": teachers.weights_id(path)}
-    return Teacher(model, load_tokenizer(path, budget.max_length), "untrained", made_from, False)
+    model = data.task.load_model(path).eval()
+    return teachers.Teacher(model, tokenizer, "untrained", made_from, False)
 
 
-def has_teacher(data: TaskData, profile_: Profile | str | None = None) -> bool:
-    """Whether the profile's own teacher for a task is in the cache."""
-    return teachers.folder_of(data.task, teacher_key(data, profile_)).is_dir()
-
-
-def teacher_key(
-    data: TaskData, profile_: Profile | str | None = None, versions: Mapping[str, str] | None = None
-) -> str:
+def teacher_key(data: TaskData, chosen: Profile, versions: Mapping[str, str] | None = None) -> str:
     """The key of the teacher that ``teacher_for`` gives, without making it.
 
     ``versions`` of torch and transformers: today's, unless told.
     """
-    chosen = profile(profile_)
-    budget = _teacher_budget(chosen, data)
-    return key(
-        teachers.ingredients(backbone_for(chosen), data, budget, 0, chosen.precision, versions)
-    )
+    return key(teachers.ingredients(*_teaching(data, chosen), versions))
 
 
-def _teacher_budget(chosen: Profile, data: TaskData) -> Budget:
-    return chosen.teacher_by_task.get(data.task.name, chosen.teacher)
+def _teaching(data: TaskData, chosen: Profile) -> tuple[str, TaskData, Budget, int, str]:
+    """What a profile's teacher is made from: backbone, rows, budget, seed and precision."""
+    budget = chosen.teacher_by_task.get(data.task.name, chosen.teacher)
+    return backbone_for(chosen), data, budget, 0, chosen.precision

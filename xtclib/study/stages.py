@@ -10,10 +10,10 @@ import copy
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -24,20 +24,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from xtclib import cache, teachers
 from xtclib.artefact import format
 from xtclib.bert import encoder_layers
-from xtclib.cache import cache_dir, key
+from xtclib.config import written
 from xtclib.distillation.objective import Objective
 from xtclib.files import staged_folder, write_json
 from xtclib.recipes.recipe import Recipe, Stage
 from xtclib.study import profiles
-from xtclib.study.profiles import Profile
 from xtclib.tasks import augmentation
-from xtclib.tasks.augmentation import Augmentation
 from xtclib.tasks.base import TaskData
 from xtclib.tasks.masked import MASKED, under_head
 from xtclib.tasks.rows import Calibration, Split
-from xtclib.teachers import Teacher, load_tokenizer
 from xtclib.techniques.base import Technique
-from xtclib.techniques.embeddings.technique import SmallVocabulary
 from xtclib.techniques.pruning import surgery
 from xtclib.training.budget import Budget
 from xtclib.training.device import default_device
@@ -50,12 +46,12 @@ class Job:
     """What holds for every stage of a run."""
 
     recipe: Recipe
-    profile: Profile
+    profile: profiles.Profile
     budget: Budget
     budget_name: str
     seed: int
     data: TaskData
-    teacher: Teacher
+    teacher: teachers.Teacher
     progress: bool
     device: str | None
     report_to: str = "none"
@@ -88,20 +84,16 @@ class Pair:
 
 def begun(job: Job) -> Pair:
     """What the first stage starts from: the teacher itself, or the backbone under a fresh head."""
-    model = job.teacher.model if job.recipe.start == "teacher" else _backbone(job)
-    return Pair(model, job.teacher.model, job.teacher.tokenizer)
-
-
-def _backbone(job: Job) -> PreTrainedModel:
-    """The profile's pre-trained model with a fresh head; it reads what the teacher reads."""
-    path = job.backbone
-    words, theirs = (t.get_vocab() for t in (load_tokenizer(path), job.teacher.tokenizer))
+    model, tokenizer, path = job.teacher.model, job.teacher.tokenizer, job.backbone
+    if job.recipe.start == "teacher":
+        return Pair(model, model, tokenizer)
+    words, theirs = teachers.load_tokenizer(path).get_vocab(), tokenizer.get_vocab()
     if words != theirs:
         raise ValueError(
             f"recipe {job.recipe.name} starts from {path}, whose vocabulary of {len(words)} tokens "
             f"is not its teacher's of {len(theirs)}: choose the profile of the teacher's backbone"
         )
-    return job.data.task.load_model(path, job.seed).eval()
+    return Pair(job.data.task.load_model(path, job.seed).eval(), model, tokenizer)
 
 
 def applied(job: Job, pair: Pair, techniques: Iterable[Technique]) -> Pair:
@@ -118,9 +110,10 @@ def applied(job: Job, pair: Pair, techniques: Iterable[Technique]) -> Pair:
 def check_applies(job: Job) -> Pair:
     """The recipe's untrained counterpart, finalized, with the teacher and tokenizer of the end.
 
-    Every bad setting shows here, before training: each stage's schedules run for one idle step.
+    Every bad setting shows here, before training: each stage's schedules run for one idle step,
+    and its techniques and what it teaches judge what comes of it.
     """
-    pair, techniques = begun(job), []
+    pair, techniques = begun(job), list[Technique]()
     for stage in job.stages:
         techniques += stage.techniques
         pair = applied(job, pair, stage.techniques)
@@ -130,43 +123,30 @@ def check_applies(job: Job) -> Pair:
             technique.after_step(idle, 0, 2, 0.0)
         for technique in techniques:
             technique.check_student(stage, idle)
-        _check_stage(job, stage, Pair(idle, pair.teacher, pair.tokenizer))
-    return Pair(format.finalize(pair.student, techniques), pair.teacher, pair.tokenizer)
+        if stage.augmentation and job.budget.keep == "held-out":
+            raise ValueError(
+                f"stage {stage.name!r} augments its rows, and would train on copies of held-out "
+                "ones: choose the budget's keep 'last' or 'evaluation'"
+            )
+        KINDS[stage.task].check(job, stage, replace(pair, student=idle))
+    return replace(pair, student=format.finalize(pair.student, techniques))
 
 
-def _check_stage(job: Job, stage: Stage, pair: Pair) -> None:
-    """Raises for an objective by which this student and its teacher cannot be compared."""
-    if stage.augmentation and job.budget.keep == "held-out":
-        raise ValueError(
-            f"stage {stage.name!r} augments its rows, and copies of held-out rows would be "
-            "trained on: choose the budget's keep 'last' or 'evaluation'"
-        )
-    KINDS[stage.task].check(job, stage, pair)
-
-
-def trained(
-    job: Job, pair: Pair, stage: Stage, techniques: list[Technique], before: list[dict]
-) -> tuple[Pair, dict]:
+def trained(job: Job, pair: Pair, stage: Stage, techniques: list[Technique], before: list[dict]
+            ) -> tuple[Pair, dict]:  # fmt: skip
     """One stage, trained or read from the cache, whose key holds all that went into it.
 
     ``techniques`` are those of all stages so far, ``before`` the notes of those that trained.
     """
-    name = key(
-        job.teacher.key,
-        job.data.fingerprint,
-        [t.to_dict() for t in techniques],
+    name = cache.key(
+        job.teacher.key, job.data.fingerprint, [t.to_dict() for t in techniques],
         stage.objective.to_dict() if stage.objective else stage.task,
-        asdict(stage.budget(job.budget)),
-        job.seed,
-        job.profile.precision,
-        [s["key"] for s in before],
-        torch.__version__,
-        transformers.__version__,
-        *([stage.augmentation.to_dict()] if stage.augmentation else ()),
-        *_start(job, stage),
+        asdict(stage.budget(job.budget)), job.seed, job.profile.precision,
+        [s["key"] for s in before], torch.__version__, transformers.__version__,
+        *([written(stage.augmentation)] if stage.augmentation else ()), *_start(job, stage),
         *(surgery.uneven(pair.student) or ()),  # what a criterion removed may change with its code
-    )
-    folder = cache_dir() / "stages" / name
+    )  # fmt: skip
+    folder = cache.cache_dir() / "stages" / name
     with cache.locked(name):
         if not (folder / "notes.json").is_file():
             _train(job, pair, stage, techniques, folder)
@@ -176,27 +156,26 @@ def trained(
     return pair, json.loads((folder / "notes.json").read_text())
 
 
-def _start(job: Job, stage: Stage) -> list:
+def _start(job: Job, stage: Stage) -> list[str]:
     """What a stage's key holds beside the teacher: its backbone, and the texts it reads."""
-    found = [job.recipe.start] if job.recipe.start != "teacher" else []
+    found: list[str] = [job.recipe.start] if job.recipe.start != "teacher" else []
     kind = KINDS[stage.task]
-    path = job.backbone if found or kind.pretrains or stage.augmentation else ""
-    if path and job.teacher.made_from.get("backbone") != teachers.weights_id(path):
-        found.append(teachers.weights_id(path))
-    return [*found, stage.task, key(kind.rows(job))] if kind.pretrains else found
+    if found or kind.pretrains or stage.augmentation:
+        backbone = teachers.weights_id(job.backbone)
+        found += [backbone] if job.teacher.made_from.get("backbone") != backbone else []
+    return [*found, stage.task, cache.key(kind.rows(job))] if kind.pretrains else found
 
 
 def _train(job: Job, pair: Pair, stage: Stage, techniques: list[Technique], folder: Path) -> None:
     """Trains a stage and writes its folder whole or not at all."""
     start, kind = time.perf_counter(), KINDS[stage.task]
-    place = cache_dir() / "runs" / f"{job.recipe.name}-{folder.name}"
+    place = cache.cache_dir() / "runs" / f"{job.recipe.name}-{folder.name}"
     precision = job.profile.precision
     run = Run(place, job.seed, precision, job.device, job.progress, job.report_to)
     notes = kind.teach(job, stage, pair, run, lambda model: format.finalize(model, techniques))
     seconds = round(time.perf_counter() - start, 1)
     notes |= {"name": stage.name, "key": folder.name, "seconds": seconds}
-    if kind.pretrains:
-        notes["task"] = stage.task
+    notes |= {"task": stage.task} if kind.pretrains else {}
     with staged_folder(folder) as partial:
         state = pair.student.state_dict()
         tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
@@ -218,7 +197,7 @@ class OwnTask:
 
     pretrains: ClassVar[bool] = False
 
-    def rows(self, job: Job) -> Sequence:
+    def rows(self, job: Job) -> Split | list[str]:
         """What it reads; an epoch is as many rows."""
         return job.data.train
 
@@ -227,22 +206,18 @@ class OwnTask:
         if not stage.objective:
             return
         if stage.objective.needs_teacher and pair.teacher is None:
-            raise ValueError(
-                f"stage {stage.name!r} compares with a teacher, but the student reads a vocabulary "
-                "of its own, which its teacher does not: let it learn from labels"
-            )
+            why = "compares with a teacher, which does not read the student's own vocabulary"
+            raise ValueError(f"stage {stage.name!r} {why}: let it learn from labels")
         job.data.task.check(stage.objective, pair.student, pair.teacher)
 
     def teach(self, job: Job, stage: Stage, pair: Pair, run: Run, finalize: Finalize) -> dict:
         """Trains the pair's student in place, and returns notes on it."""
         data, budget = job.data, stage.budget(job.budget)
         if stage.augmentation:  # more rows, as many steps
+            budget = replace(budget, steps=budget.total_steps(len(data.train)), epochs=None)
             data = replace(data, train=_augmented(job, stage.augmentation))
-            steps = budget.total_steps(len(self.rows(job)))
-            budget = replace(budget, steps=steps, epochs=None)
-        lesson = Lesson(
-            data, pair.tokenizer, budget, stage.objective, pair.teacher, stage.techniques, finalize
-        )
+        lesson = Lesson(data, pair.tokenizer, budget, stage.objective, pair.teacher,
+                        stage.techniques, finalize)  # fmt: skip
         return train(pair.student, lesson, run)[1]
 
 
@@ -255,16 +230,13 @@ class Texts(OwnTask):
         return profiles.texts_for(job.profile, job.data)
 
     def check(self, job: Job, stage: Stage, pair: Pair) -> None:
-        student = pair.student
-        encoder_layers(student)  # or an error that says what it lacks
-        if not isinstance(student.get_input_embeddings(), nn.Embedding):
-            raise ValueError(
-                f"stage {stage.name!r} guesses words, but the word table was split or packed: list "
-                "it before that"
-            )
-        words = pair.tokenizer.get_vocab()
+        encoder_layers(pair.student)  # or an error that says what it lacks
+        if not isinstance(pair.student.get_input_embeddings(), nn.Embedding):
+            why = "guesses words, but the word table was split or packed"
+            raise ValueError(f"stage {stage.name!r} {why}: list it before that")
         compares = stage.objective and stage.objective.needs_teacher
-        if compares and words != load_tokenizer(job.backbone).get_vocab():
+        words = pair.tokenizer.get_vocab()
+        if compares and words != teachers.load_tokenizer(job.backbone).get_vocab():
             raise ValueError(
                 f"stage {stage.name!r} compares with {job.backbone}, but the student reads another "
                 "vocabulary: list the stage before the vocabulary is cut"
@@ -281,30 +253,29 @@ class Texts(OwnTask):
         return under_head(pair.student, job.backbone, job.seed)
 
     def teach(self, job: Job, stage: Stage, pair: Pair, run: Run, finalize: Finalize) -> dict:
-        objective, teacher = stage.objective or Objective(labels=1), None
-        if objective.needs_teacher:
-            teacher = MASKED.load_model(job.backbone, job.seed)
-        lesson = Lesson(
-            MASKED.data(self.rows(job)), pair.tokenizer, _to_the_end(job, stage), objective,
-            teacher, stage.techniques,
-        )  # fmt: skip
+        objective, budget = stage.objective or Objective(labels=1), self.budget(job, stage)
+        compares = objective.needs_teacher
+        teacher = MASKED.load_model(job.backbone, job.seed) if compares else None
+        data = MASKED.data(self.rows(job))
+        lesson = Lesson(data, pair.tokenizer, budget, objective, teacher, stage.techniques)
         return train(self.model(job, stage, pair), lesson, run)[1]
+
+    def budget(self, job: Job, stage: Stage) -> Budget:
+        """The stage's, on texts, none of which are held out or scored on the way."""
+        return replace(stage.budget(job.budget), keep="last")
 
 
 class TwoModels(Texts):
     """A student with a small vocabulary, beside a teacher that learns it too."""
 
-    def check(self, job: Job, stage: Stage, pair: Pair) -> None:
-        """Whatever makes such a student fits."""
-
     def teach(self, job: Job, stage: Stage, pair: Pair, run: Run, finalize: Finalize) -> dict:
-        how = next(t for t in stage.techniques if isinstance(t, SmallVocabulary))
+        how: Any = next(t for t in stage.techniques if t.needs_task == stage.task)
         teacher = MASKED.load_model(job.backbone, job.seed)
-        budget = _to_the_end(job, stage)
+        budget = self.budget(job, stage)
         if budget.dropout is not None:  # the teacher learns with its own
             set_dropout_(pair.student, budget.dropout)
         task = TwoVocabularies(
-            ours=pair.tokenizer, theirs=load_tokenizer(job.backbone), mix=how.mix,
+            ours=pair.tokenizer, theirs=teachers.load_tokenizer(job.backbone), mix=how.mix,
             offset=len(teacher.get_input_embeddings().weight), max_length=budget.max_length,
         )  # fmt: skip
         lesson = Lesson(task.data(self.rows(job)), pair.tokenizer, replace(budget, dropout=None))
@@ -315,22 +286,15 @@ class TwoModels(Texts):
 KINDS: dict[str, OwnTask] = {"its own": OwnTask(), "mlm": Texts(), "dual": TwoModels()}
 
 
-def _to_the_end(job: Job, stage: Stage) -> Budget:
-    """A stage's budget on texts, none of which are held out or scored on the way."""
-    return replace(stage.budget(job.budget), keep="last")
-
-
-def _augmented(job: Job, how: Augmentation) -> Split:
+def _augmented(job: Job, how: augmentation.Augmentation) -> Split:
     """A task's rows with their copies, made once: all seeds share them."""
     path = job.backbone  # with its own tokenizer: rows are text
-    name = key(teachers.weights_id(path), job.data.train.fingerprint, how.to_dict())
-    file = cache_dir() / "augmented" / f"{name}.json"
+    name = cache.key(teachers.weights_id(path), job.data.train.fingerprint, written(how))
+    file = cache.cache_dir() / "augmented" / f"{name}.json"
     with cache.locked(name):
         if not file.is_file():
             model = MASKED.load_model(path).to(job.device or default_device())
-            rows = augmentation.augment(
-                job.data.train, load_tokenizer(path), model, how, progress=job.progress
-            )
-            file.parent.mkdir(parents=True, exist_ok=True)
+            words, progress = teachers.load_tokenizer(path), job.progress
+            rows = augmentation.augment(job.data.train, words, model, how, progress=progress)
             augmentation.save(rows, file)
     return augmentation.load(file)

@@ -9,11 +9,9 @@ from functools import cache
 from pathlib import Path
 
 from xtclib.recipes import recipe as recipes
-from xtclib.recipes.recipe import Recipe
 from xtclib.records import RESULTS, Record, record_path
 from xtclib.study import profiles
 from xtclib.study.compress import compress
-from xtclib.study.profiles import Profile
 from xtclib.tasks.base import TaskData
 from xtclib.tasks.glue import TASKS
 from xtclib.training import budget as training_budget
@@ -24,7 +22,7 @@ class Planned:
     """One run of a sweep, and its record if it was measured before and nothing has changed."""
 
     task: str
-    recipe: Recipe
+    recipe: recipes.Recipe
     budget: str
     seed: int
     record: Record | None
@@ -34,14 +32,10 @@ class Planned:
 
 
 def planned(
-    recipe_names: Iterable[str],
-    tasks: Iterable[str] = tuple(TASKS),
-    profile: str | Profile | None = None,  # noqa: A002
-    budgets: Iterable[str] = ("A",),
-    seeds: Iterable[int] = (0,),
-    folder: str | Path = RESULTS,
-    glue_dir: str | Path | None = None,
-) -> Iterator[Planned]:
+    recipe_names: Iterable[str], tasks: Iterable[str] = tuple(TASKS),
+    profile: str | profiles.Profile | None = None, budgets: Iterable[str] = ("A",),
+    seeds: Iterable[int] = (0,), folder: str | Path = RESULTS, glue_dir: str | Path | None = None,
+) -> Iterator[Planned]:  # fmt: skip
     """Every run of a sweep in order, with the records that ``folder`` has; nothing is run.
 
     A record counts as measured if its recipe hash, data, teacher and training budget are today's;
@@ -63,55 +57,39 @@ def planned(
             for budget, seed in runs if recipe.trains else itertools.islice(runs, 1):
                 path = record_path(folder, chosen.name, data.task.name, recipe.name, budget, seed)
                 spent = asdict(training_budget.budget(budget, chosen.budgets))
-                record = _current(path, recipe, data, spent, teacher_key)
-                yield Planned(task, recipe, budget, seed, record)
+                today = recipe.hash, data.fingerprint, spent
+                yield Planned(task, recipe, budget, seed, _current(path, today, teacher_key))
 
 
 def sweep(
-    recipe_names: Iterable[str],
-    tasks: Iterable[str] = tuple(TASKS),
-    profile: str | Profile | None = None,  # noqa: A002
-    budgets: Iterable[str] = ("A",),
-    seeds: Iterable[int] = (0,),
-    folder: str | Path = RESULTS,
-    glue_dir: str | Path | None = None,
-    progress: bool = True,
-    say=print,
-) -> list[Record]:
+    recipe_names: Iterable[str], tasks: Iterable[str] = tuple(TASKS),
+    profile: str | profiles.Profile | None = None, budgets: Iterable[str] = ("A",),
+    seeds: Iterable[int] = (0,), folder: str | Path = RESULTS, glue_dir: str | Path | None = None,
+    progress: bool = True, say: Callable[[str], object] = print,
+) -> list[Record]:  # fmt: skip
     """Every combination, as records in ``folder``; those measured before are read, not run again.
 
-    What counts as measured: :func:`planned`. Nothing that was measured is lost if the sweep is cut
-    off.
+    What counts as measured: :func:`planned`. A record is written as soon as it is measured.
     """
     chosen, found = profiles.profile(profile), []
     for one in planned(recipe_names, tasks, chosen, budgets, seeds, folder, glue_dir):
         record = one.record
         if record is None:
             say(f"\n{one}")
-            run = compress(
-                one.recipe, one.task, chosen, one.budget, one.seed, glue_dir, progress=progress,
-                say=say,
-            )  # fmt: skip
-            record = run.record
+            record = compress(one.recipe, one.task, chosen, one.budget, one.seed, glue_dir,
+                              progress=progress, say=say).record  # fmt: skip
             record.save(folder)
             say(record.table())
         found.append(record)
     return found
 
 
-def _current(
-    path: Path, recipe: Recipe, data: TaskData, spent: dict, teacher_key: Callable[..., str]
-) -> Record | None:
+def _current(path: Path, today: tuple, teacher_key: Callable[..., str]) -> Record | None:
     """The record at a path, if it reads and nothing that it was made from has changed."""
     try:
         record = Record.read(path)
     except (FileNotFoundError, ValueError):  # an unreadable one is measured again
         return None
-    made_with = [record.versions.get(name, "") for name in ("torch", "transformers")]
-    same = (
-        record.recipe_hash == recipe.hash
-        and record.data_fingerprint == data.fingerprint
-        and record.training_budget == spent
-        and record.teacher_key == teacher_key(*made_with)
-    )
-    return record if same else None
+    teacher = teacher_key(*(record.versions.get(name, "") for name in ("torch", "transformers")))
+    found = record.recipe_hash, record.data_fingerprint, record.training_budget
+    return record if found == today and record.teacher_key == teacher else None

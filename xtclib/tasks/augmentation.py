@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from xtclib.config import Count, Share, config, written
+from xtclib.config import Count, Share, config
 from xtclib.files import write_json
 from xtclib.tasks.rows import Split
 
@@ -37,19 +42,9 @@ class Augmentation:
     probability: Share = 0.4
     candidates: Count = 15
 
-    def to_dict(self, whole: bool = True) -> dict:
-        """``{field: value}``."""
-        return written(self, whole)
 
-
-def augment(
-    rows: Split,
-    tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel,
-    how: Augmentation,
-    seed: int = 0,
-    progress: bool = True,
-) -> Split:
+def augment(rows: Split, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel,
+            how: Augmentation, seed: int = 0, progress: bool = True) -> Split:  # fmt: skip
     """The rows followed by their copies; those that came out as they went in are left out.
 
     ``model`` is a masked language model; one whose head is fresh has nothing to say of words, so
@@ -58,23 +53,17 @@ def augment(
     texts = list(dict.fromkeys([*rows.first, *(rows.second or ())]))
     found = candidates(texts, tokenizer, model, how.candidates, progress)
     random = np.random.default_rng(seed)
-    first, second, labels = list(rows.first), list(rows.second or ()), list(rows.labels)
-    for row in range(len(rows)):
-        seen = set()
+    columns = [rows.first, rows.second] if rows.second else [rows.first]
+    kept = list(zip(zip(*columns, strict=True), rows.labels, strict=True))
+    for row, label in list(kept):
+        copies = {row: None}  # an ordered set
         for copy in range(how.copies):
-            a, b = rows.first[row], rows.second[row] if rows.second else None
-            if b is not None and copy % 2:
-                b = _exchanged(b, found[b], how.probability, random)
-            else:
-                a = _exchanged(a, found[a], how.probability, random)
-            if (a, b) in seen or (a, b) == (rows.first[row], rows.second and rows.second[row]):
-                continue
-            seen.add((a, b))
-            first.append(a)
-            labels.append(rows.labels[row])
-            if b is not None:
-                second.append(b)
-    return Split(first, second or None, labels)
+            side = copy % len(columns)
+            new = _exchanged(row[side], found[row[side]], how.probability, random)
+            copies[(*row[:side], new, *row[side + 1 :])] = None
+        kept += [(each, label) for each in list(copies)[1:]]
+    first, *second = ([row[side] for row, _ in kept] for side in range(len(columns)))
+    return Split(first, second[0] if second else None, [label for _, label in kept])
 
 
 def _exchanged(text: str, words: list, probability: float, random: np.random.Generator) -> str:
@@ -84,23 +73,23 @@ def _exchanged(text: str, words: list, probability: float, random: np.random.Gen
     return text
 
 
-def candidates(
-    texts: list[str],
-    tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel,
-    count: int,
-    progress: bool = True,
-) -> dict[str, list[tuple[int, int, list[str]]]]:
+def candidates(texts: list[str], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel,
+               count: int, progress: bool = True,
+               ) -> dict[str, list[tuple[int, int, list[str]]]]:  # fmt: skip
     """For each text its content words as (start, end, words that may stand there)."""
-    words = _words(tokenizer)
-    near = _Neighbours(model, words, count)
+    words = {  # tokens that are whole words of letters
+        i: word
+        for word, i in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+        if word.isalpha() and len(word) > 1 and word not in FUNCTION_WORDS
+    }
+    near, names = _neighbours(model, words, count), list(words.values())
     guesses = not getattr(model, "fresh_head", False)
     found, waiting = {}, []
     for text in texts:
         encoded = tokenizer(text, truncation=True, max_length=64, return_offsets_mapping=True)
-        places = []
-        for tokens in _whole_words(encoded.word_ids()):
-            spans = encoded["offset_mapping"]
+        spans, places = encoded["offset_mapping"], list[list]()
+        groups = itertools.groupby(enumerate(encoded.word_ids()), key=lambda pair: pair[1])
+        for tokens in ([token for token, _ in group] for i, group in groups if i is not None):
             start, end = spans[tokens[0]][0], spans[tokens[-1]][1]
             word = text[start:end].lower()
             if not word.isalpha() or word in FUNCTION_WORDS:
@@ -118,64 +107,40 @@ def candidates(
         batch = waiting[at : at + 256]
         logits = _masked(model, tokenizer, [(ids, place) for _, _, ids, place in batch])
         best = logits[:, list(words)].topk(min(count + 1, len(words))).indices.tolist()
-        names = list(words.values())
         for (place, word, _, _), row in zip(batch, best, strict=True):
             place[2] = [names[i] for i in row if names[i] != word][:count]
         bar.update(len(batch))
     return {text: [tuple(place) for place in places] for text, places in found.items()}
 
 
-def _words(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Tokens that are whole words of letters."""
-    vocabulary = tokenizer.get_vocab()
-    return {
-        i: word
-        for word, i in sorted(vocabulary.items(), key=lambda item: item[1])
-        if word.isalpha() and len(word) > 1 and word not in FUNCTION_WORDS
-    }
-
-
-def _whole_words(word_ids: list[int | None]) -> list[list[int]]:
-    groups: dict[int, list[int]] = {}
-    for token, word in enumerate(word_ids):
-        if word is not None:
-            groups.setdefault(word, []).append(token)
-    return list(groups.values())
-
-
 @torch.inference_mode()
 def _masked(model, tokenizer, places: list[tuple[list[int], int]]) -> Tensor:
     """Logits over the vocabulary, (places, vocabulary), of one masked token in each row."""
-    rows = []
-    for ids, place in places:
-        rows.append({"input_ids": [*ids[:place], tokenizer.mask_token_id, *ids[place + 1 :]]})
+    mask = tokenizer.mask_token_id
+    rows = [{"input_ids": [*ids[:place], mask, *ids[place + 1 :]]} for ids, place in places]
     inputs = {k: v.to(model.device) for k, v in tokenizer.pad(rows, return_tensors="pt").items()}
     hidden = model.eval().base_model(**inputs).last_hidden_state
     at = torch.tensor([place for _, place in places], device=hidden.device)
     return model.cls(hidden[torch.arange(len(rows), device=hidden.device), at]).float().cpu()
 
 
-class _Neighbours:
-    """The nearest words by cosine of word vectors, each looked up once."""
+def _neighbours(model: PreTrainedModel, words: dict[int, str], count: int) -> Callable:
+    """From some tokens to the words nearest to their mean vector, by cosine."""
+    table, names = model.get_input_embeddings().weight.detach().float().cpu(), list(words.values())
+    vectors = F.normalize(table[list(words)], dim=-1)
 
-    def __init__(self, model: PreTrainedModel, words: dict[int, str], count: int) -> None:
-        self.table = model.get_input_embeddings().weight.detach().float().cpu()
-        self.ids, self.names, self.count = list(words), list(words.values()), count
-        self.words = torch.nn.functional.normalize(self.table[self.ids], dim=-1)
-        self._known: dict[tuple[int, ...], list[str]] = {}
+    @functools.cache
+    def near(ids: tuple[int, ...]) -> list[str]:
+        vector = F.normalize(table[list(ids)].mean(0), dim=-1)
+        best = (vectors @ vector).topk(min(count + 1, len(names))).indices.tolist()
+        return [names[i] for i in best]
 
-    def __call__(self, ids: tuple[int, ...]) -> list[str]:
-        """Words near the mean vector of some tokens."""
-        if ids not in self._known:
-            vector = torch.nn.functional.normalize(self.table[list(ids)].mean(0), dim=-1)
-            best = (self.words @ vector).topk(min(self.count + 1, len(self.ids))).indices.tolist()
-            self._known[ids] = [self.names[i] for i in best]
-        return self._known[ids]
+    return near
 
 
 def save(rows: Split, path: Path) -> None:
     """Writes rows as JSON."""
-    write_json(path, {"first": rows.first, "second": rows.second, "labels": list(rows.labels)})
+    write_json(path, asdict(rows))
 
 
 def load(path: Path) -> Split:

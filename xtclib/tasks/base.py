@@ -7,9 +7,9 @@ and a call of :func:`register`.
 
 from __future__ import annotations
 
-import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,15 +17,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
-from transformers import (
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from xtclib.cache import key
 from xtclib.files import unknown
-from xtclib.tasks.rows import Rows, Split, collate, digest
+from xtclib.tasks.rows import Rows, Split, collate
 
 
 class Task(ABC):
@@ -40,7 +37,7 @@ class Task(ABC):
     title: str
     labels: tuple[str, ...] = ()
     primary: str = "score"
-    model_class: ClassVar[type] = AutoModelForSequenceClassification
+    model_class: ClassVar[Any] = AutoModelForSequenceClassification
     # Weights by which a file shows that it was trained for such a task: one of them is there.
     heads: ClassVar[tuple[str, ...]] = (
         "classifier.weight", "classifier.out_proj.weight", "classifier.dense.weight"
@@ -63,34 +60,24 @@ class Task(ABC):
         The label names go into the config, so that a model says what its outputs mean.
         """
         torch.manual_seed(seed)
+        names = dict(enumerate(self.labels))
         return self.model_class.from_pretrained(
-            path,
-            num_labels=self.num_labels,
-            id2label=dict(enumerate(self.labels)),
-            label2id={name: i for i, name in enumerate(self.labels)},
-            dtype=torch.float32,
-            trust_remote_code=False,
-            use_safetensors=True,
-            **self.settings,
-        )
+            path, num_labels=self.num_labels, id2label=names,
+            label2id={name: i for i, name in names.items()}, dtype=torch.float32,
+            trust_remote_code=False, use_safetensors=True, **self.settings,
+        )  # fmt: skip
 
-    def tokenize(
-        self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
-    ) -> Dataset:
+    def tokenize(self, split: Split, tokenizer: Tokenizer, max_length: int) -> Rows:
         """Rows as token ids: a dataset of dicts, with the number of tokens of each, ``lengths``."""
         return Rows.tokenize(split, tokenizer, max_length)
 
-    def collate(
-        self, rows: list[dict], tokenizer: PreTrainedTokenizerBase, draw: int = 0
-    ) -> dict[str, Tensor]:
+    def collate(self, rows: list[dict], tokenizer: Tokenizer, draw: int = 0) -> dict[str, Any]:
         """A padded batch with ``labels``. What falls by chance is drawn by the seed ``draw``."""
         return collate(rows, tokenizer.pad_token_id, self.label_type)
 
-    def answering(
-        self, model: PreTrainedModel, labels: Tensor
-    ) -> contextlib.AbstractContextManager:
+    def answering(self, model: PreTrainedModel, labels: Tensor) -> AbstractContextManager:
         """Around a forward pass: a head may be told here which answers are wanted."""
-        return contextlib.nullcontext()
+        return nullcontext()
 
     def logits(self, output) -> Tensor:
         """What a model's output says, (batch, …, labels)."""
@@ -104,14 +91,12 @@ class Task(ABC):
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of :meth:`answers`."""
 
-    def compare(
-        self, student: Tensor, teacher: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
-    ) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor, loss: Callable[..., Tensor]) -> Tensor:
         """The loss of a student's logits against its teacher's, by the objective's ``loss``."""
         return loss(student, teacher)
 
     @abstractmethod
-    def decide(self, logits: np.ndarray, batch: dict[str, Tensor] | None = None) -> Sequence[Any]:
+    def decide(self, logits: np.ndarray, batch: dict[str, Tensor]) -> Sequence[Any] | np.ndarray:
         """The answer for each row of a batch, from :meth:`logits`."""
 
     @abstractmethod
@@ -129,12 +114,11 @@ class Task(ABC):
                 f"{path} has {len(labels)} labels, but {self.name} has {self.num_labels}: use a "
                 "model that was fine-tuned for this task, or name its task by --task"
             )
-        named = [str(label).lower() for label in labels]
-        unnamed = all(name.startswith("label_") for name in named)
-        if not unnamed and named != [label.lower() for label in self.labels]:
+        named, own = [str(label).lower() for label in labels], [n.lower() for n in self.labels]
+        if named != own and not all(name.startswith("label_") for name in named):
             raise ValueError(
-                f"{path} orders its labels {named}, but {self.name} is {list(self.labels)}: "
-                "permute the classifier's rows or use another model"
+                f"{path} orders its labels {named}, but {self.name} is {own}: permute the "
+                "classifier's rows or use another model"
             )
 
     def check(self, objective, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
@@ -159,8 +143,8 @@ class TaskData:
     @property
     def fingerprint(self) -> str:
         """16 hex digits over the fingerprints of all splits, with their names."""
-        splits = [[name, split.fingerprint] for name, split in self.evaluation.items()]
-        return digest([["train", self.train.fingerprint], *splits])
+        splits = {"train": self.train, **self.evaluation}
+        return key(*([name, split.fingerprint] for name, split in splits.items()))
 
 
 _TASKS: dict[str, Task] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -42,10 +42,8 @@ class _OneLabel(Task):
         predicted = self._checked(answers, "predictions")
         true = self._checked(references, "references")
         if len(predicted) != len(true):
-            raise ValueError(
-                f"received {len(predicted)} predictions and {len(true)} references, "
-                "expected as many of each"
-            )
+            received = f"received {len(predicted)} predictions and {len(true)} references"
+            raise ValueError(f"{received}, expected as many of each")
         values = {name: 100 * METRICS[name](predicted, true) for name in self.metrics}
         return {**values, "score": sum(values.values()) / len(values)}
 
@@ -64,6 +62,14 @@ class _OneLabel(Task):
             raise ValueError("received a split without rows, expected at least one")
         return self.score([self._constant(labels)] * len(split), split.labels)
 
+    @abstractmethod
+    def _constant(self, labels: list) -> float:
+        """The best answer that is always the same."""
+
+    @abstractmethod
+    def _checked(self, values: Sequence[float], what: str) -> np.ndarray:
+        """Answers or references, as an array."""
+
 
 @dataclass(frozen=True)
 class Classification(_OneLabel):
@@ -77,23 +83,18 @@ class Classification(_OneLabel):
     def decide(self, logits: np.ndarray, batch=None) -> np.ndarray:
         return logits.argmax(-1)
 
-    def _constant(self, labels: list[int]) -> int:
-        counts = Counter(labels)
-        return min(counts, key=lambda label: (-counts[label], label))
+    def _constant(self, labels: list[int]) -> int:  # the lowest of those as common
+        return int(np.bincount(labels).argmax())
 
-    def _checked(self, values: Sequence[int], what: str) -> np.ndarray:
+    def _checked(self, values: Sequence[float], what: str) -> np.ndarray:
         array = checked(values, what, "take argmax over the last axis")
         if array.dtype.kind == "f":
-            raise TypeError(
-                f"received {what} of type {array.dtype}, expected the integer class ids of "
-                f"{self.title}: take argmax over the logits"
-            )
-        if array.min() < 0 or array.max() >= self.num_labels:
-            wrong = array[(array < 0) | (array >= self.num_labels)][0]
-            raise ValueError(
-                f"received class id {wrong} among the {what}, expected 0 … {self.num_labels - 1} "
-                f"({', '.join(self.labels)})"
-            )
+            ids = f"the integer class ids of {self.title}: take argmax over the logits"
+            raise TypeError(f"received {what} of type {array.dtype}, expected {ids}")
+        wrong = array[(array < 0) | (array >= self.num_labels)]
+        if wrong.size:
+            known = f"0 … {self.num_labels - 1} ({', '.join(self.labels)})"
+            raise ValueError(f"received class id {wrong[0]} among the {what}, expected {known}")
         return array
 
 

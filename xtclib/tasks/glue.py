@@ -6,9 +6,10 @@ the tasks.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,6 @@ from xtclib.files import unknown
 from xtclib.tasks.base import Task, TaskData, find_task, register
 from xtclib.tasks.classification import Classification, Regression
 from xtclib.tasks.rows import Split
-
-__all__ = ["TASKS", "Split", "TaskData", "find_task", "glue_score", "load"]
 
 _HALVES = ("mnli-matched", "mnli-mismatched")
 HUB = "nyu-mll/glue"
@@ -42,7 +41,7 @@ class Files:
         return len(self.columns) == 2
 
 
-class _Glue:
+class _Glue(Task):
     """What GLUE's tasks have in common: where their rows are."""
 
     def load(self, source: str | os.PathLike[str], limit: int | None = None) -> TaskData:
@@ -60,6 +59,7 @@ class GlueRegression(_Glue, Regression):
 
 _YES_NO = ("entailment", "not_entailment")
 _NLI = ("entailment", "neutral", "contradiction")
+_ACCEPTABLE = ("unacceptable", "acceptable")
 _BITS = ("0", "1")
 _PAIR = ("sentence1", "sentence2")
 _BOTH = ("accuracy", "f1")
@@ -69,9 +69,7 @@ _DUPLICATE = ("not_duplicate", "duplicate")
 TASKS: dict[str, Task] = {
     task.name: register(task)
     for task in (
-        GlueClassification(
-            "cola", "CoLA", ("unacceptable", "acceptable"), ("matthews",), "matthews"
-        ),
+        GlueClassification("cola", "CoLA", _ACCEPTABLE, ("matthews",), "matthews"),
         GlueClassification("sst2", "SST-2", ("negative", "positive")),
         GlueClassification("mrpc", "MRPC", ("not_equivalent", "equivalent"), _BOTH),
         GlueRegression("stsb", "STS-B"),
@@ -82,35 +80,21 @@ TASKS: dict[str, Task] = {
     )
 }
 FILES = {
-    "cola": Files(
-        ("sentence",), ("sentence", "label"), _BITS,
-        header=("source", "label", "original_mark", "sentence"),
-    ),
+    "cola": Files(("sentence",), ("sentence", "label"), _BITS,
+                  header=("source", "label", "original_mark", "sentence")),
     "sst2": Files(("sentence",), ("sentence", "label"), _BITS),
     "mrpc": Files(_PAIR, ("#1 String", "#2 String", "Quality"), _BITS),
     "stsb": Files(_PAIR, (*_PAIR, "score")),
-    "qqp": Files(
-        ("question1", "question2"), ("question1", "question2", "is_duplicate"), _BITS
-    ),
-    "mnli": Files(
-        ("premise", "hypothesis"), (*_PAIR, "gold_label"), _NLI,
-        evaluations=("matched", "mismatched"),
-    ),
+    "qqp": Files(("question1", "question2"), ("question1", "question2", "is_duplicate"), _BITS),
+    "mnli": Files(("premise", "hypothesis"), (*_PAIR, "gold_label"), _NLI,
+                  evaluations=("matched", "mismatched")),
     "qnli": Files(("question", "sentence"), ("question", "sentence", "label"), _YES_NO),
     "rte": Files(_PAIR, (*_PAIR, "label"), _YES_NO),
 }  # fmt: skip
 
 
-# Loading
-
-
-def load(
-    task: str | Task,
-    source: str | os.PathLike[str],
-    limit: int | None = None,
-    *,
-    skip_broken: bool = False,
-) -> TaskData:
+def load(task: str | Task, source: str | os.PathLike[str], limit: int | None = None, *,
+         skip_broken: bool = False) -> TaskData:  # fmt: skip
     """Read a task from a folder in GLUE's layout, or from the Hub where `source` is "hub".
 
     `limit` keeps the first rows of train and of each evaluation split. A row with too few or too
@@ -129,25 +113,21 @@ folder by --glue-dir or the environment variable XTC_GLUE_DIR, or use "hub"
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise ValueError(f"received limit={limit!r}, expected a number of rows ≥ 1, or None")
     if source == "hub":
-        where, broken = f"Hub {HUB}", 0
-        splits = _from_hub(task)
+        where, splits, broken = f"Hub {HUB}", _from_hub(task), 0
+    elif not Path(source).is_dir():
+        raise FileNotFoundError(
+            f"received '{source}' as GLUE's folder, which is not a folder: {WHERE}, or use \"hub\""
+        )
     else:
-        folder = Path(source)
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"received '{source}' as GLUE's folder, which is not a folder: {WHERE}, "
-                'or use "hub"'
-            )
-        where = f"GLUE folder {folder.resolve().name}"
-        splits, broken = _from_folder(task, folder, skip_broken)
-    kept, counts = {}, []
-    for name, split in splits.items():
-        rows = min(limit or len(split), len(split))
-        kept[name] = split.select(range(rows))
-        counts.append(f"{rows} {name}" if rows == len(split) else f"{rows} of {len(split)} {name}")
-    sentence = f"{where}: {task.title}, {', '.join(counts)} rows"
-    if broken:
-        sentence += f", {broken} broken rows skipped"
+        where = f"GLUE folder {Path(source).resolve().name}"
+        splits, broken = _from_folder(task, Path(source), skip_broken)
+    kept = {name: split.select(range(len(split))[:limit]) for name, split in splits.items()}
+    counts = [
+        f"{len(kept[name])}{'' if len(kept[name]) == len(split) else f' of {len(split)}'} {name}"
+        for name, split in splits.items()
+    ]
+    skipped = f", {broken} broken rows skipped" if broken else ""
+    sentence = f"{where}: {task.title}, {', '.join(counts)} rows{skipped}"
     train = kept.pop("train")
     return TaskData(task, train, kept, sentence, f"{task.title} {' and '.join(kept)}")
 
@@ -184,17 +164,11 @@ def _read_tsv(task: Task, path: Path, skip_broken: bool) -> tuple[Split, int]:
     header, first_line = files.header, 1
     if header is None:
         header, first_line = tuple(lines.pop(0).split("\t")), 2
-    absent = [column for column in files.file_columns if column not in header]
-    if absent:
-        raise ValueError(
-            f"{file}, line 1: received the columns {', '.join(header)}; expected "
-            f"{', '.join(absent)} too: keep GLUE's header line, with tabs between the columns"
-        )
-    if not lines or lines == [""]:
-        raise ValueError(f"{file}: received no rows, expected at least one: fetch it again")
+    cure = ": keep GLUE's header line, with tabs between the columns"
+    _check_columns(f"{file}, line 1", header, files.file_columns, cure)
     *texts, label = (header.index(column) for column in files.file_columns)
     rows, broken = [], 0
-    for number, line in enumerate(lines, first_line):
+    for number, line in enumerate(lines if lines != [""] else [], first_line):
         cells = line.split("\t")
         if len(cells) == len(header):
             value = _file_label(task, cells[label], f"{file}, line {number}")
@@ -207,38 +181,40 @@ def _read_tsv(task: Task, path: Path, skip_broken: bool) -> tuple[Split, int]:
                 f"({', '.join(header)}): mend the row, or pass skip_broken=True to leave it out"
             )
     if not rows:
-        raise ValueError(f"{file}: received {broken} broken rows and no other, expected some")
+        received = f"{broken} broken rows and no other" if broken else "no rows"
+        raise ValueError(f"{file}: received {received}, expected at least one: fetch it again")
     columns = [list(column) for column in zip(*rows, strict=True)]
     return Split(columns[0], columns[1] if files.is_pair else None, columns[-1]), broken
+
+
+def _check_columns(where: str, found: Sequence[str], wanted: Sequence[str], cure: str = "") -> None:
+    absent = ", ".join(column for column in wanted if column not in found)
+    if absent:
+        received = f"received the columns {', '.join(found)}"
+        raise ValueError(f"{where}: {received}; expected {absent} too{cure}")
 
 
 def _file_label(task: Task, cell: str, where: str) -> int | float:
     known = FILES[task.name].file_labels
     if known is None:
-        try:
-            return _sts_score(float(cell), where)
-        except ValueError:
-            raise ValueError(
-                f"{where}: received the score {cell!r}, expected a number from 0 to 5"
-            ) from None
+        return _sts_score(cell, where)
     if cell not in known:
         raise ValueError(f"{where}: received the label {cell!r}, expected {' or '.join(known)}")
     return known.index(cell)
 
 
-def _sts_score(value: float, where: str) -> float:
-    if not 0 <= value <= 5:  # NaN fails too
-        raise ValueError(f"{where}: received the score {value}, expected a number from 0 to 5")
-    return value
+def _sts_score(given: float | str, where: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= (value := float(given)) <= 5:  # NaN fails too
+            return value
+    raise ValueError(f"{where}: received the score {given!r}, expected a number from 0 to 5")
 
 
 def _from_hub(task: Task) -> dict[str, Split]:
     try:
         import datasets
     except ImportError:
-        raise ImportError(
-            f'"hub" needs the package datasets: pip install datasets, or {WHERE}'
-        ) from None
+        raise ImportError(f'"hub" needs datasets: pip install datasets, or {WHERE}') from None
     try:
         loaded = datasets.load_dataset(HUB, task.name)
     except (OSError, ValueError) as error:  # offline, not found, nothing cached
@@ -253,12 +229,7 @@ def _from_hub(task: Task) -> dict[str, Split]:
         if key not in loaded:
             raise ValueError(f"{where} is missing, received {', '.join(loaded)}: update the cache")
         rows = loaded[key]
-        absent = [column for column in (*files.columns, "label") if column not in rows.column_names]
-        if absent:
-            raise ValueError(
-                f"{where}: received the columns {', '.join(rows.column_names)}; expected "
-                f"{', '.join(absent)} too"
-            )
+        _check_columns(where, rows.column_names, (*files.columns, "label"))
         named = getattr(rows.features["label"], "names", None)
         if named is not None and tuple(named) != task.labels:
             raise ValueError(f"{where}: received the labels {named}, expected {task.labels}")
@@ -280,12 +251,8 @@ def _hub_label(task: Task, label: Any, where: str) -> int | float:
     return int(label)
 
 
-def glue_score(
-    scores: Mapping[str, float | Mapping[str, float]],
-    weights: str = "glue",
-    *,
-    partial: bool = False,
-) -> float:
+def glue_score(scores: Mapping[str, float | Mapping[str, float]], weights: str = "glue", *,
+               partial: bool = False) -> float:  # fmt: skip
     """The average over the tasks, from each task's "score": Σ wₜ·scoreₜ / Σ wₜ.
 
     A value is a number or what `score` returned. MNLI comes as "mnli", or as both "mnli-matched"
@@ -300,26 +267,25 @@ def glue_score(
     """
     if weights not in ("glue", "columns"):
         raise unknown("weighting", weights, ("glue", "columns"))
-    found: dict[str, float] = {}
+    found: dict[str, dict[str, float]] = {}  # a task's columns: two where MNLI comes in halves
     for key, value in scores.items():
         name = key if key in _HALVES else find_task(key).name
         value = value["score"] if isinstance(value, Mapping) else value
         if not math.isfinite(value):
             raise ValueError(f"received {value} for '{key}', expected a finite score in percent")
-        if name in found or name == "mnli" and any(half in found for half in _HALVES):
-            raise ValueError(f"received '{name}' twice, expected one score a task")
-        found[name] = float(value)
-    absent = [half for half in _HALVES if half not in found]
-    halves = [found.pop(half) for half in _HALVES if half in found]
-    if halves and "mnli" in found:
-        raise ValueError("received 'mnli' twice, expected it whole or as its two halves")
-    if halves:
-        found["mnli"] = sum(halves) / len(halves)
-    absent = [name for name in TASKS if name not in found] + (absent if halves else [])
+        task = "mnli" if key in _HALVES else name
+        columns = found.setdefault(task, {})
+        if columns.keys() & {name, task} or columns and name == task:
+            raise ValueError(f"received '{task}' twice, expected one score a task or a column")
+        columns[name] = float(value)
+    absent = [name for name in TASKS if name not in found]
+    if "mnli" in found and "mnli" not in found["mnli"]:
+        absent += [half for half in _HALVES if half not in found["mnli"]]
     if not found or absent and not partial:
         raise ValueError(
             f"received no score for {', '.join(absent)}, expected all {len(TASKS)} tasks: "
             "add them, or pass partial=True for the mean over those given"
         )
     weight = {name: 2 if weights == "columns" and name == "mnli" else 1 for name in found}
-    return sum(weight[name] * found[name] for name in found) / sum(weight.values())
+    means = {name: sum(columns.values()) / len(columns) for name, columns in found.items()}
+    return sum(weight[name] * means[name] for name in found) / sum(weight.values())

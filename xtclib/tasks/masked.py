@@ -6,26 +6,22 @@ token and 10 % as they are (Devlin et al. 2019, arXiv:1810.04805, section 3.1).
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import (
-    AutoModelForMaskedLM,
-    DataCollatorForLanguageModeling,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
 from xtclib.files import first_line
@@ -44,10 +40,8 @@ class MaskedWords(Task):
     hardly be heard.
     """
 
-    name: ClassVar[str] = "mlm"
-    title: ClassVar[str] = "masked words"
-    primary: ClassVar[str] = "accuracy"
-    model_class: ClassVar[type] = AutoModelForMaskedLM
+    name, title, primary = "mlm", "masked words", "accuracy"
+    model_class = AutoModelForMaskedLM
     share: float = 0.15
     always: tuple[int, ...] = ()
     others: float = 1.0
@@ -86,15 +80,13 @@ class MaskedWords(Task):
         finally:
             logging.set_verbosity(before)
         if not hasattr(model, "cls"):
-            raise TypeError(
-                f"{type(model).__name__} has no head at `cls`: expected BERT's masked language "
-                "model"
-            )
+            kind = type(model).__name__
+            raise TypeError(f"{kind} has no head at `cls`: expected BERT's masked language model")
         new = "cls.predictions.transform"
         model.fresh_head = any(new in name for name in about["missing_keys"])
         return model
 
-    def tokenize(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Rows:
+    def tokenize(self, split: Split, tokenizer: Tokenizer, max_length: int) -> Rows:
         """Documents as token ids: the first sentence is segment A, the rest segment B."""
         ids, types = [], []
         for text in split.first:
@@ -104,9 +96,7 @@ class MaskedWords(Task):
             types.append(found.get("token_type_ids") or [0] * len(ids[-1]))
         return Rows(ids, types, [0] * len(ids))
 
-    def collate(
-        self, rows: list[dict], tokenizer: PreTrainedTokenizerBase, draw: int = 0
-    ) -> dict[str, Tensor]:
+    def collate(self, rows: list[dict], tokenizer: Tokenizer, draw: int = 0) -> dict[str, Any]:
         """A padded batch whose ``labels`` are the tokens to guess, and elsewhere ``IGNORED``."""
         batch = super().collate(rows, tokenizer)
         ids, random = batch["input_ids"], torch.Generator().manual_seed(draw)
@@ -118,26 +108,20 @@ class MaskedWords(Task):
         batch["input_ids"], batch["labels"] = hidden(ids, tokenizer, guessed, random)
         return batch
 
-    @contextlib.contextmanager
-    def answering(self, model: PreTrainedModel, labels: Tensor) -> Iterator[None]:
+    def answering(self, model: PreTrainedModel, labels: Tensor) -> AbstractContextManager:
         """The head reads the tokens to guess alone: over a whole vocabulary that is faster."""
         head = getattr(getattr(model, "module", model), "cls", None)
         if head is None:  # a student that is compared by its layers alone
-            yield
-            return
+            return nullcontext()
         chosen = labels != IGNORED
-        hook = head.register_forward_pre_hook(lambda _, given: (given[0][chosen],))
-        try:
-            yield
-        finally:
-            hook.remove()
+        return head.register_forward_pre_hook(lambda _, given: (given[0][chosen],))
 
     def answers(self, output, labels: Tensor) -> tuple[Tensor, Tensor]:
         return self.logits(output), labels[labels != IGNORED]
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         loss = F.cross_entropy(logits, labels, reduction="none")
-        first = torch.isin(labels, torch.tensor(self.always, dtype=labels.dtype).to(labels.device))
+        first = torch.isin(labels, labels.new_tensor(self.always))
         if not first.any() or first.all():
             return loss.mean()
         return loss[first].mean() + self.others * loss[~first].mean()
@@ -163,18 +147,15 @@ class MaskedWords(Task):
         # Their labels are words; what a classifier's labels are called says nothing here.
         objective.check(student.base_model, teacher.base_model, answers=False)
         if objective.logits and getattr(teacher, "fresh_head", False):
-            raise ValueError(
-                "logits of the mlm task come from the backbone's masked-LM head, and this backbone "
-                "has none: leave `logits` out of this stage"
-            )
+            why = "logits of the mlm task come from the head of the backbone, which has none"
+            raise ValueError(f"{why}: leave `logits` out of this stage")
 
 
 MASKED = MaskedWords()
 
 
-def hidden(
-    ids: Tensor, tokenizer: PreTrainedTokenizerBase, guessed: Tensor, random: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def hidden(ids: Tensor, tokenizer: Tokenizer, guessed: Tensor, random: torch.Generator
+           ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """ids (batch, length) → (what the model sees, what it has to guess), of the same shape.
 
     ``guessed`` says where; everywhere else a label is ``IGNORED``.
@@ -195,9 +176,9 @@ def under_head(model: PreTrainedModel, path: str | Path, seed: int = 0) -> PreTr
     if table.shape != wanted.shape:  # another width or vocabulary
         if table.shape[1] != model.config.hidden_size:
             raise ValueError(
-                f"the word table of this {type(model).__name__} is {table.shape[1]} wide and its "
-                f"encoder {model.config.hidden_size}: it cannot guess words, give the mlm stage an "
-                "objective without labels and logits"
+                f"a word table {table.shape[1]} wide cannot guess words for an encoder of "
+                f"{model.config.hidden_size}: give the mlm stage an objective without labels and "
+                "logits"
             )
         config = copy.deepcopy(found.config)
         config.vocab_size, config.hidden_size = table.shape
@@ -236,29 +217,22 @@ def unlabelled(source: str | os.PathLike[str]) -> list[str]:
     ['One line.', 'Another.']
     """
     source = Path(source)
-    if source.is_dir():
-        files = sorted(file for file in source.rglob("*.txt") if file.is_file())
-        if not files:
-            raise FileNotFoundError(
-                f"received the folder '{source}', expected .txt files in it: "
-                "put plain text there, one passage a line"
-            )
-    elif not source.is_file():
+    if not source.exists():
         raise FileNotFoundError(
             f"received '{source}', which does not exist; expected a .txt file or a folder of them"
         )
-    elif source.suffix != ".txt":
+    files = sorted(f for f in source.rglob("*.txt") if f.is_file()) if source.is_dir() else [source]
+    if not files:
+        raise FileNotFoundError(f"received the folder '{source}', expected .txt files in it")
+    if files[0].suffix != ".txt":
         raise ValueError(f"received '{source.name}', expected a .txt file: save it as plain text")
-    else:
-        files = [source]
     texts = []
     for file in files:
         try:
             lines = file.read_bytes().decode("utf-8-sig").split("\n")
         except UnicodeDecodeError as error:
-            raise ValueError(
-                f"'{file.name}' is not UTF-8 at offset {error.start}: save it as UTF-8"
-            ) from None
+            at = f"'{file.name}' is not UTF-8 at offset {error.start}"
+            raise ValueError(f"{at}: save it as UTF-8") from None
         texts += [line.strip() for line in lines if line.strip()]
     if not texts:
         raise ValueError(f"received '{source}', which holds only blank lines; expected text")

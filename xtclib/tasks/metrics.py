@@ -1,11 +1,8 @@
-"""How predictions are scored: the metrics of the tasks.
-
-`metric` gives a task's numbers as an `evaluate.Metric`.
-"""
+"""How predictions are scored: the metrics of the tasks, also as an `evaluate.Metric`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +11,6 @@ from xtclib.tasks.base import Task, find_task
 
 if TYPE_CHECKING:
     import evaluate
-
-__all__ = ["METRICS", "checked", "metric"]
 
 
 def metric(task: str | Task) -> evaluate.Metric:
@@ -31,16 +26,15 @@ def metric(task: str | Task) -> evaluate.Metric:
         import datasets
         import evaluate
     except ImportError:
-        raise ImportError(
-            "metric() needs the package evaluate: pip install evaluate, or use the task's score()"
-        ) from None
+        cure = "pip install evaluate, or use the task's score()"
+        raise ImportError(f"metric() needs the package evaluate: {cure}") from None
 
     number = datasets.Value("float64" if spec.label_type.is_floating_point else "int64")
 
     class Glue(evaluate.Metric):
         def _info(self) -> evaluate.MetricInfo:
             return evaluate.MetricInfo(
-                description=f"{spec.title}: {', '.join(spec.metrics)} in percent.",
+                description=f"{spec.title}: its metrics in percent.",
                 citation="Wang et al. 2019, arXiv:1804.07461",
                 inputs_description="predictions, references: class ids, or floats for STS-B.",
                 features=datasets.Features({"predictions": number, "references": number}),
@@ -56,9 +50,8 @@ def checked(values: Sequence[float], what: str, cure: str) -> np.ndarray:
     """The values as one flat array of finite numbers, or an error that says what is wrong."""
     array = np.asarray(values)
     if array.ndim != 1:
-        raise ValueError(
-            f"received {what} of shape {array.shape}, expected one value a row, (rows,): {cure}"
-        )
+        shape = f"received {what} of shape {array.shape}"
+        raise ValueError(f"{shape}, expected one value a row, (rows,): {cure}")
     if array.size == 0:
         raise ValueError(f"received no {what}, expected at least one")
     if array.dtype.kind not in "iuf":
@@ -82,36 +75,25 @@ def _f1(predictions: np.ndarray, references: np.ndarray) -> float:
 def _matthews(predictions: np.ndarray, references: np.ndarray) -> float:
     from sklearn.metrics import matthews_corrcoef
 
-    if _constant(predictions, references):
-        return 0.0
-    return float(matthews_corrcoef(references, predictions))
+    return _correlation(matthews_corrcoef, references, predictions)
 
 
 def _pearson(predictions: np.ndarray, references: np.ndarray) -> float:
     from scipy.stats import pearsonr
 
-    if _constant(predictions, references):
-        return 0.0
-    return float(pearsonr(predictions, references)[0])
+    return _correlation(lambda a, b: pearsonr(a, b)[0], predictions, references)
 
 
 def _spearman(predictions: np.ndarray, references: np.ndarray) -> float:
     from scipy.stats import spearmanr
 
-    if _constant(predictions, references):
-        return 0.0
-    return float(spearmanr(predictions, references)[0])
+    return _correlation(lambda a, b: spearmanr(a, b)[0], predictions, references)
 
 
-def _constant(*arrays: np.ndarray) -> bool:
-    """Whether an array is constant: a correlation with a constant is 0 / 0."""
-    return any(np.ptp(array) == 0 for array in arrays)
+def _correlation(by: Callable, *arrays: np.ndarray) -> float:
+    """A correlation; with a constant it is 0 / 0, and counts as 0."""
+    return 0.0 if any(np.ptp(array) == 0 for array in arrays) else float(by(*arrays))
 
 
-METRICS = {
-    "matthews": _matthews,
-    "accuracy": _accuracy,
-    "f1": _f1,
-    "pearson": _pearson,
-    "spearman": _spearman,
-}
+METRICS = {"matthews": _matthews, "accuracy": _accuracy, "f1": _f1, "pearson": _pearson,
+           "spearman": _spearman}  # fmt: skip

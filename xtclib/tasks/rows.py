@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
+
+from xtclib.cache import key
 
 if TYPE_CHECKING:
     from xtclib.tasks.base import TaskData
@@ -35,12 +35,11 @@ class Split:
     labels: list[Any] = field(repr=False)
 
     def __post_init__(self) -> None:
-        second = len(self.first) if self.second is None else len(self.second)
-        if not len(self.first) == second == len(self.labels):
-            raise ValueError(
-                f"received {len(self.first)} first texts, {second} second texts and "
-                f"{len(self.labels)} labels, expected as many of each"
-            )
+        first, labels = len(self.first), len(self.labels)
+        second = first if self.second is None else len(self.second)
+        if not first == second == labels:
+            received = f"received {first} first texts, {second} second texts and {labels} labels"
+            raise ValueError(f"{received}, expected as many of each")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,10 +49,7 @@ class Split:
         indices = [int(index) for index in indices]
         outside = [index for index in indices if not 0 <= index < len(self)]
         if outside:
-            raise IndexError(
-                f"received row {outside[0]}, expected one of 0 … {len(self) - 1}: "
-                f"the split has {len(self)} rows"
-            )
+            raise IndexError(f"received row {outside[0]}, expected one of 0 … {len(self) - 1}")
         return Split(
             [self.first[index] for index in indices],
             None if self.second is None else [self.second[index] for index in indices],
@@ -63,12 +59,7 @@ class Split:
     @property
     def fingerprint(self) -> str:
         """16 hex digits of the SHA-256 over every text and label: same digits, same data."""
-        return digest([self.first, self.second, self.labels])
-
-
-def digest(value: Any) -> str:
-    """16 hex digits of the SHA-256 of a value's JSON."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+        return key(self.first, self.second, self.labels)
 
 
 class Rows(Dataset):
@@ -78,7 +69,7 @@ class Rows(Dataset):
     [3]
     """
 
-    def __init__(self, ids: list[list[int]], types: list[list[int]] | None, labels: list) -> None:
+    def __init__(self, ids: list, types: list[list[int]] | None, labels: list) -> None:
         self.ids, self.types, self.labels = ids, types, labels
         self.lengths = np.array([len(row) for row in ids])
 
@@ -86,13 +77,10 @@ class Rows(Dataset):
     def tokenize(cls, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Rows:
         """Tokenizes a split, truncating to ``max_length`` tokens."""
         out = tokenizer(
-            list(split.first),
-            None if split.second is None else list(split.second),
-            truncation=True,
-            max_length=max_length,
-            return_attention_mask=False,
+            list(split.first), None if split.second is None else list(split.second),
+            truncation=True, max_length=max_length, return_attention_mask=False,
             return_token_type_ids=split.second is not None,
-        )
+        )  # fmt: skip
         return cls(out["input_ids"], out.get("token_type_ids"), list(split.labels))
 
     def __len__(self) -> int:
@@ -116,13 +104,10 @@ def collate(rows: list[dict], pad_id: int, dtype: torch.dtype = torch.int64) -> 
         ids[i, : lengths[i]] = row["input_ids"]
         if "token_type_ids" in row:
             types[i, : lengths[i]] = row["token_type_ids"]
-    labels = [row["labels"] for row in rows]
-    return {
-        "input_ids": torch.from_numpy(ids),
-        "attention_mask": torch.from_numpy((np.arange(width) < lengths[:, None]).astype(np.int64)),
-        "token_type_ids": torch.from_numpy(types),
-        "labels": torch.tensor(labels, dtype=dtype),
-    }
+    mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
+    labels = torch.tensor([row["labels"] for row in rows], dtype=dtype)
+    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    return {**{name: torch.from_numpy(each) for name, each in inputs.items()}, "labels": labels}
 
 
 class LengthGroupedSampler(Sampler[int]):

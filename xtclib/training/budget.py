@@ -38,10 +38,8 @@ class Budget:
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError(
-                f"a budget needs epochs or steps, one of them; received epochs={self.epochs}, "
-                f"steps={self.steps}"
-            )
+            received = f"epochs={self.epochs}, steps={self.steps}"
+            raise ValueError(f"a budget needs epochs or steps, one of them; received {received}")
 
     def total_steps(self, rows: int) -> int:
         """Optimizer steps for a training set of ``rows``.
@@ -68,6 +66,6 @@ def budget(name: str | Budget, known: dict[str, Budget]) -> Budget:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(steps?|epochs?)", name)
     if match is None:
         raise unknown("budget", name, (*known, "500steps", "2epochs"))
-    if match[2].startswith("step"):
-        return replace(known["A"], epochs=None, steps=int(float(match[1])))
-    return replace(known["A"], steps=None, epochs=float(match[1]))
+    count, unit = float(match[1]), match[2].rstrip("s")
+    steps, epochs = (int(count), None) if unit == "step" else (None, count)
+    return replace(known["A"], steps=steps, epochs=epochs)

@@ -18,8 +18,8 @@ from xtclib.bert import embeddings, encoder_layers
 from xtclib.files import unknown, write_json
 from xtclib.techniques.base import Technique
 
-# By name: importing the notebook's one would need IPython.
 PROJECTIONS = "distillation_projections"  # a student's, while it trains
+# By name: importing the notebook's one would need IPython.
 PRINTERS = ("PrinterCallback", "ProgressCallback", "NotebookProgressCallback")
 
 
@@ -32,16 +32,7 @@ def turn(step: int, total: int, depth: int) -> int:
     return min(step * (depth + 1) // total, depth)
 
 
-def only(pairs: dict[str, list], state: int) -> dict[str, list]:
-    """The pairs of one of the student's states.
-
-    >>> only({"hidden_states": [(0, 0), (1, 2)]}, 1)
-    {'hidden_states': [(1, 2)]}
-    """
-    return {name: [pair for pair in found if pair[0] == state] for name, found in pairs.items()}
-
-
-class _InTurn(TrainerCallback):
+class InTurn(TrainerCallback):
     """Progressive transfer: the embeddings and layers of the student learn one after the other."""
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
@@ -54,7 +45,7 @@ class _InTurn(TrainerCallback):
         model.requires_grad_(True)
 
 
-class _Steps(TrainerCallback):
+class Steps(TrainerCallback):
     """Calls what techniques do before and after each optimizer step."""
 
     def __init__(self, techniques: Sequence[Technique]) -> None:
@@ -70,32 +61,28 @@ class _Steps(TrainerCallback):
             technique.after_step(model, state.global_step, state.max_steps, rate)
 
 
-class _StopOnDivergence(TrainerCallback):
+class StopOnDivergence(TrainerCallback):
     """Ends a run whose loss is no longer a number, with an error that says so."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         loss = (logs or {}).get("loss", 0.0)
         if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss became {loss} at step {state.global_step}: lower the learning rate "
-                f"(now {args.learning_rate})"
-            )
+            at, rate = f"the loss became {loss} at step {state.global_step}", args.learning_rate
+            raise FloatingPointError(f"{at}: lower the learning rate (now {rate})")
 
 
-class _KeepBest(TrainerCallback):
+class KeepBest(TrainerCallback):
     """Scores the finalized student now and then, and keeps the best weights beside the run."""
 
-    def __init__(
-        self, every: int, folder: Path, evaluate: Callable[[nn.Module], float], settled: float
-    ) -> None:
+    def __init__(self, every: int, folder: Path, evaluate: Callable[[nn.Module], float],
+                 settled: float) -> None:  # fmt: skip
         self.every, self.folder, self.evaluate, self.settled = every, folder, evaluate, settled
         self.weights, self.note = folder / "best.safetensors", folder / "best.json"
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % self.every and state.global_step < state.max_steps:
             return
-        last = state.global_step == state.max_steps
-        if not last and state.global_step <= round(self.settled * state.max_steps):
+        if state.global_step <= min(round(self.settled * state.max_steps), state.max_steps - 1):
             return  # still on its way to its size: a bigger student may not win
         best = json.loads(self.note.read_text())["score"] if self.note.exists() else -math.inf
         found = self.evaluate(model)
@@ -105,7 +92,7 @@ class _KeepBest(TrainerCallback):
             write_json(self.note, {"score": found, "step": state.global_step})
 
 
-class _Progress(ProgressCallback):
+class Progress(ProgressCallback):
     """Trainer's progress bar with the loss beside it instead of printed lines."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -127,7 +114,5 @@ def check_report_to(name: str) -> None:
     if name not in integration_utils.INTEGRATION_TO_CALLBACK:
         raise unknown("integration", name, ("none", *integration_utils.INTEGRATION_TO_CALLBACK))
     if name not in integration_utils.get_available_reporting_integrations():
-        raise ImportError(
-            f"reporting to {name!r} needs its package, which is not installed: install it "
-            f"(pip install {name.replace('_', '-')}), or choose 'none'"
-        )
+        package = name.replace("_", "-")
+        raise ImportError(f"{name!r} needs its package: pip install {package}, or choose 'none'")

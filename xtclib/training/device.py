@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 
 import torch
@@ -22,12 +23,10 @@ def keep_freed_memory() -> None:
     fifth of a MiniLM training step on a CPU. Does nothing where the C library has no ``mallopt``.
     """
     mmap_max, trim_threshold = -4, -1  # malloc.h
-    try:
+    with contextlib.suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def default_device() -> str:

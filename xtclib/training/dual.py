@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from xtclib import attention
 from xtclib.tasks.masked import IGNORED, MaskedWords, hidden
-from xtclib.tasks.rows import Split
+from xtclib.tasks.rows import Rows, Split
 from xtclib.techniques.embeddings.technique import SmallVocabulary
 from xtclib.training.trainer import Lesson, Run, train
 
@@ -34,25 +34,22 @@ def train_beside(student: PreTrainedModel, teacher: PreTrainedModel, lesson: Les
     names a direction. The teacher is copied first and thrown away after.
     """
     torch.manual_seed(run.seed)
-    pair = DualTraining(student, copy.deepcopy(teacher), how).to(run.device)
+    pair = _Both(student, copy.deepcopy(teacher), how).to(run.device)
     before = student.config._attn_implementation
     for model in (pair.student, pair.mixed.model):
         if attention.trains_faster(model, run.bf16):
             attention.use(model)
     try:
-        pair, notes = train(pair, lesson, run)
+        return student, train(pair, lesson, run)[1]
     finally:
         if student.config._attn_implementation != before:
             student.set_attn_implementation(before)
-    return student, notes
 
 
-class DualTraining(nn.Module):
+class _Both(nn.Module):
     """A student and its teacher as one module, which gives the terms of both their losses."""
 
-    def __init__(
-        self, student: PreTrainedModel, teacher: PreTrainedModel, how: SmallVocabulary
-    ) -> None:
+    def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel, how) -> None:
         super().__init__()
         self.student, self.how = student, how
         self.mixed = _Mixed(teacher, student.base_model.config.vocab_size)
@@ -61,19 +58,19 @@ class DualTraining(nn.Module):
     def forward(self, ours: dict, theirs: dict) -> dict[str, Tensor]:
         terms = {"student": _guess(self.student, ours), "teacher": self.mixed.loss(theirs)}
         if self.shared is not None:
-            found = self.shared.loss(self.mixed.model, self.student, self.how.projection)
+            both = (self.mixed.model, self.student)
+            big, small = (dict(m.base_model.encoder.named_parameters()) for m in both)
+            found = projection_loss(self.shared, big, small, self.how.projection)
             terms["projections"] = self.how.weight * found
         return terms
 
 
 def _guess(model: PreTrainedModel, inputs: dict) -> Tensor:
     """A masked language model's cross-entropy on the tokens it has to guess."""
-    labels = inputs["labels"]
-    guessed = labels != IGNORED
-    states = model.base_model(
-        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
-    ).last_hidden_state
-    return F.cross_entropy(model.cls(states[guessed]).float(), labels[guessed])
+    guessed = inputs["labels"] != IGNORED
+    shown = model.base_model(inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    logits = model.cls(shown.last_hidden_state[guessed])
+    return F.cross_entropy(logits.float(), inputs["labels"][guessed])
 
 
 class _Mixed(nn.Module):
@@ -97,12 +94,10 @@ class _Mixed(nn.Module):
             inputs_embeds=F.embedding(inputs["input_ids"], table),
             attention_mask=inputs["attention_mask"],
         ).last_hidden_state
-        labels = inputs["labels"]
-        guessed = labels != IGNORED
-        head = self.model.cls.predictions
+        guessed, head = inputs["labels"] != IGNORED, self.model.cls.predictions
         bias = torch.cat([head.decoder.bias, self.bias])
         logits = F.linear(head.transform(states[guessed]), table, bias)
-        return F.cross_entropy(logits.float(), labels[guessed])
+        return F.cross_entropy(logits.float(), inputs["labels"][guessed])
 
 
 class SharedProjections(nn.Module):
@@ -129,31 +124,21 @@ class SharedProjections(nn.Module):
 
     def down(self, weight: Tensor) -> Tensor:
         """A teacher's weight in the student's shape: ``Pᵀ·W·Q``."""
-        for axis, size in enumerate(weight.shape):
-            weight = torch.tensordot(weight, self.projections[self.sizes[size]], ([axis], [0]))
-            weight = weight.movedim(-1, axis)
-        return weight
+        return self._turned(weight, weight.shape, 0)
 
     def up(self, weight: Tensor, shape: torch.Size) -> Tensor:
-        """A student's weight in the teacher's shape: ``P·W·Qᵀ``."""
+        """A student's weight in the teacher's ``shape``: ``P·W·Qᵀ``."""
+        return self._turned(weight, shape, 1)
+
+    def _turned(self, weight: Tensor, shape: torch.Size, side: int) -> Tensor:
         for axis, size in enumerate(shape):
-            weight = torch.tensordot(weight, self.projections[self.sizes[size]], ([axis], [1]))
+            weight = torch.tensordot(weight, self.projections[self.sizes[size]], ([axis], [side]))
             weight = weight.movedim(-1, axis)
         return weight
 
-    def loss(self, teacher: PreTrainedModel, student: PreTrainedModel, direction: str) -> Tensor:
-        """:func:`projection_loss` of the two encoders."""
-        ours = dict(student.base_model.encoder.named_parameters())
-        theirs = dict(teacher.base_model.encoder.named_parameters())
-        return projection_loss(self, theirs, ours, direction)
 
-
-def projection_loss(
-    shared: SharedProjections,
-    teacher: dict[str, Tensor],
-    student: dict[str, Tensor],
-    direction: str,
-) -> Tensor:
+def projection_loss(shared: SharedProjections, teacher: dict[str, Tensor],
+                    student: dict[str, Tensor], direction: str) -> Tensor:  # fmt: skip
     """Mean over weights of ``‖Pᵀθ_tQ − θ_s‖²`` (down) or ``‖θ_t − Pθ_sQᵀ‖²`` (up), per entry.
 
     The paper sums the squares; the mean keeps the weight of the term independent of the sizes.
@@ -177,8 +162,8 @@ class TwoVocabularies(MaskedWords):
     start at ``offset``, after its own.
     """
 
-    ours: PreTrainedTokenizerBase | None = None
-    theirs: PreTrainedTokenizerBase | None = None
+    ours: Any = None  # tokenizers
+    theirs: Any = None
     mix: float = 0.5
     offset: int = 0
     max_length: int = 64
@@ -190,15 +175,14 @@ class TwoVocabularies(MaskedWords):
         for text in split.first:
             text = inner.normalizer.normalize_str(text) if inner.normalizer else text
             words = [word for word, _ in inner.pre_tokenizer.pre_tokenize_str(text)]
-            for word in words:
-                if word not in spelled:
-                    ids = [t(word, add_special_tokens=False)["input_ids"]
-                           for t in (self.ours, self.theirs)]  # fmt: skip
-                    spelled[word] = tuple(ids)
+            for word in set(words) - spelled.keys():
+                ours, theirs = (t(word, add_special_tokens=False)["input_ids"]
+                                for t in (self.ours, self.theirs))  # fmt: skip
+                spelled[word] = ours, theirs
             rows.append([spelled[word] for word in words])
         if not any(rows):
             raise ValueError(f"none of {len(rows)} texts has a word to guess")
-        return _Words([row for row in rows if row])
+        return _Words([row for row in rows if row], None, [])
 
     def collate(self, rows: list[dict], tokenizer, draw: int = 0) -> dict[str, dict]:
         """A batch for each model: ``ours`` and ``theirs``."""
@@ -221,22 +205,14 @@ class TwoVocabularies(MaskedWords):
         return {name: _padded(side, t, generator) for name, side, t in both}
 
 
-class _Words(Dataset):
+class _Words(Rows):
     """Texts as lists of words, each as its pieces in two vocabularies."""
 
-    def __init__(self, rows: list[list[tuple[list[int], list[int]]]]) -> None:
-        self.rows, self.lengths = rows, np.array([len(row) for row in rows])
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def __getitem__(self, index: int) -> dict:
-        return {"words": self.rows[index]}
+        return {"words": self.ids[index]}
 
 
-def _padded(
-    rows: list[tuple[np.ndarray, np.ndarray]], tokenizer, random: torch.Generator
-) -> dict[str, Tensor]:
+def _padded(rows: list[tuple[np.ndarray, np.ndarray]], tokenizer, random: torch.Generator) -> dict:
     """Rows of ids, and which of them to guess, between the special tokens and padded."""
     width = max(len(ids) for ids, _ in rows) + 2
     ids = np.full((len(rows), width), tokenizer.pad_token_id)

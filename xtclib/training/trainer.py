@@ -7,7 +7,6 @@ are grouped by length and padded to their own longest row.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import shutil
@@ -22,42 +21,25 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint, set_seed
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from xtclib import attention
 from xtclib.bert import encoder_layers
 from xtclib.distillation.objective import Objective, distillation_loss
 from xtclib.distillation.terms import Reader, Signals, projections
+from xtclib.files import unknown
 from xtclib.tasks.base import Task, TaskData
 from xtclib.tasks.classification import CLASSES
 from xtclib.tasks.evaluation import evaluate
 from xtclib.tasks.rows import LengthGroupedSampler, Split
 from xtclib.techniques.base import Technique
+from xtclib.training import callbacks
 from xtclib.training.budget import Budget
-from xtclib.training.callbacks import (
-    PRINTERS,
-    PROJECTIONS,
-    _InTurn,
-    _KeepBest,
-    _Progress,
-    _Steps,
-    _StopOnDivergence,
-    check_report_to,
-    only,
-    turn,
-)
+from xtclib.training.callbacks import PROJECTIONS, KeepBest
 from xtclib.training.device import bf16_is_fast, default_device, keep_freed_memory
 
-PRECISIONS = ("auto", "bf16", "fp32")
 CHECKPOINTS = 5  # in a run
 
 
@@ -78,12 +60,6 @@ class Lesson:
     techniques: Sequence[Technique] = ()
     finalize: Callable[[PreTrainedModel], PreTrainedModel] = lambda model: model
 
-    @property
-    def selects(self) -> bool:
-        """Whether the best checkpoint counts: one that a stage of layers alone does not tell."""
-        answers = self.objective and (self.objective.labels or self.objective.logits)
-        return bool(answers) and self.budget.keep != "last"
-
 
 @dataclass(frozen=True)
 class Run:
@@ -95,7 +71,7 @@ class Run:
     not installed.
     """
 
-    folder: str | Path
+    folder: Path
     seed: int = 0
     precision: str = "auto"
     device: str | None = None
@@ -103,40 +79,38 @@ class Run:
     report_to: str = "none"
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(
-                f"unknown precision {self.precision!r}: choose 'auto', 'bf16' or 'fp32'"
-            )
-        check_report_to(self.report_to)
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise unknown("precision", self.precision, ("auto", "bf16", "fp32"))
+        callbacks.check_report_to(self.report_to)
         object.__setattr__(self, "folder", Path(self.folder))
         object.__setattr__(self, "device", self.device or default_device())
 
     @property
     def bf16(self) -> bool:
         """Whether it computes in bf16."""
-        return self.precision == "bf16" or (self.precision == "auto" and bf16_is_fast(self.device))
+        fast = self.precision == "auto" and bf16_is_fast(self.device or default_device())
+        return self.precision == "bf16" or fast
 
 
 class DistillationTrainer(Trainer):
     """Trains a student by an objective, with a frozen teacher where the objective needs one.
 
     Without an objective the model gives its own loss: a dictionary of terms, whose sum it is.
-
-    The teacher is put in eval mode, runs without gradients, and keeps its linear weights in the
-    training precision so that they are not cast again at every step.
+    Projections are parts of the student while it trains, so that they are saved and resumed too.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        objective: Objective | None,
-        teacher: PreTrainedModel | None = None,
-        sampler: Sampler | None = None,
-        bf16: bool = False,
-        techniques: Sequence[Technique] = (),
-        task: Task = CLASSES,
-        **kwargs,
-    ) -> None:
+    def __init__(self, model: nn.Module, objective: Objective | None,
+                 teacher: PreTrainedModel | None = None, sampler: Sampler | None = None,
+                 bf16: bool = False, techniques: Sequence[Technique] = (), task: Task = CLASSES,
+                 **kwargs) -> None:  # fmt: skip
+        if objective is None or not objective.needs_teacher:
+            teacher = None
+        elif teacher is None:
+            raise ValueError("this objective compares with a teacher, but none was given")
+        else:
+            task.check(objective, model, teacher)
+            found = projections(objective.matches, model.base_model, teacher.base_model)
+            setattr(model, PROJECTIONS, found)
         # One process has one accelerate state, and refuses a second precision: a bf16 Trainer that
         # ran earlier in the same notebook must not stop this one.
         AcceleratorState._reset_state()
@@ -147,20 +121,14 @@ class DistillationTrainer(Trainer):
         # The loss is a mean over the batch: let Trainer divide it under gradient accumulation.
         self.loss_is_scaled_for_ga = False
         self.objective, self._sampler, self.techniques = objective, sampler, techniques
-        self.task, self._read = task, None
-        self.terms: dict[str, float] = {}
+        self.task, self.teacher, self._pairs = task, None, {}
+        self.terms: dict[str, Tensor] = {}
         self._counted = 0  # batches in `terms`
-        self.teacher, self._pairs = None, {}
-        if objective is None:
-            return
-        if objective.needs_teacher:
-            if teacher is None:
-                raise ValueError("this objective compares with a teacher, but none was given")
-            task.check(objective, model, teacher)
+        if objective is not None and teacher is not None:
             self._pairs = objective.pairs(model, teacher)
             self.teacher = prepare_teacher(teacher, self.args.device, bf16)
             self._read_teacher = Reader(self.teacher, objective.reads)
-        self._read = Reader(model, objective.reads, bf16)
+        self._read = Reader(model, objective.reads, bf16) if objective else None
 
     def create_optimizer(self, model=None):
         """Trainer's, with a group of its own for the scores of masks and gates: a faster rate."""
@@ -182,9 +150,9 @@ class DistillationTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         terms = self._terms(model, dict(inputs))
-        penalties = [t.penalty(model) for t in self.techniques]
-        if any(penalty is not None for penalty in penalties):
-            terms["penalty"] = sum(penalty for penalty in penalties if penalty is not None)
+        penalties = [p for t in self.techniques if (p := t.penalty(model)) is not None]
+        if penalties:
+            terms["penalty"] = sum(penalties)
         for name, value in terms.items():
             self.terms[name] = self.terms.get(name, 0.0) + value.detach()
         self._counted += 1
@@ -192,7 +160,7 @@ class DistillationTrainer(Trainer):
 
     def _terms(self, model: nn.Module, inputs: dict) -> dict[str, Tensor]:
         """Every term of the loss on a batch, by name."""
-        if self.objective is None:
+        if self.objective is None or self._read is None:
             with self._autocast():
                 return model(**inputs)
         labels, teacher = inputs.pop("labels"), None
@@ -201,24 +169,25 @@ class DistillationTrainer(Trainer):
             with torch.no_grad():
                 teacher, _ = self._shown(self.teacher, self._read_teacher, inputs, labels)
         student, wanted = self._shown(model, self._read, inputs, labels)
-        student.logits = student.logits.float()
-        projections = getattr(self.model, PROJECTIONS, None)
         return distillation_loss(
             self.objective, student, teacher, wanted, inputs["attention_mask"], self._now(),
-            projections, self.task,
+            getattr(self.model, PROJECTIONS, None), self.task,
         )  # fmt: skip
 
     def _shown(self, model, read: Reader, inputs: dict, labels: Tensor) -> tuple[Signals, Tensor]:
         """What a model shows of a batch, its logits where an answer is wanted, and these labels."""
         with self._autocast(), self.task.answering(model, labels):
             signals = read(model, **inputs)
-        signals.logits, labels = self.task.answers(signals.output, labels)
+        logits, labels = self.task.answers(signals.output, labels)
+        signals.logits = logits.float()
         return signals, labels
 
     def close(self) -> None:
-        """Leaves the student as an ordinary model, without hooks."""
+        """Leaves the student as an ordinary model, without hooks and projections."""
         if self._read is not None:
             self._read.close()
+        if hasattr(self.model, PROJECTIONS):
+            delattr(self.model, PROJECTIONS)
 
     def _save(self, output_dir=None, state_dict=None):
         # A checkpoint is weights: of any module, with those that share a place written once.
@@ -230,28 +199,28 @@ class DistillationTrainer(Trainer):
 
     def _now(self) -> dict[str, list]:
         """The pairs of states that count in this step: all, or those of one layer."""
-        if not self.objective.progressive:
+        if self.objective is None or not self.objective.progressive:
             return self._pairs
         step, total = self.state.global_step, self.state.max_steps
-        return only(self._pairs, turn(step, total, len(encoder_layers(self.model))))
+        state = callbacks.turn(step, total, len(encoder_layers(self.model)))
+        return {name: [p for p in pairs if p[0] == state] for name, pairs in self._pairs.items()}
 
     def _autocast(self):
-        if not self.bf16:
-            return contextlib.nullcontext()
-        return torch.autocast(self.args.device.type, dtype=torch.bfloat16)
+        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.bf16)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """Adds each term's mean since the last log."""
         if "loss" in logs and self.terms:
-            logs |= {
-                f"loss_{name}": float(value) / self._counted for name, value in self.terms.items()
-            }
+            logs |= {f"loss_{n}": float(value) / self._counted for n, value in self.terms.items()}
             self.terms, self._counted = {}, 0
         super().log(logs, *args, **kwargs)
 
 
 def prepare_teacher(teacher: PreTrainedModel, device, bf16: bool) -> PreTrainedModel:
-    """A frozen copy of a teacher in eval mode, its linear weights in the training precision."""
+    """A frozen copy of a teacher in eval mode.
+
+    Its linear weights are in the training precision, not to be cast again at every step.
+    """
     teacher = attention.use(copy.deepcopy(teacher)).to(device).eval().requires_grad_(False)
     if bf16:
         for module in teacher.modules():
@@ -275,7 +244,7 @@ def train(student: nn.Module, lesson: Lesson, run: Run) -> tuple[nn.Module, dict
     set_seed(run.seed)
     arguments = _arguments(lesson.budget, run, len(rows))
     best = _best(lesson, run, arguments.max_steps, held_out)
-    trainer = _trainer(student, lesson, run, arguments, rows, [best] if best else [])
+    trainer = _trainer(student, lesson, run, arguments, rows, best)
     checkpoint = _last_checkpoint(run.folder)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -283,8 +252,6 @@ def train(student: nn.Module, lesson: Lesson, run: Run) -> tuple[nn.Module, dict
             student.load_state_dict(load_file(best.weights))
     finally:
         trainer.close()
-        if hasattr(student, PROJECTIONS):
-            delattr(student, PROJECTIONS)
     return student.eval(), _notes(lesson, run, trainer, best, checkpoint is not None)
 
 
@@ -295,18 +262,19 @@ def _arguments(budget: Budget, run: Run, rows: int) -> TrainingArguments:
         output_dir=str(run.folder), run_name=run.folder.name, max_steps=total,
         per_device_train_batch_size=budget.batch_size, learning_rate=budget.learning_rate,
         weight_decay=budget.weight_decay, max_grad_norm=budget.clip,
-        warmup_steps=round(budget.warmup * total), lr_scheduler_type="linear",
-        use_cpu=run.device == "cpu", seed=run.seed, data_seed=run.seed, save_strategy="steps",
-        save_steps=max(-(-total // CHECKPOINTS), 1), save_total_limit=1,
+        warmup_steps=round(budget.warmup * total), use_cpu=run.device == "cpu", seed=run.seed,
+        data_seed=run.seed, save_steps=max(-(-total // CHECKPOINTS), 1), save_total_limit=1,
         logging_steps=max(total // 20, 1), logging_nan_inf_filter=False, report_to=run.report_to,
-        disable_tqdm=not run.progress, remove_unused_columns=False, dataloader_num_workers=0,
+        disable_tqdm=not run.progress, remove_unused_columns=False,
         dataloader_pin_memory=run.device != "cpu",
     )  # fmt: skip
 
 
-def _best(lesson: Lesson, run: Run, total: int, held_out: Split | None) -> _KeepBest | None:
+def _best(lesson: Lesson, run: Run, total: int, held_out: Split | None) -> KeepBest | None:
     """What keeps the best checkpoint, by the lesson's own metric, where the budget asks for it."""
-    if not lesson.selects:
+    objective = lesson.objective
+    answers = objective and (objective.labels or objective.logits)  # layers alone do not tell it
+    if not answers or lesson.budget.keep == "last":
         return None
     data, length = lesson.data, lesson.budget.max_length
     splits = data.evaluation if held_out is None else {"held-out": held_out}
@@ -317,21 +285,16 @@ def _best(lesson: Lesson, run: Run, total: int, held_out: Split | None) -> _Keep
         return float(np.mean([s["score"] for s in found.values()]))
 
     settled = max((t.settled for t in lesson.techniques), default=0.0)
-    return _KeepBest(max(total // lesson.budget.evaluations, 1), run.folder, scored, settled)
+    return KeepBest(max(total // lesson.budget.evaluations, 1), run.folder, scored, settled)
 
 
-def _trainer(
-    student: nn.Module, lesson: Lesson, run: Run, arguments: TrainingArguments, rows: Dataset,
-    callbacks: list[TrainerCallback],
-) -> DistillationTrainer:  # fmt: skip
+def _trainer(student: nn.Module, lesson: Lesson, run: Run, arguments: TrainingArguments,
+             rows: Dataset, best: KeepBest | None) -> DistillationTrainer:  # fmt: skip
     """A Trainer with what runs beside the optimizer, whose batches repeat when it is resumed."""
-    objective, teacher, task = lesson.objective, lesson.teacher, lesson.data.task
-    if objective and objective.progressive:
-        callbacks.append(_InTurn())
-    if objective and objective.needs_teacher and teacher is not None:
-        task.check(objective, student, teacher)
-        found = projections(objective.matches, student.base_model, teacher.base_model)
-        setattr(student, PROJECTIONS, found)  # so that they are saved and resumed with it
+    objective, task = lesson.objective, lesson.data.task
+    beside = [callbacks.StopOnDivergence(), callbacks.Steps(lesson.techniques)]
+    beside += [best] if best else []
+    beside += [callbacks.InTurn()] if objective and objective.progressive else []
     sampler = LengthGroupedSampler(rows.lengths, lesson.budget.batch_size, run.seed)
 
     def collate(batch: list[dict]) -> dict[str, Tensor]:
@@ -339,17 +302,16 @@ def _trainer(
         return task.collate(batch, lesson.tokenizer, draw)
 
     trainer = DistillationTrainer(
-        student, objective, teacher, sampler, run.bf16, lesson.techniques, task, args=arguments,
-        train_dataset=rows, data_collator=collate,
-        callbacks=[_StopOnDivergence(), _Steps(lesson.techniques), *callbacks],
+        student, objective, lesson.teacher, sampler, run.bf16, lesson.techniques, task,
+        args=arguments, train_dataset=rows, data_collator=collate, callbacks=beside,
     )  # fmt: skip
     for callback in list(trainer.callback_handler.callbacks):  # one bar, no tables in notebooks
-        if type(callback).__name__ in PRINTERS:
+        if type(callback).__name__ in callbacks.PRINTERS:
             trainer.remove_callback(callback)
         if getattr(callback, "logging_dir", "") is None:  # TensorBoard's: the run's folder goes
             callback.logging_dir = f"runs/{run.folder.name}"
     if run.progress:
-        trainer.add_callback(_Progress)
+        trainer.add_callback(callbacks.Progress)
     return trainer
 
 
@@ -361,26 +323,19 @@ def _last_checkpoint(folder: Path) -> str | None:
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
-def _notes(
-    lesson: Lesson, run: Run, trainer: Trainer, best: _KeepBest | None, resumed: bool
-) -> dict:
-    """What a record holds of a training."""
-    notes = {
-        "steps": trainer.args.max_steps,
-        "rows": len(trainer.train_dataset),
-        "precision": "bf16" if run.bf16 else "fp32",
-        "device": run.device,
-        "keep": lesson.budget.keep,
-        "resumed": resumed,
-        "losses": [
-            {k: round(v, 6) for k, v in entry.items() if k == "step" or k.startswith("loss")}
-            for entry in trainer.state.log_history
-            if "loss" in entry
-        ],
-    }
-    if best is not None:
-        notes["best"] = json.loads(best.note.read_text())
-    return notes
+def _notes(lesson: Lesson, run: Run, trainer: Trainer, best: KeepBest | None, resumed: bool):
+    """What a record holds of a training, as a dict."""
+    losses = [
+        {k: round(v, 6) for k, v in entry.items() if k == "step" or k.startswith("loss")}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
+    return {
+        "steps": trainer.args.max_steps, "rows": len(trainer.train_dataset),
+        "precision": "bf16" if run.bf16 else "fp32", "device": run.device,
+        "keep": lesson.budget.keep, "resumed": resumed, "losses": losses,
+        **({"best": json.loads(best.note.read_text())} if best else {}),
+    }  # fmt: skip
 
 
 def set_dropout_(model: nn.Module, probability: float) -> nn.Module:

@@ -1,20 +1,20 @@
 """The JSON schema of recipe files, by which editors complete and check their YAML.
 
 A recipe's first line names it: ``# yaml-language-server: $schema=schema.json``. After a change of
-a config: ``python -m xtclib.recipes.schema`` writes it anew.
+a config: ``python scripts/schema.py`` writes it anew.
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
+from xtclib.cache import ROOT
 from xtclib.config import checks, one_of
 from xtclib.distillation.terms import TERMS
 from xtclib.files import write_text
 from xtclib.recipes.recipe import Recipe
 
-FILE = Path(__file__).with_name("schema.json")
+FILE = ROOT / "xtclib" / "recipes" / "schema.json"
 
 
 def schema() -> dict:

@@ -5,9 +5,10 @@ from importlib import resources
 
 import jsonschema
 import pytest
+import schema
 import yaml
 
-from xtclib.recipes import recipe, schema
+from xtclib.recipes import recipe
 
 TOLD = schema.schema()
 VALID = jsonschema.Draft202012Validator(TOLD)
@@ -20,7 +21,7 @@ def held(name):
 
 def test_the_file_is_current():
     assert schema.FILE.read_text(encoding="utf-8") == schema.text(), (
-        "the configs changed: write the schema anew by `python -m xtclib.recipes.schema`"
+        "the configs changed: write the schema anew by `python scripts/schema.py`"
     )
     VALID.check_schema(TOLD)
 
