@@ -14,7 +14,7 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --dist loadsco
 NOTEBOOKS = $(wildcard notebooks/[0-9]*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint unit nbval smoke results figures lab format strip outputs \
+.PHONY: help setup run quick test schema lint unit nbval smoke results figures lab format strip outputs \
         constraints clean has-notebooks
 
 help:  ## this list
@@ -40,11 +40,15 @@ $(STAMP): pyproject.toml constraints.txt
 run: setup has-notebooks  ## every notebook, `mini` profile: executed copies and HTML in build/
 	$(BIN)/python scripts/run_notebooks.py --profile mini --out build
 
+quick: lint  ## linters and the unit tests that take under a second, in 90 s
+	$(BIN)/pytest -n $(WORKERS) -q -m "not slow" tests
+
 test: lint unit nbval smoke  ## lint, unit tests, the notebooks' kept outputs, a smoke run; or one: lint unit nbval smoke
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python scripts/strip_notebooks.py --check $(NOTEBOOKS)
 
 unit: setup
@@ -54,13 +58,16 @@ nbval: setup has-notebooks
 	$(BIN)/pytest -n $(WORKERS) $(NBVAL) $(NOTEBOOKS)
 
 smoke: setup has-notebooks
-	$(BIN)/python scripts/run_notebooks.py --profile smoke --out build/smoke
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/run_notebooks.py --profile smoke --out build/smoke --jobs $(WORKERS)
 
 has-notebooks:
 	@test -n "$(NOTEBOOKS)" || { echo "There is no notebooks/NN_*.ipynb here: nothing to run."; exit 1; }
 
 results: setup  ## the committed records, again; picks up where it was cut off (`xtc results --missing` lists)
 	$(BIN)/xtc results
+
+schema: setup  ## the JSON schema by which editors complete recipes, after a config has changed
+	$(BIN)/python scripts/schema.py
 
 figures: setup  ## the gallery in figures/, RESULTS.md and the README's table, from the committed records
 	$(BIN)/python scripts/figures.py

@@ -10,9 +10,9 @@ import json
 
 from xtclib.cache import ROOT
 from xtclib.config import checks, one_of
-from xtclib.distillation.terms import TERMS
+from xtclib.distillation import TERMS
 from xtclib.files import write_text
-from xtclib.recipes.recipe import Recipe
+from xtclib.recipes import Recipe
 
 FILE = ROOT / "xtclib" / "recipes" / "schema.json"
 

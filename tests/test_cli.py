@@ -136,6 +136,7 @@ def test_help_names_every_command():
     assert all(name in out for name in ("compress", "evaluate", "recipes", "results"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not BACKBONE.is_file(), reason="the built-in backbone is missing")
 def test_compress_then_evaluate(xtc, tmp_path):
     out = tmp_path / "out"
@@ -165,6 +166,7 @@ def test_evaluating_a_damaged_artefact_is_one_line(xtc, bert, tokenizer, tmp_pat
     assert code == 2 and "truncated" in err
 
 
+@pytest.mark.slow
 def test_export_then_evaluate_the_onnx_file(xtc, make_bert, tmp_path):
     pytest.importorskip("onnxruntime")
     tokenizer = teachers.load_tokenizer(BACKBONE.parent, 48)
@@ -220,6 +222,7 @@ def test_breakdown_prints_the_parts(xtc):
     assert code == 0 and len(out.splitlines()) == 2 + 3 + 1
 
 
+@pytest.mark.slow
 def test_breakdown_of_a_split_model(xtc):
     code, out, _ = xtc("breakdown", "bert-base", "--length", "320", "--deformer", "9,32")
     cached = float(out.splitlines()[-1].split()[4])
@@ -241,6 +244,7 @@ def test_breakdown_refuses_an_image_model(xtc, tmp_path):
     assert code == 2 and "the structure of ViTConfig" in err and "known are albert, bert" in err
 
 
+@pytest.mark.slow
 def test_pretraining_says_before_and_after_and_keeps_the_model(xtc, tmp_path):
     out, text = tmp_path / "model", tmp_path / "a.txt"
     text.write_text("The cook saw the nurse. Both agree.\n" * 40)

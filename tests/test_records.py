@@ -45,6 +45,7 @@ def test_the_built_in_records_were_measured_on_the_committed_rows():
             assert record.data_fingerprint == fingerprints[record.task], name(record)
 
 
+@pytest.mark.slow
 def test_a_committed_record_is_found_again_when_measured_again():
     (old,) = records.read("mini", recipe="ptq-8bit", task="sst2")
     new = compress.compress(

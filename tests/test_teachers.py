@@ -99,6 +99,7 @@ def test_fine_tuning_is_read_from_the_cache_the_second_time(backbone, data, own_
     assert kept["data"] == data.fingerprint and kept["training"]["steps"] == 2
 
 
+@pytest.mark.slow
 def test_whatever_changes_the_teacher_changes_its_key(backbone, data, bert):
     keys = [tuned(backbone, data).key, tuned(backbone, data, seed=1).key]
     keys.append(tuned(backbone, data, replace(BUDGET, steps=1)).key)

@@ -13,11 +13,10 @@ __version__ = version("xtclib")
 
 _WHERE = {
     "compress": "study.compress",
-    "profiles": "study.profiles",
     "Record": "records",
-    "fake_quantize": "techniques.quantization.quantizers",
-    "quantize": "techniques.quantization.quantizers",
-    "Scheme": "techniques.quantization.quantizers",
+    "fake_quantize": "techniques.quantization",
+    "quantize": "techniques.quantization",
+    "Scheme": "techniques.quantization",
     "LayerReduction": "techniques",
     "PruneHeads": "techniques",
     "PruneNeurons": "techniques",
@@ -26,11 +25,11 @@ _WHERE = {
     "Sparsify": "techniques",
     "Quantize": "techniques",
     "Compact": "techniques",
-    "Budget": "training.budget",
-    "Objective": "distillation.objective",
-    "Match": "distillation.terms",
-    "Recipe": "recipes.recipe",
-    "Stage": "recipes.recipe",
+    "Budget": "training",
+    "Objective": "distillation",
+    "Match": "distillation",
+    "Recipe": "recipes",
+    "Stage": "recipes",
 }
 _MODULES = {found.name for found in pkgutil.iter_modules(__path__)}
 __all__ = sorted(_MODULES | set(_WHERE))

@@ -137,6 +137,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_a_program_without_xtclib_stops_instead_of_guessing(bert, data, tokenizer, tmp_path):
     """Every recipe whose numbers only xtclib can compute; where all matrices are split, too."""
     attention = [Quantize(None, None, None, "int8-tensor")]
@@ -189,6 +190,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 def test_a_fresh_process_reads_every_structure(
     bert, tokenizer, data, batch, tmp_path, fresh_logits
 ):
@@ -459,6 +461,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 def test_the_old_artefact_survives_a_full_disk(saved, batch):
     with torch.no_grad():
         wanted = format.load(saved)[0](**batch).logits
@@ -518,6 +521,7 @@ def corrupt(content, rng):
     return bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_a_damaged_file_is_refused_or_harmless(valid, batch, seed):
     """Never a crash, a hang, a large allocation, or another model without a word."""

@@ -37,6 +37,7 @@ TESTED = [n for n in ARCHITECTURES if not n.startswith("bert-")]
 TESTED += ["bert-base", "bert-large", "bert-2-128", "bert-6-512"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TESTED)
 def test_formula_and_counter_agree_and_no_parameter_is_lost(name):
     found = break_down(name, 2, 24)
@@ -130,6 +131,7 @@ def test_attention_crosses_where_the_formula_says():
     assert parts["attention"] == parts["feed-forward"]
 
 
+@pytest.mark.slow
 def test_deformer_saves_by_its_cache():
     whole = break_down("bert-base", 1, 320).flops()
     apart = deformer("bert-base", 320, 32, 9, cached=False)
@@ -199,6 +201,7 @@ def test_roberta_has_two_positions_less_than_its_table():
         break_down(config, 1, 17)
 
 
+@pytest.mark.slow
 def test_residuals_are_counted_wherever_a_model_adds_them():
     """Two a layer, whichever block adds them: ALBERT's attention, DistilBERT's whole layer."""
     norm = lambda name: break_down(name, 1, 16).by("layer", lambda p: p.elementwise)[1]  # noqa: E731

@@ -28,6 +28,7 @@ def ready(models):
     return deployment.runtimes(*models)
 
 
+@pytest.mark.slow
 def test_every_runtime_answers_and_has_a_size(ready, models):
     assert [r.name for r in ready] == list(deployment.RUNTIMES)
     ids = torch.randint(5, 200, (2, 9), generator=torch.Generator().manual_seed(0))

@@ -62,6 +62,7 @@ def test_the_roof_has_its_ridge():
     assert figure.layout.title.text.startswith("1 of 2 stand left of the ridge at 2.0")
 
 
+@pytest.mark.slow
 def test_size_against_score_has_every_published_point_beside_its_computed_size():
     figure = costs.glue_against_size()
     rows = table("glue_against_size")
@@ -74,6 +75,7 @@ def test_size_against_score_has_every_published_point_beside_its_computed_size()
     assert {"← quantization", "layer reduction →"} <= texts
 
 
+@pytest.mark.slow
 def test_operations_against_score_are_coloured_by_release():
     figure = costs.glue_against_gflops()
     rows = table("glue_against_gflops")

@@ -59,6 +59,7 @@ def test_breakdown_explorer_without_anywidget(monkeypatch):
     assert len(view.outputs) == 1 and sentence.value.startswith("<b>2.0 M")
 
 
+@pytest.mark.slow
 def test_size_explorer_plans_the_file():
     figure, controls, sentence = widgets.size_explorer(BertConfig(), layers=6).children
     by_name = {control.description: control for control in controls.children}

@@ -205,6 +205,7 @@ def test_ledger_adds_up():
         assert not children or sum(children) == sizes[key]
 
 
+@pytest.mark.slow
 def test_gallery_of_records(tmp_path):
     figures = pytest.importorskip("figures", exc_type=ImportError)
     longer = [made().stages[0] | {"steps": 900}]

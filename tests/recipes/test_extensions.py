@@ -19,6 +19,7 @@ def run(values):
     return compress(from_dict("toy", values), "sst2", "smoke", "2steps", **quiet)
 
 
+@pytest.mark.slow
 def test_a_term_of_ones_own(monkeypatch):
     calls = []
 
@@ -44,6 +45,7 @@ def test_a_term_of_ones_own(monkeypatch):
             distillation.register_term(name, furthest, reads)
 
 
+@pytest.mark.slow
 def test_a_criterion_of_ones_own(monkeypatch):
     monkeypatch.setitem(importance.CRITERIA, "farthest", None)  # so that it is taken out again
     del importance.CRITERIA["farthest"]

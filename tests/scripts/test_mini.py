@@ -33,6 +33,7 @@ def texts(name, split):
     return [frozenset(row[column] for column in TEXTS[name]) for row in rows(name, split)]
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_as_committed(tmp_path):
     tasks.generate(tmp_path)
     written = {path.relative_to(tmp_path) for path in tmp_path.rglob("*.*")}
@@ -62,6 +63,7 @@ def test_no_dev_row_is_trained_on_and_none_repeats(name, split):
     assert split == "train" or set(found).isdisjoint(texts(name, "train"))
 
 
+@pytest.mark.slow
 def test_no_dev_row_is_in_the_corpus():
     corpus = (DATA / "corpus.txt").read_text("utf-8").splitlines()
     for name, task in tasks.TASKS.items():
@@ -82,6 +84,7 @@ def test_classes_are_balanced(name, split):
     assert max(map(labels.count, set(labels))) <= 0.65 * len(labels)
 
 
+@pytest.mark.slow
 def test_length_and_vocabulary():
     known = set(tasks.vocabulary())
     for name, split in SPLITS:
@@ -91,6 +94,7 @@ def test_length_and_vocabulary():
             assert sum(map(len, words)) + 2 * len(words) + 1 <= 40
 
 
+@pytest.mark.slow
 def test_the_backbone_knows_every_word():
     transformers = pytest.importorskip("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(DATA / "backbone")

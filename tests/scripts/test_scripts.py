@@ -60,6 +60,7 @@ def test_an_empty_folder_is_an_error(tmp_path, capsys):
     assert "nothing to run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_failing_notebook_leaves_no_page_and_the_next_one_runs(tmp_path, capsys):
     folder, out = tmp_path / "notebooks", tmp_path / "out"
     out.mkdir()
@@ -159,6 +160,7 @@ def test_a_marked_cell_that_never_ran_is_reported(tmp_path, capsys):
     assert "never run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_pages_show_the_committed_records():
     for (page, name), text in results.made().items():
         shown = (ROOT / page).read_text(encoding="utf-8")

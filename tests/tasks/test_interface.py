@@ -79,6 +79,7 @@ def parity(monkeypatch):
     return find_task("Parity").load("made up")
 
 
+@pytest.mark.slow
 def test_a_task_from_outside_is_learned_evaluated_and_distilled(
     parity, bert, tokenizer, tmp_path, own_cache
 ):

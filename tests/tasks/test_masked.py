@@ -78,6 +78,7 @@ def test_the_head_reads_the_words_to_guess_alone(tokenizer):
     torch.testing.assert_close(found, whole[labels != IGNORED])
 
 
+@pytest.mark.slow
 def test_pretraining_lowers_the_loss_and_repeats_itself(tokenizer, tmp_path):
     texts = [f"w{i % 5} w{i % 5 + 1} w{i % 5 + 2}." for i in range(40)]
     budget = Budget(steps=60, batch_size=16, learning_rate=3e-3, max_length=64)

@@ -157,6 +157,7 @@ def test_glue_score_errors(scores, message):
         glue_score({}, partial=True)
 
 
+@pytest.mark.slow
 def test_import_and_score_without_the_optional_packages():
     code = (
         "import sys\n"

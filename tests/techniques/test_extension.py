@@ -142,6 +142,7 @@ def toy(tmp_path, monkeypatch):
     del sys.modules["toy_nibbles"]
 
 
+@pytest.mark.slow
 def test_a_toy_technique_goes_from_recipe_to_file_and_back(toy, tmp_path):
     recipe = recipes.from_dict("toy", RECIPE)
     assert recipe.techniques[1] == technique("toy_nibbles")
@@ -187,6 +188,7 @@ def test_a_toy_technique_goes_from_recipe_to_file_and_back(toy, tmp_path):
     assert all(float(layer.weight.grad.abs().max()) > 0 for layer in layers)
 
 
+@pytest.mark.slow
 def test_a_toy_technique_is_exported_as_its_dense_self(toy, tmp_path, make_bert):
     onnxruntime = pytest.importorskip("onnxruntime")
     from xtclib.deployment.onnx import export_onnx

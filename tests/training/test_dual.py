@@ -90,6 +90,7 @@ def test_projections_equal_numpy_and_are_exact_where_they_can_be(both):
     assert float(projection_loss(shared, theirs, exact, "down").detach()) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projection", ["none", "down", "up"])
 def test_the_student_learns_and_its_teacher_is_left(both, projection, tmp_path):
     student, teacher, *_ = both
@@ -103,6 +104,7 @@ def test_the_student_learns_and_its_teacher_is_left(both, projection, tmp_path):
     assert all(torch.equal(theirs[k], v) for k, v in before[1].items())
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_losses(both, tmp_path):
     how = SmallVocabulary(vocabulary=0.5)
     found = [train((copy.deepcopy(both[0]), *both[1:]), tmp_path / str(i), how, seed=seed)[1]

@@ -37,6 +37,7 @@ def same(a, b):
     return all(torch.equal(v, b[k]) for k, v in a.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(bert, tokenizer, data, tmp_path):
     runs = [
         train(student_of(bert), tokenizer, data, tmp_path / str(i), teacher=bert, seed=seed)[0]
@@ -45,6 +46,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(bert, tokeniz
     assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["last", "evaluation"])
 def test_a_killed_run_goes_on_to_the_same_weights(
     bert, tokenizer, data, tmp_path, monkeypatch, keep
@@ -74,6 +76,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     assert later.get("best") == notes.get("best")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_cut_off_while_written_is_passed_over(bert, tokenizer, data, tmp_path):
     wanted, _ = train(student_of(bert), tokenizer, data, tmp_path / "whole", teacher=bert)
     (tmp_path / "cut" / "checkpoint-4").mkdir(parents=True)
@@ -92,6 +95,7 @@ def test_training_moves_the_student_and_leaves_the_teacher(bert, tokenizer, data
     assert (notes["steps"], notes["rows"], notes["precision"]) == (7, 40, "fp32")
 
 
+@pytest.mark.slow
 def test_every_term_is_logged_and_they_add_up(bert, tokenizer, data, tmp_path):
     _, notes = train(student_of(bert), tokenizer, data, tmp_path, teacher=bert)
     assert [entry["step"] for entry in notes["losses"]] == [1, 2, 3, 4, 5, 6, 7]
@@ -100,6 +104,7 @@ def test_every_term_is_logged_and_they_add_up(bert, tokenizer, data, tmp_path):
         assert sum(terms) == pytest.approx(entry["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_labels_alone_are_learned(make_bert, tokenizer, data, tmp_path):
     budget = replace(SHORT, steps=60, learning_rate=3e-3, dropout=0.0)
     model, notes = train(make_bert(2), tokenizer, data, tmp_path, Objective(labels=1), budget)
@@ -109,6 +114,7 @@ def test_labels_alone_are_learned(make_bert, tokenizer, data, tmp_path):
     assert not list(tmp_path.rglob("*.bin"))  # a checkpoint holds no pickled arguments
 
 
+@pytest.mark.slow
 def test_regression_learns_the_teachers_values(make_bert, tokenizer, data, tmp_path):
     rows = Split(data.train.first, data.train.first, [float(i % 6) for i in range(40)])
     values = TaskData(TASKS["stsb"], rows, {"dev": rows}, "in memory", "dev")
@@ -136,6 +142,7 @@ def trainer_for(model, tokenizer, data, folder, batch, accumulate):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_those_of_the_whole_batch(make_bert, tokenizer, data, tmp_path):
     models = []
     for batch, accumulate in ((8, 1), (4, 2)):
@@ -148,6 +155,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(make_bert, tokenizer
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_held_out_rows_are_not_trained_on_and_evaluation_rows_not_looked_at(
     make_bert, tokenizer, data, tmp_path, monkeypatch
 ):
@@ -164,6 +172,7 @@ def test_held_out_rows_are_not_trained_on_and_evaluation_rows_not_looked_at(
     assert scored and all(rows == held_out for rows in scored)
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_kept(make_bert, tokenizer, data, tmp_path, monkeypatch):
     budget = replace(SHORT, keep="evaluation", steps=5)
     seen = []
@@ -178,6 +187,7 @@ def test_the_best_weights_are_kept(make_bert, tokenizer, data, tmp_path, monkeyp
     assert same(model, seen[1]) and not same(model, seen[4])
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_ends_the_run(make_bert, tokenizer, data, tmp_path, monkeypatch):
     terms = trainer.distillation_loss
     monkeypatch.setattr(
@@ -193,6 +203,7 @@ def test_an_unknown_precision_is_refused(tmp_path):
         Run(tmp_path, precision="fp16")
 
 
+@pytest.mark.slow
 def test_losses_are_handed_on_to_an_integration(bert, tokenizer, data, tmp_path, monkeypatch):
     logged = []
 
@@ -221,6 +232,7 @@ def test_a_deeper_student_than_its_teacher_is_refused(make_bert, tokenizer, data
         train(make_bert(4), tokenizer, data, tmp_path, teacher=make_bert(2))
 
 
+@pytest.mark.slow
 def test_bf16_training_ends_near_fp32(bert, tokenizer, data, tmp_path):
     budget = replace(SHORT, steps=3, dropout=0.0)
     found = []
@@ -264,6 +276,7 @@ def test_layers_are_matched_as_mapped(bert12, make_bert, batch):
     assert set(found) == {"hidden_states", "attention_scores"}
 
 
+@pytest.mark.slow
 def test_progressive_transfer_teaches_one_part_after_the_other(bert, tokenizer, data, tmp_path):
     objective = Objective(hidden_states=1, attention_divergence=1, progressive=True)
     student = LayerReduction(layers=2).apply(bert)
@@ -290,6 +303,7 @@ def test_progressive_transfer_teaches_one_part_after_the_other(bert, tokenizer, 
     assert not same(trained.bert.encoder, fresh.bert.encoder)
 
 
+@pytest.mark.slow
 def test_a_projection_learns_resumes_and_is_gone_after(
     bert, tokenizer, data, tmp_path, monkeypatch
 ):

@@ -163,6 +163,7 @@ def build(source: str | Path | PretrainedConfig | nn.Module) -> nn.Module:
     config._attn_implementation = "eager"
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config).eval()
-    if saved_widths(found):
-        resize_(model, saved_widths(found))
+    widths = saved_widths(found)
+    if widths:
+        resize_(model, widths)
     return model

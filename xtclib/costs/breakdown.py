@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -151,7 +152,7 @@ def _positions_name(config: PretrainedConfig) -> str:
 
 def positions(model: nn.Module) -> int | None:
     """The longest input that a model takes; ``None`` if it has no positions."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     limit = getattr(config, _positions_name(config), None)
     # RoBERTa's positions start after the padding index.
     offset = config.pad_token_id + 1 if limit and "roberta" in config.model_type else 0
@@ -218,7 +219,7 @@ def _price(model: nn.Module, batch: int, length: int) -> tuple[Part, ...]:
     for name, parameter in model.named_parameters():
         if id(parameter) not in seen:  # of a module that this pass does not use
             parts[component_of(name.rpartition(".")[0]), None]["parameters"] += parameter.numel()
-    return tuple(Part(*key, **parts[key]) for key in sorted(parts, key=_order))
+    return tuple(Part(*key, **dict(parts[key])) for key in sorted(parts, key=_order))
 
 
 def _order(key: tuple[str, int | None]) -> tuple:

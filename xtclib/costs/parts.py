@@ -121,11 +121,11 @@ class Breakdown:
     @property
     def parameters(self) -> int:
         """Weights and biases, shared ones once."""
-        return self.total("parameters")
+        return int(self.total("parameters"))
 
     def flops(self, counted: str | Convention = "FLOPs") -> int:
         """Operations of one forward pass under a convention (by default as PyTorch's counter)."""
-        return self.total(lambda part: part.flops(counted))
+        return int(self.total(lambda part: part.flops(counted)))
 
     def bytes(self, bits: float | Mapping[str, float] = 32, key: str = "component") -> dict:
         """Bytes of the parameters by component or layer, at one width or a width per component.

@@ -74,7 +74,7 @@ def _rounded(x: Tensor, scheme: Scheme) -> Tensor:
 def _attention(module: nn.Module, *tensors: Tensor, **options) -> tuple[Tensor, Tensor]:
     scheme = getattr(module, "attention_scheme", None)
     rounded = partial(_rounded, scheme=scheme) if scheme else None
-    return score_attention(module, *tensors, rounded=rounded, **options)
+    return score_attention(module, *tensors, **{**options, "rounded": rounded})
 
 
 AttentionInterface.register(_ATTENTION, _attention)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
@@ -72,7 +73,7 @@ def shares(
         bars[f"time<br>{latency.whole:.3g} ms"] = latency.components
     cut = [merged(parts) for parts in bars.values()]
     part = [{c: v / sum(p.values()) for c, v in p.items()} for p in cut]
-    most = max(part[0], key=part[0].get)
+    most = max(part[0], key=lambda name: part[0][name])
     title = title or (
         f"{costs.model}: the {most} layers hold {100 * part[0][most]:.0f} % of the parameters and "
         f"do {100 * part[1].get(most, 0):.0f} % of the operations"
@@ -138,7 +139,7 @@ def layers(costs: Breakdown, title: str | None = None) -> go.Figure:
     """Parameters and operations of every layer, and of what stands outside the layers."""
     panels = {"rows": 1, "cols": 2, "shared_yaxes": True, "horizontal_spacing": 0.06}
     figure = new_figure(title or _layer_takeaway(costs), 360, panels)
-    prices = (("parameters", 1e6, "parameters, M"), (Part.flops, 1e9, "operations, GFLOPs"))
+    prices: tuple = (("parameters", 1e6, "parameters, M"), (Part.flops, 1e9, "operations, GFLOPs"))
     for column, (price, scale, unit) in enumerate(prices, 1):
         sums = costs.by("layer", price)
         names = ["outside" if k is None else f"layer {k + 1}" for k in sums]
@@ -231,7 +232,7 @@ def glue_against_size(title: str | None = None) -> go.Figure:
     """
     points: list[tuple] = []
     looks: dict[object, dict] = {}
-    for row in table("glue_against_size"):
+    for row in cast(list[dict[str, Any]], table("glue_against_size")):
         layers = row["layers"] or (12 if str(row["system"]).startswith(_TWELVE) else 6)
         count = backbone_parameters(_LAYERS[layers])
         bits = row["weight_bits"] or 32

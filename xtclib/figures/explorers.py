@@ -17,14 +17,11 @@ from xtclib.costs.breakdown import break_down
 from xtclib.distillation.losses import layer_map
 from xtclib.distillation.terms import LAYER_MAPS
 from xtclib.figures import costs, deployment, distillation, pruning, quantization
-from xtclib.techniques.base import apply_all
+from xtclib.techniques.base import apply_all, technique
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.pruning.structured import PruneHeads
 from xtclib.techniques.pruning.unstructured import Sparsify
 from xtclib.techniques.quantization.quantizers import Scheme, relative_error
-from xtclib.techniques.quantization.technique import Quantize, Storage
-
-_FAMILIES = {1: "binary", 2: "ternary"}
 
 
 def scheme(bits: int, granularity: str = "tensor", clip: float | None = None) -> Scheme:
@@ -33,7 +30,8 @@ def scheme(bits: int, granularity: str = "tensor", clip: float | None = None) ->
     >>> str(scheme(1)), str(scheme(4, "row")), scheme(2, clip=2.5).clip
     ('binary-tensor', 'int4-row', 2.5)
     """
-    return Scheme(_FAMILIES.get(bits, "int"), bits, granularity, clip=clip)
+    name = {1: "binary", 2: "ternary"}.get(bits, f"int{bits}")
+    return Scheme.parse({"scheme": f"{name}-{granularity}", "clip": clip})
 
 
 def quantization_explorer(tensor: Tensor, bits: int = 2) -> ui.VBox:
@@ -144,8 +142,17 @@ def size_explorer(config: PretrainedConfig, layers: int | None = None) -> ui.VBo
         layers, weights, pooler, table, length = (c.value for c in controls.values())
         scheme_, width = _WEIGHTS[weights]
         techniques = [
-            Quantize(scheme_, f"{scheme_}-row"),
-            Storage(rest[pooler], rest[table], length, width),
+            technique({"quantize": {"weights": scheme_, "embeddings": f"{scheme_}-row"}}),
+            technique(
+                {
+                    "storage": {
+                        "pooler": rest[pooler],
+                        "positions": rest[table],
+                        "length": length,
+                        "ternary": width,
+                    }
+                }
+            ),
         ]
         if layers < depth:
             techniques.insert(0, LayerReduction(layers=layers))

@@ -25,22 +25,22 @@ def quantization_curve(
     >>> list(figure.data[1].x), figure.data[1].y[0]
     ([-1.0, 1.0], 'binary<br>52 %')
     """
-    schemes = [schemes] if isinstance(schemes, (str, Scheme)) else list(schemes)
-    schemes = [Scheme.parse(s) for s in schemes]
+    given = [schemes] if isinstance(schemes, (str, Scheme)) else schemes
+    kinds = [Scheme.parse(s) for s in given]
     weights = weights.detach().float().cpu()
-    errors = [100 * relative_error(weights, s) for s in schemes]
-    lowest = min(range(len(schemes)), key=errors.__getitem__)
+    errors = [100 * relative_error(weights, s) for s in kinds]
+    lowest = min(range(len(kinds)), key=errors.__getitem__)
     title = title or (
-        f"{_short(schemes[lowest])} leaves {level_count(schemes[lowest])} values and loses "
+        f"{_short(kinds[lowest])} leaves {level_count(kinds[lowest])} values and loses "
         f"{errors[lowest]:.2g} % of the weights' norm"
     )
     panels = {
         "rows": 2, "cols": 1, "shared_xaxes": True, "vertical_spacing": 0.04,
-        "row_heights": [0.62, 0.38] if len(schemes) > 1 else [0.72, 0.28],
+        "row_heights": [0.62, 0.38] if len(kinds) > 1 else [0.72, 0.28],
     }  # fmt: skip
-    figure = new_figure(title, 270 + 40 * len(schemes), panels)
+    figure = new_figure(title, 270 + 40 * len(kinds), panels)
     flat = weights.flatten()
-    levels = [_levels(weights, s) for s in schemes]
+    levels = [_levels(weights, s) for s in kinds]
     edge = 1.05 * max(_quantile(flat.abs(), 0.999), *(max(map(abs, v)) for v in levels))
     inside = flat[flat.abs() <= edge]
     counts = torch.histc(inside, 81, -edge, edge) / flat.numel() * 100
@@ -50,7 +50,7 @@ def quantization_curve(
         marker={"color": GREY, "opacity": 0.6, "line": {"width": 0}}, name="weights",
         showlegend=False, hovertemplate="%{y:.2f} % around %{x:.3g}<extra></extra>", row=1, col=1,
     )  # fmt: skip
-    for i, (scheme, values, error) in enumerate(zip(schemes, levels, errors, strict=True)):
+    for i, (scheme, values, error) in enumerate(zip(kinds, levels, errors, strict=True)):
         figure.add_scatter(
             x=values, y=[f"{_short(scheme)}<br>{error:.2g} %"] * len(values), mode="markers",
             marker=marker_of(i, size=10 if len(values) < 20 else 6), name=str(scheme),

@@ -238,7 +238,7 @@ def loss_curves(records: Record | Iterable[Record], title: str | None = None) ->
     lines: dict[str, list[tuple[Record, list, list]]] = {}
     borders, steps = {}, 0
     for record in records:
-        offset, found = 0, {}
+        offset, found = 0, dict[str, tuple[list, list]]()
         for stage in record.stages:
             for entry in stage["losses"]:
                 for term, value in entry.items():
@@ -281,7 +281,7 @@ def loss_curves(records: Record | Iterable[Record], title: str | None = None) ->
 def _loss_takeaway(lines: Mapping, order: Sequence[str]) -> str:
     terms = [term for term in order if term != "loss"] or order
     falls = {_term(t): median(ys[0] / ys[-1] for *_, ys in lines[t]) for t in terms}
-    name = max(falls, key=falls.get)
+    name = max(falls, key=lambda term: falls[term])
     if falls[name] <= 1:
         return "No term of the loss falls in this training"
     return f"The loss on {name} falls furthest, by a factor of {falls[name]:.1f}"

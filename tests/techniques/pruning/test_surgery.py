@@ -248,6 +248,7 @@ def test_what_the_loss_does_not_feel_goes_first(bert, rows, cls):
     assert torch.allclose(pruned(**batch).logits, bert(**batch).logits, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gates_start_open_learn_and_close(bert, data, tokenizer, batch, tmp_path):
     gates = LearnGates("heads", penalty_weight=2.0, learning_rate=0.3)
     student = gates.apply(bert)

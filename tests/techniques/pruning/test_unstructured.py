@@ -146,6 +146,7 @@ def test_two_of_four_waits_for_its_step(bert):
     assert shares(model) == {0.5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["weights", "int8"])
 def test_an_exported_sparse_model_is_its_dense_self(bert, tokenizer, batch, name, tmp_path):
     pytest.importorskip("onnxruntime")
@@ -178,6 +179,7 @@ def test_a_masked_weight_learns_a_score_but_not_a_value():
     assert layer.scores.grad[0, 1] != 0
 
 
+@pytest.mark.slow
 def test_the_release_scores_learn_at_a_rate_of_their_own(bert, tokenizer, data, tmp_path):
     slow, fast = (
         trained(bert, tokenizer, data, tmp_path / str(rate),
@@ -189,6 +191,7 @@ def test_the_release_scores_learn_at_a_rate_of_their_own(bert, tokenizer, data, 
     assert 50 < float(ratio) < 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "techniques",
     [
@@ -317,6 +320,7 @@ def test_int8_values_are_those_of_the_dense_int8_layer(bert):
     assert torch.equal(sparse.weight_values, encode(codes[codes != 0], 8, 127))
 
 
+@pytest.mark.slow
 def test_a_later_stage_quantizes_behind_the_mask(bert, tokenizer, data, tmp_path):
     first, _ = trained(
         bert, tokenizer, data, tmp_path / "1", [Sparsify(0.5, schedule=Schedule(0, 0.5, 1))]

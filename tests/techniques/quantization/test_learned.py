@@ -58,6 +58,7 @@ def test_pact_is_the_derivative_of_clipping_alone():
     assert float(first) == 5 and float(first_clip(x, 4, "lsq")) == pytest.approx(4 * 8.2 / 3)
 
 
+@pytest.mark.slow
 @BOTH
 def test_ends_start_at_the_first_input_learn_and_are_stored(
     bert, tokenizer, data, batch, tmp_path, how, fresh_logits

@@ -66,6 +66,7 @@ def reference(x, text):
     return out, scales, far
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(scheme=st.sampled_from(SCHEMES), x=matrices())
 def test_equals_a_float64_reference(scheme, x):
@@ -77,6 +78,7 @@ def test_equals_a_float64_reference(scheme, x):
     np.testing.assert_allclose(found[clear], wanted[clear], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(scheme=st.sampled_from(SCHEMES), x=matrices())
 def test_codes_are_whole_and_within_the_levels(scheme, x):
@@ -87,6 +89,7 @@ def test_codes_are_whole_and_within_the_levels(scheme, x):
     assert low <= float(stored.min()) and float(stored.max()) <= high
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(scheme=st.sampled_from([s for s in SCHEMES if not s.startswith("uint")]), x=matrices())
 def test_quantizing_twice_changes_nothing(scheme, x):

@@ -72,6 +72,7 @@ def test_both_halves_learn(bert, batch):
     assert torch.equal(*grads) and float(grads[0].abs().max()) > 0
 
 
+@pytest.mark.slow
 def test_a_fresh_process_reads_split_layers(bert, tokenizer, batch, tmp_path, fresh_logits):
     techniques = [*HALF, SplitTernary()]
     model = format.finalize(apply_all(bert, techniques), techniques)
@@ -86,6 +87,7 @@ def test_a_fresh_process_reads_split_layers(bert, tokenizer, batch, tmp_path, fr
     assert sum(entry.bytes for entry in entries) == size
 
 
+@pytest.mark.slow
 def test_a_split_model_costs_what_its_two_halves_do(bert, tokenizer, tmp_path):
     techniques = [*HALF, SplitTernary()]
     flops = []

@@ -37,6 +37,7 @@ def bert_base():
     return BertForSequenceClassification(BertConfig()).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layers, bits, storage, at_most",
     [

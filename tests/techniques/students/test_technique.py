@@ -59,6 +59,7 @@ def test_padding_does_not_change_a_students_answer(bert, batch, name):
         torch.testing.assert_close(alone[0], whole[row], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @each
 def test_a_fresh_process_reads_a_student(bert, tokenizer, batch, tmp_path, name, fresh_logits):
     student = format.finalize(STUDENTS[name].apply(bert), [STUDENTS[name]])

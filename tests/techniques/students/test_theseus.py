@@ -57,6 +57,7 @@ def test_the_schedule_is_linear():
     assert ReplaceModules(rate=1.0).at(0, 10) == 1
 
 
+@pytest.mark.slow
 def test_only_the_new_layers_learn_then_everything(bert, tokenizer, data, tmp_path):
     how = ReplaceModules()
     mixed = how.apply(bert)
@@ -112,6 +113,7 @@ def test_stages_in_an_order_that_cannot_work(bert):
         Stage("s", (ReplaceModules(),))
 
 
+@pytest.mark.slow
 def test_layers_are_not_compared_while_they_are_being_replaced(tmp_path, monkeypatch):
     monkeypatch.setenv("XTC_CACHE", str(tmp_path))
     labels, states = Objective(labels=1), Objective(hidden_states=1)
