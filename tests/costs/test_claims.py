@@ -5,6 +5,8 @@ import pytest
 from xtclib.costs.claims import Claim, backbone_parameters, claim_table, claims, deformer_fits
 from xtclib.costs.published import select, table
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def found():
@@ -35,7 +37,6 @@ WITHIN = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", WITHIN)
 def test_comes_out_within_two_percent(found, what):
     printed, difference = WITHIN[what]
@@ -77,7 +78,6 @@ def test_printed_values_come_from_the_tables(found):
     assert all(claim.where and claim.how for claim in found.values())
 
 
-@pytest.mark.slow
 def test_deformers_split_is_not_unique():
     assert deformer_fits(47.7) == ((19, 11), (20, 27), (21, 42), (22, 55), (23, 67))
     assert deformer_fits(1.0) == ()
@@ -88,7 +88,6 @@ def test_backbones_leave_the_classifier_out():
     assert backbone_parameters("distilbert") == 66_362_880
 
 
-@pytest.mark.slow
 def test_the_table_says_difference_and_verdict():
     claim = Claim("a model", 10.0, 12.0, "M", "how", "where", plain=30.0)
     head, how, line = claim_table([claim]).splitlines()

@@ -26,6 +26,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 onnx_export = pytest.importorskip("xtclib.deployment.onnx")
 OnnxModel = pytest.importorskip("xtclib.deployment.runtimes").OnnxModel
 
+pytestmark = pytest.mark.slow
 UINT8 = "uint8-tensor"
 
 
@@ -88,7 +89,6 @@ def side_by_side():
     return ours, lambda x: torch.from_numpy(session.run(["y"], {"x": x.numpy()})[0])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("index", range(len(CASES)), ids=["-".join(map(str, c)) for c in CASES])
 def test_a_layer_agrees_on_equal_input(side_by_side, index):
     (layers, run), columns = side_by_side, CASES[index][2]
@@ -99,7 +99,6 @@ def test_a_layer_agrees_on_equal_input(side_by_side, index):
         assert (run(x)[index] - wanted).abs().max() <= 1e-5 * max(1, wanted.abs().max())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["xtc-1bit", "xtc-1bit-uint8", "xtc-1bit-rest1", "ptq-4bit"])
 def test_a_model_gives_the_logits_of_the_scheme_it_deploys(name, make_bert, batch, tmp_path):
     model = packed(make_bert(1), recipe.load(name).techniques)
@@ -112,7 +111,6 @@ def test_a_model_gives_the_logits_of_the_scheme_it_deploys(name, make_bert, batc
         assert difference(deployed, model, batch) > 1e-4  # the schemes differ, so the test can fail
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["int8-tensor", "int8-token", UINT8])
 def test_quantized_attention_goes_along(attention, bert, batch, tmp_path):
     model = packed(bert, [Quantize(activations=UINT8, attention=attention)])
@@ -124,14 +122,12 @@ def test_quantized_attention_goes_along(attention, bert, batch, tmp_path):
     assert round_trips == (4 if attention == UINT8 else 0)
 
 
-@pytest.mark.slow
 def test_the_dynamic_scheme_replaces_that_of_attention_too(bert, tmp_path):
     model = packed(bert, recipe.load("ternarybert").techniques)
     path = onnx_export.export_onnx(model, tmp_path / "a.onnx")
     assert onnx_export.operators(path)["DequantizeLinear"] == 4
 
 
-@pytest.mark.slow
 def test_a_clip_of_the_activations_goes_along(bert, batch, tmp_path):
     clipped = Scheme("int", 8, "token", clip=1.0)
     model = packed(bert, [Quantize(activations=clipped)])
@@ -140,7 +136,6 @@ def test_a_clip_of_the_activations_goes_along(bert, batch, tmp_path):
     assert difference(OnnxModel(path), model, batch) < 1e-3
 
 
-@pytest.mark.slow
 def test_batch_length_masks_and_labels_travel(exported):
     model, path = exported
     found = OnnxModel(path)
@@ -186,7 +181,6 @@ def test_the_metadata_is_plain_json_and_the_model_is_left_as_it_was(exported, ba
     assert all(not type(m).__name__.startswith("_Onnx") for m in model.modules())
 
 
-@pytest.mark.slow
 def test_bert_base_is_a_file_of_15_megabytes(tmp_path):
     torch.manual_seed(0)
     model = BertForSequenceClassification(BertConfig()).eval()
@@ -195,7 +189,6 @@ def test_bert_base_is_a_file_of_15_megabytes(tmp_path):
     assert 14e6 < path.stat().st_size < 15e6
 
 
-@pytest.mark.slow
 def test_structure_goes_along(make_bert, batch, tmp_path):
     chosen = [
         LayerReduction("top", 2),
@@ -288,7 +281,6 @@ def test_a_file_runs_where_there_is_only_onnxruntime(exported, batch, tmp_path):
     assert torch.allclose(torch.tensor(logits), wanted, atol=1e-6)
 
 
-@pytest.mark.slow
 def test_an_encoder_layer_agrees_on_equal_input(make_bert):
     """Attention, both residuals and the feed-forward part, to 1e-5."""
     model = make_bert(1)
@@ -321,7 +313,6 @@ class Alone(nn.Module):
         return found[0] if isinstance(found, tuple) else found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["binary-row", "ternary", "int4-row", "int8-row"])
 def test_embeddings_gather_packed_rows_and_open_only_those(weights):
     torch.manual_seed(0)
@@ -345,7 +336,6 @@ def test_embeddings_gather_packed_rows_and_open_only_those(weights):
     assert not any(list(i.dims)[:2] == [211, 40] for i in graph.initializer if i not in rows)
 
 
-@pytest.mark.slow
 def test_a_failed_export_leaves_the_old_file(bert, tmp_path, monkeypatch):
     path = tmp_path / "a.onnx"
     path.write_bytes(b"old")

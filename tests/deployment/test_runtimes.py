@@ -11,6 +11,7 @@ from xtclib.deployment import runtimes
 from xtclib.techniques import apply_all
 from xtclib.techniques.quantization.technique import Quantize
 
+pytestmark = pytest.mark.slow
 pytest.importorskip("onnxruntime")
 deployment = pytest.importorskip("xtclib.deployment.runtimes")
 figures = pytest.importorskip("xtclib.figures.deployment", exc_type=ImportError)
@@ -28,7 +29,6 @@ def ready(models):
     return deployment.runtimes(*models)
 
 
-@pytest.mark.slow
 def test_every_runtime_answers_and_has_a_size(ready, models):
     assert [r.name for r in ready] == list(deployment.RUNTIMES)
     ids = torch.randint(5, 200, (2, 9), generator=torch.Generator().manual_seed(0))

@@ -28,7 +28,10 @@ from xtclib.techniques.quantization.technique import Quantize
 from xtclib.training import budget as training_budget
 
 BACKBONE = cache.ROOT / "data" / "mini" / "backbone" / "tokenizer.json"
-pytestmark = pytest.mark.skipif(not BACKBONE.is_file(), reason="the built-in backbone is missing")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not BACKBONE.is_file(), reason="the built-in backbone is missing"),
+]
 VOLATILE = {"latency", "seconds", "stages", "commit", "date", "machine"}
 
 
@@ -71,7 +74,6 @@ def measured(record):
     return {k: v for k, v in asdict(record).items() if k not in VOLATILE}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", recipes.names())
 def test_a_recipe_runs_and_its_record_and_its_artefact_hold_what_was_run(runs, name):
     run = runs[name]
@@ -112,7 +114,6 @@ def test_without_training_the_untrained_counterpart_is_the_result(runs):
     assert record.untrained == record.metrics and record.stages == [] and record.seconds == 0
 
 
-@pytest.mark.slow
 def test_the_same_command_gives_the_same_record(runs, tmp_path):
     again = run_smoke("xtc-1bit-half", tmp_path / "fresh")
     assert measured(again.record) == measured(runs["xtc-1bit-half"].record)
@@ -121,7 +122,6 @@ def test_the_same_command_gives_the_same_record(runs, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.slow
 def test_a_repeated_run_is_read_from_the_cache(runs, cache, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("trained again")
@@ -131,7 +131,6 @@ def test_a_repeated_run_is_read_from_the_cache(runs, cache, monkeypatch):
     assert measured(run_smoke("xtc-1bit-half", cache).record) == kept
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, at, resumed",
     [
@@ -167,7 +166,6 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(cache, tmp_path, monkeypatch,
     assert all(torch.equal(v, theirs[k]) for k, v in again.student.state_dict().items())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("task", ["stsb", "mnli"])
 def test_other_kinds_of_task_run_end_to_end(task, cache):
     record = run_smoke("xtc-1bit-half", cache, task=task, budget="1step").record
@@ -284,7 +282,6 @@ def test_a_verdict_is_empty_where_all_is_beaten():
     assert study.verdict(recipes.load("xtc-1bit"), 53.6, 50.0, 53.5, steps=200, rows=800) == ""
 
 
-@pytest.mark.slow
 def test_what_a_run_does_not_train_is_scored_once(runs, cache, monkeypatch):
     scored = []
     found = study.evaluate
@@ -296,7 +293,6 @@ def test_what_a_run_does_not_train_is_scored_once(runs, cache, monkeypatch):
     assert measured(again.record) == measured(runs["xtc-1bit-half"].record)
 
 
-@pytest.mark.slow
 def test_chance_falls_anew_for_every_seed(runs, cache):
     """Masks drawn by lot differ between seeds; those by magnitude do not."""
 
@@ -397,7 +393,6 @@ def test_masked_words_are_a_stage(runs):
     assert [s.get("task") for s in stages] == ["mlm", None] and stages[0]["steps"] == 2
 
 
-@pytest.mark.slow
 def test_a_recipe_may_start_from_the_backbone(cache):
     recipe = Recipe("as it is", "", "", (Stage("nothing"),), start="backbone")
     found = run_smoke(recipe, cache).student.base_model.state_dict()
@@ -406,7 +401,6 @@ def test_a_recipe_may_start_from_the_backbone(cache):
                        backbone["encoder.layer.3.output.dense.weight"])  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "techniques, message",
     [

@@ -220,12 +220,7 @@ def _apart(name: str) -> tuple[int, int]:
 
 
 def claims() -> list[Claim]:
-    """Every published cost that follows from an architecture, in the order of the sources.
-
-    >>> found = claims()[5]
-    >>> found.what, found.printed, round(found.computed, 1), found.verdict
-    ('BERT-base: operations', 22.5, 22.3, 'within 2 %')
-    """
+    """Every published cost that follows from an architecture, in the order of the sources."""
     sources = (_mobilebert_table, _optimal_subwords, _deformer, _xtc_sizes, _effectiveness)
     return [claim for source in sources for claim in source()]
 

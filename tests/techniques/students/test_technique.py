@@ -60,13 +60,15 @@ def test_padding_does_not_change_a_students_answer(bert, batch, name):
 
 
 @pytest.mark.slow
-@each
-def test_a_fresh_process_reads_a_student(bert, tokenizer, batch, tmp_path, name, fresh_logits):
-    student = format.finalize(STUDENTS[name].apply(bert), [STUDENTS[name]])
-    wanted = logits(student, batch)
-    format.save(student, tokenizer, tmp_path / "a")
-    found = fresh_logits(tmp_path / "a")
-    torch.testing.assert_close(torch.tensor(found), wanted, rtol=1e-5, atol=1e-6)
+def test_a_fresh_process_reads_every_student(bert, tokenizer, batch, tmp_path, fresh_logits):
+    wanted = []
+    for name, kind in STUDENTS.items():
+        student = format.finalize(kind.apply(bert), [kind])
+        wanted.append(logits(student, batch))
+        format.save(student, tokenizer, tmp_path / name)
+    found = fresh_logits(*(tmp_path / name for name in STUDENTS))
+    for ours, theirs in zip(wanted, found, strict=True):
+        torch.testing.assert_close(torch.tensor(theirs), ours, rtol=1e-5, atol=1e-6)
 
 
 def test_new_weights_come_from_the_runs_seed(bert, data, tokenizer):
