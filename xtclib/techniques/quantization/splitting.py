@@ -75,8 +75,9 @@ class SplitLinear(_Sum):
     @classmethod
     def from_quant(cls, layer: QuantLinear) -> SplitLinear:
         """Splits what a ternary layer has learned; each half gets half of the bias."""
-        bias, halves = None if layer.bias is None else layer.bias.detach() / 2, []
+        halves = []
         for weight in split(layer.weight, layer.weights):
+            bias = None if layer.bias is None else layer.bias.detach() / 2  # each learns its own
             linear = linear_of(weight, bias).train(layer.training)
             half = QuantLinear.from_linear(linear, _binary(layer.weights), layer.inputs)
             if layer.input_clip is not None:
