@@ -17,7 +17,7 @@ import torch
 
 from xtclib import recipes, records
 from xtclib.cache import ROOT
-from xtclib.costs.breakdown import break_down, sweep
+from xtclib.costs.breakdown import break_down, by_length
 from xtclib.deployment import runtimes
 from xtclib.distillation import losses
 from xtclib.figures import costs, quantization, style
@@ -90,7 +90,7 @@ def gallery(results: Path) -> dict:
         "losses-compared": distillation_plots.what_is_matched(systems(), 6, 12),
         "breakdown": costs.shares(break_down("bert-base")),
         "lengths": costs.over_lengths(
-            sweep("bert-base", [16, 64, 128, 256, 512, 1024, 2048, 3072, 4096])
+            by_length("bert-base", [16, 64, 128, 256, 512, 1024, 2048, 3072, 4096])
         ),
         "glue-against-size": costs.glue_against_size(),
         "glue-against-gflops": costs.glue_against_gflops(),

@@ -16,7 +16,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 
-Task = Annotated[str, Option(help="One of GLUE's tasks: sst2, cola, mrpc, …")]
+TaskName = Annotated[str, Option(help="One of GLUE's tasks: sst2, cola, mrpc, …")]
 ProfileName = Annotated[str, Option(help="smoke, mini, minilm or bert-base.")]
 GlueDir = Annotated[Path | None, Option(help="A folder in GLUE's official layout.")]
 Quiet = Annotated[bool, Option(help="No progress bars.")]
@@ -28,7 +28,7 @@ ReportTo = Annotated[
 @app.command()
 def compress(
     recipe: Annotated[str, Argument(help="A recipe's name (`xtc recipes`) or a .yaml file.")],
-    task: Task = "sst2",
+    task: TaskName = "sst2",
     profile: ProfileName = "mini",
     glue_dir: GlueDir = None,
     budget: Annotated[str, Option(help="A, B, C, or a length: 500steps, 2epochs.")] = "A",
@@ -55,7 +55,7 @@ def compress(
 @app.command()
 def evaluate(
     folder: Annotated[Path, Argument(help="A saved artefact or classifier, or an .onnx file.")],
-    task: Task = "sst2",
+    task: TaskName = "sst2",
     profile: ProfileName = "mini",
     glue_dir: GlueDir = None,
     tokenizer: Annotated[Path | None, Option(help="An .onnx file's tokenizer's folder.")] = None,

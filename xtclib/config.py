@@ -63,7 +63,7 @@ Flag = Annotated[bool, Expect("true or false")]
 Positive = Annotated[float, Field(gt=0), Expect("a number above 0")]
 NotNegative = Annotated[float, Field(ge=0), Expect("a number of at least 0")]
 Share = Annotated[float, Field(gt=0, le=1), Expect("a number above 0 and at most 1")]
-Part = Annotated[float, Field(ge=0, le=1), Expect("a number from 0 to 1")]
+Ratio = Annotated[float, Field(ge=0, le=1), Expect("a number from 0 to 1")]
 Whole = Annotated[int, Field(ge=0), Expect("a whole number from 0")]
 Count = Annotated[int, Field(ge=1), Expect("a whole number from 1")]
 Size = Annotated[

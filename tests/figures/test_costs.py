@@ -2,7 +2,7 @@
 
 import pytest
 
-from xtclib.costs.breakdown import break_down, sweep
+from xtclib.costs.breakdown import break_down, by_length
 from xtclib.costs.latency import ComponentLatency
 from xtclib.costs.published import table
 from xtclib.figures import costs
@@ -30,12 +30,12 @@ def test_shares_are_cut_from_a_hundred():
 
 
 def test_lengths_mark_the_crossing():
-    figure = costs.over_lengths(sweep("bert-2-128", [128, 256, 512, 1024]))
+    figure = costs.over_lengths(by_length("bert-2-128", [128, 256, 512, 1024]))
     lines = named(figure)
     assert "from length 512 on" in figure.layout.title.text.replace("<br>", " ")
     assert lines["attention"].y[2] == pytest.approx(lines["feed-forward"].y[2])
     assert figure.layout.shapes[0].x0 == 512
-    short = costs.over_lengths(sweep("bert-2-128", [16, 32]))
+    short = costs.over_lengths(by_length("bert-2-128", [16, 32]))
     assert "Up to length 32" in short.layout.title.text
 
 

@@ -7,7 +7,7 @@ from transformers import BertConfig, BertForMaskedLM
 from xtclib.config import read
 from xtclib.distillation.objective import Objective
 from xtclib.recipes.recipe import Stage, from_dict
-from xtclib.tasks.augmentation import Augmentation, augment, candidates, load, save
+from xtclib.tasks.augmentation import Augmentation, augment, candidates, read_rows, write_rows
 from xtclib.tasks.glue import Split
 
 
@@ -92,8 +92,8 @@ def test_the_same_seed_gives_the_same_rows(words, tmp_path):
     assert first.first == same.first
     others = [augment(rows, *words, how, seed, progress=False).first for seed in range(2, 8)]
     assert any(first.first != other for other in others)
-    save(first, tmp_path / "a.json")
-    assert load(tmp_path / "a.json") == first
+    write_rows(first, tmp_path / "a.json")
+    assert read_rows(tmp_path / "a.json") == first
 
 
 @pytest.mark.parametrize(

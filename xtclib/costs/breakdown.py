@@ -347,7 +347,7 @@ def flops(source: str | PretrainedConfig | nn.Module, batch: int = 1, length: in
     return int(counter.get_total_flops())
 
 
-def sweep(
+def by_length(
     source: str | PretrainedConfig, lengths: Iterable[int], batch: int = 1
 ) -> list[Breakdown]:
     """Breakdowns over lengths, past the model's own positions if need be."""

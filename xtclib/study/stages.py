@@ -296,5 +296,5 @@ def _augmented(job: Job, how: augmentation.Augmentation) -> Split:
             model = MASKED.load_model(path).to(job.device or default_device())
             words, progress = teachers.load_tokenizer(path), job.progress
             rows = augmentation.augment(job.data.train, words, model, how, progress=progress)
-            augmentation.save(rows, file)
-    return augmentation.load(file)
+            augmentation.write_rows(rows, file)
+    return augmentation.read_rows(file)

@@ -138,11 +138,11 @@ def _neighbours(model: PreTrainedModel, words: dict[int, str], count: int) -> Ca
     return near
 
 
-def save(rows: Split, path: Path) -> None:
+def write_rows(rows: Split, path: Path) -> None:
     """Writes rows as JSON."""
     write_json(path, asdict(rows))
 
 
-def load(path: Path) -> Split:
+def read_rows(path: Path) -> Split:
     """Reads rows that :func:`save` wrote."""
     return Split(**json.loads(path.read_text(encoding="utf-8")))

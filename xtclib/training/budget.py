@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from xtclib.config import Count, Expect, NotNegative, Part, Positive, config
+from xtclib.config import Count, Expect, NotNegative, Positive, Ratio, config
 from xtclib.files import unknown
 
 
@@ -27,13 +27,13 @@ class Budget:
     steps: Count | None = None
     batch_size: Count = 32
     learning_rate: Positive = 5e-5
-    warmup: Part = 0.1
+    warmup: Ratio = 0.1
     weight_decay: NotNegative = 0.01
     clip: NotNegative = 1.0
     max_length: Count = 128
     keep: Literal["last", "held-out", "evaluation"] = "last"
     evaluations: Count = 5
-    dropout: Part | None = None
+    dropout: Ratio | None = None
     at_most: Count | None = None
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ def test_each_part_alone_is_cut_and_the_model_is_left_alone(bert):
         return float(len(seen))
 
     points = sensitivity.weights(bert, score, (0.25, 0.5), progress=False)
-    assert [p.part for p in points[::2]] == list(sensitivity.COMPONENTS.values())
+    assert [p.part for p in points[::2]] == list(sensitivity.MATRICES.values())
     assert [p.share for p in points] == [0.25, 0.5] * 6
     assert [p.score for p in points] == list(range(1, 13))
     for index, shares in enumerate(seen):  # six linears a layer, in the order of the components

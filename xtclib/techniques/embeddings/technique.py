@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from xtclib.config import NotNegative, Part, Share, Size, config
+from xtclib.config import NotNegative, Ratio, Share, Size, config
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import Technique, copied, count_of, needs, register
 from xtclib.techniques.embeddings import vocabulary
@@ -79,7 +79,7 @@ class SmallVocabulary(_Student):
     hidden: Size = 0.25
     intermediate: Size = 0.25
     projection: Literal["none", "down", "up"] = "none"
-    mix: Part = 0.5
+    mix: Ratio = 0.5
     weight: NotNegative = 1.0
 
     def check(self, stage) -> None:

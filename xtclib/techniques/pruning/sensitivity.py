@@ -24,7 +24,7 @@ from xtclib.techniques.pruning.surgery import HEADS, readers
 
 Score = Callable[[PreTrainedModel], float]
 GROUPS = ("component", "layer", "model")
-COMPONENTS = {
+MATRICES = {
     "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
     "attention.output.dense": "attention output", "intermediate.dense": "feed-forward in",
     "output.dense": "feed-forward out",
@@ -91,7 +91,7 @@ def heads(model: PreTrainedModel, score: Score, progress: bool = True) -> Tensor
 
 def _part(name: str, by: str) -> str:
     layer, _, inner = name.partition("layer.")[2].partition(".")
-    names = {"component": COMPONENTS.get(inner, inner), "layer": f"layer {int(layer) + 1}"}
+    names = {"component": MATRICES.get(inner, inner), "layer": f"layer {int(layer) + 1}"}
     return names.get(by, "encoder")
 
 

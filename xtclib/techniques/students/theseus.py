@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xtclib.bert import encoder_layers, set_encoder_layers_
-from xtclib.config import Part, Share, Size, config
+from xtclib.config import Ratio, Share, Size, config
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import Technique, copied, count_of, register
 
@@ -57,7 +57,7 @@ class ReplaceModules(Technique):
 
     name: ClassVar[str] = "replace_modules"
     layers: Size = 0.5
-    rate: Part = 0.3
+    rate: Ratio = 0.3
     full: Share = 1.0
     initial: Literal["first", "own"] = "first"
 
