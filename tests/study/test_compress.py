@@ -114,12 +114,14 @@ def test_without_training_the_untrained_counterpart_is_the_result(runs):
     assert record.untrained == record.metrics and record.stages == [] and record.seconds == 0
 
 
-def test_the_same_command_gives_the_same_record(runs, tmp_path):
+def test_the_same_command_gives_the_same_record_and_file(runs, tmp_path):
     again = run_smoke("xtc-1bit-half", tmp_path / "fresh")
     assert measured(again.record) == measured(runs["xtc-1bit-half"].record)
     ours, theirs = (r.student.state_dict() for r in (again, runs["xtc-1bit-half"]))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    files = [run.folder / "model.safetensors" for run in (again, runs["xtc-1bit-half"])]
+    assert files[0] != files[1] and files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_repeated_run_is_read_from_the_cache(runs, cache, monkeypatch):
