@@ -18,7 +18,13 @@ WEIGHTS = (
     "binary", "binary-row", "ternary", "ternary-group4", "int2-row", "int4-group4", "int8",
     "uint4-row", "uint8-group4", "uint8",
 )  # fmt: skip
-INPUTS = (None, "int8-token", "int8-tensor", "uint8-tensor", "uint8-token", "int4-token")
+CLIPPED = tuple(
+    {"scheme": scheme, "granularity": granularity, "clip": 0.8}
+    for scheme in ("int8", "uint8") for granularity in ("tensor", "token")
+)  # fmt: skip
+INPUTS = (
+    None, "int8-token", "int8-tensor", "uint8-tensor", "uint8-token", "int4-token", *CLIPPED
+)  # fmt: skip
 
 
 def linear(weights, activations=None, bias=True, rows=12, columns=21, clip=None, seed=0):
@@ -50,7 +56,7 @@ def test_forward_equals_the_fake_quantized_product(weights, activations):
 
 
 @pytest.mark.parametrize("weights", ["binary", "ternary-row", "int4-group4", "uint4-row"])
-@pytest.mark.parametrize("activations", [None, "int8-token", "uint8-tensor"])
+@pytest.mark.parametrize("activations", [None, "int8-token", "uint8-tensor", *CLIPPED])
 @pytest.mark.parametrize("clip", [None, 1.0])
 @pytest.mark.parametrize("bias", [True, False])
 def test_backward_equals_autograd_through_fake_quantization(weights, activations, clip, bias):

@@ -82,6 +82,8 @@ class QuantLinear(nn.Linear):
         else:
             with torch.no_grad():
                 x_codes, x_scale, _ = self.inputs(x, products.compute_dtype(x))
+            if self.activations is not None and self.activations.clip is not None:
+                x = x.clamp(-self.activations.clip, self.activations.clip)  # there gradients end
         weight, product = self.effective_weight(), products.QuantLinearFunction
         return product.apply(x, x_codes, x_scale, weight, self.bias, self.weights)
 

@@ -259,6 +259,8 @@ def asymmetric(x: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
     >>> numbers.tolist(), int(zero)
     ([0.0, 85.0, 255.0], 85)
     """
+    if scheme.clip is not None:
+        x = x.clamp(-scheme.clip, scheme.clip)
     top, values = scheme.levels[1], _grouped(x, scheme)
     # Over everything at once is several times as fast as over the one row of a (1, n) matrix.
     low, high = values.aminmax() if len(values) == 1 else values.aminmax(dim=1, keepdim=True)
