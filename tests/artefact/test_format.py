@@ -1,3 +1,5 @@
+import ast
+import contextlib
 import copy
 import json
 import math
@@ -627,3 +629,26 @@ def test_a_whole_model_gives_the_same_bits_on_integers_and_as_it_trains(name, be
             for m in model.modules()
             if isinstance(m, PackedLinear)
         )
+
+
+def test_code_that_a_tokenizer_names_is_neither_run_nor_asked_about(saved, tmp_path, monkeypatch):
+    """transformers asks on a terminal, and runs it on yes, unless it is told not to."""
+    told = tmp_path / "ran"
+    (saved / "evil.py").write_text(f"open({str(told)!r}, 'w').close()\nclass Evil: pass\n")
+    path = saved / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    path.write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
+    with contextlib.suppress(ValueError):
+        format.load(saved)
+    assert not told.exists()
+
+
+def test_no_call_lets_transformers_run_a_folders_code():
+    package = Path(format.__file__).parents[1]
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".from_pretrained"):
+                given = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                assert given.get("trust_remote_code") == "False", f"{path}:{node.lineno}"

@@ -224,7 +224,9 @@ def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     reason = "no file with its words"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         # Without such a file transformers makes an empty tokenizer and says nothing.
         if any((folder / name).is_file() for name in tokenizer.vocab_files_names.values()):
             return tokenizer
