@@ -23,7 +23,12 @@ from xtclib.files import nearest, unknown
 T = TypeVar("T")
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 3, 80, 80
-short = _REPR.repr  # what YAML's aliases can build is endless when printed
+
+
+def short(value: object) -> str:
+    """A value in at most 120 letters: what YAML's aliases can build is endless when printed."""
+    text = _REPR.repr(value)
+    return text if len(text) <= 120 else f"{text[:119]}…"
 
 
 class Expect:

@@ -17,7 +17,7 @@ import transformers
 
 import xtclib
 from xtclib.cache import ROOT
-from xtclib.config import config
+from xtclib.config import Count, config
 from xtclib.files import write_json
 
 RESULTS = ROOT / "data" / "results"
@@ -73,7 +73,7 @@ class Record:
     budget: str
     seed: int
     metrics: dict[str, dict[str, float]]
-    bytes: int
+    bytes: Count
     recipe_hash: str = ""
     teacher_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     majority: dict[str, dict[str, float]] = field(default_factory=dict)

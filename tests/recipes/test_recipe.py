@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from xtclib.config import config
@@ -280,3 +282,23 @@ def test_a_field_with_a_default_changes_no_hash_and_a_value_does():
 def test_a_name_is_no_key_of_a_recipe_file():
     with pytest.raises(ValueError, match="name of recipe r"):
         recipes.from_dict("r", {"name": "s", "stages": [{"a": {}}]})
+
+
+ALIASES = "".join(
+    f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n" for a, b in itertools.pairwise("abcdefghi")
+)
+EXHAUSTING = {
+    "is nested too deeply": "stages: " + "[" * 5000 + "]" * 5000,
+    "received inf": "stages:\n- one: {techniques: [{sparsify: {sparsity: .inf}}]}",
+    "summary of recipe mine must be a valid string, received": "a: &a [x, x, x, x, x, x]\n"
+    + ALIASES + "summary: *i\nstages: [{one: {techniques: [storage]}}]",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", EXHAUSTING)
+def test_a_file_made_to_exhaust_is_one_short_error(tmp_path, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(EXHAUSTING[message], encoding="utf-8")
+    with pytest.raises(ValueError, match=message) as caught:
+        recipes.load(path)
+    assert len(str(caught.value)) < 600

@@ -181,6 +181,8 @@ def load(recipe: str | Recipe | Path) -> Recipe:
             return from_dict(path.stem, yaml.safe_load(path.read_text(encoding="utf-8")) or {})
         except yaml.YAMLError as error:
             raise ValueError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+        except RecursionError:
+            raise ValueError(f"{path} is nested too deeply to be a recipe") from None
     stem, _, percent = str(recipe).rpartition("-")
     if stem in names() and recipe not in names() and percent.isdigit():
         return _at_sparsity(load(stem), int(percent) / 100, str(recipe))
