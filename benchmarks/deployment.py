@@ -22,10 +22,8 @@ from xtclib.deployment import runtimes
 
 
 def main() -> None:
-    args = common.options(
-        __doc__, model="bert-base", layers=0, teacher="", artefact="", shapes="1x128", repeats=10,
-        only="", out="",
-    )  # fmt: skip
+    given = {"model": "bert-base", "layers": 0, "teacher": "", "artefact": ""}
+    args = common.options(__doc__, **given, shapes="1x128", repeats=10, only="", out="")
     if bool(args.artefact) != bool(args.teacher):
         sys.exit("--teacher and --artefact go together: two folders")
     if args.artefact:

@@ -75,10 +75,8 @@ def main() -> None:
     args = common.options(__doc__, layers=12, repeats=3, out="")
     model = common.random_model("bert-base", args.layers)
     layers = f"{model.config.num_hidden_layers} layers"
-    tiny = common.random_model(BertConfig(
-        hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
-        vocab_size=99,
-    ))  # fmt: skip
+    small = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tiny = common.random_model(BertConfig(**small, intermediate_size=64, vocab_size=99))
     with tempfile.TemporaryDirectory() as folder:
         save(tiny, Path(folder, "tiny"))
         saved = save(model, Path(folder, "model"))
@@ -91,12 +89,9 @@ def main() -> None:
     for name, own, peak in (("packed", "packed", "loading"), ("unpacked", "unpacked", "running")):
         print(f"{name:<10}occupies {found[own]:>7.1f} MB, peak {found[peak]:>7.1f} MB: "
               f"{found[peak] / found[own]:.2f} ×")  # fmt: skip
-    about = {
-        "model": f"bert-base, {layers}", "student": "1 bit",
-        "megabytes and seconds": {key: round(value, 3) for key, value in found.items()},
-        "repeats": args.repeats,
-    }  # fmt: skip
-    common.write(args.out, about)
+    about = {"model": f"bert-base, {layers}", "student": "1 bit"}
+    numbers = {key: round(value, 3) for key, value in found.items()}
+    common.write(args.out, about | {"megabytes and seconds": numbers, "repeats": args.repeats})
 
 
 if __name__ == "__main__":

@@ -42,12 +42,10 @@ def compare(name: str, run: Result) -> list[dict]:
     trained = run.student
     tensor = with_activations(trained, onnx.DYNAMIC)
     with tempfile.TemporaryDirectory() as folder:
-        onnx_files = {
-            chosen: runtimes.OnnxModel(
-                onnx.export_onnx(trained, Path(folder, f"{chosen}.onnx"), chosen)
-            )
-            for chosen in onnx.ACTIVATIONS
-        }
+        onnx_files = {}
+        for chosen in onnx.ACTIVATIONS:
+            path = onnx.export_onnx(trained, Path(folder, f"{chosen}.onnx"), chosen)
+            onnx_files[chosen] = runtimes.OnnxModel(path)
 
     def predict(model, batch: int = 64):
         return evaluation.predict(model, run.tokenizer, split, 128, batch)

@@ -58,14 +58,12 @@ def main() -> None:
     times, rows = found["milliseconds"], []
     for name in models:
         row = {
-            "what": name,
-            **times[name],
+            "what": name, **times[name],
             "time": round(times[name]["median"] / times[first]["median"], 4),
             "operations": round(operations[name] / operations[first], 4),
             "encoder": round(encoder[name] / encoder[first], 4),
-            "bytes": files[name],
-            "file": round(files[name] / whole, 4),
-        }
+            "bytes": files[name], "file": round(files[name] / whole, 4),
+        }  # fmt: skip
         rows.append(row)
         print(
             f"{name:<22}{row['median']:>9.1f} ms ({row['low']:.1f} to {row['high']:.1f})"

@@ -22,6 +22,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from xtclib import recipes, teachers
+from xtclib.costs.latency import random_ids
 from xtclib.tasks import find_task
 from xtclib.techniques import apply_all
 from xtclib.training import DistillationTrainer, bf16_is_fast
@@ -44,14 +45,10 @@ def stepper(trainer: Trainer, batch: dict):
 
 
 def random_batch(vocabulary: int, batch: int, length: int) -> dict[str, torch.Tensor]:
-    """Random ids with labels, the same at every call; nothing is padding."""
-    shape, generator = (batch, length), torch.Generator().manual_seed(0)
-    return {
-        "input_ids": torch.randint(1000, vocabulary, shape, generator=generator),
-        "attention_mask": torch.ones(shape, dtype=torch.long),
-        "token_type_ids": torch.zeros(shape, dtype=torch.long),
-        "labels": torch.randint(0, 2, shape[:1], generator=generator),
-    }
+    """Random ids with labels in turns, the same at every call; nothing is padding."""
+    ids = random_ids(vocabulary, batch, length)
+    inputs = {"attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    return {"input_ids": ids, **inputs, "labels": torch.arange(batch) % 2}
 
 
 def in_turns(steps: dict[str, Callable], repeats: int, warm: int = 3) -> dict[str, list[float]]:
