@@ -7,9 +7,9 @@ MiniLM's shape (12 heads of 32), a batch of 32; forward and backward in turns, m
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 
+import common
 import torch
 import torch.nn.functional as F
 
@@ -36,10 +36,7 @@ def step(attend, operands, mask, backward: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=20)
-    options = parser.parse_args()
+    options = common.options(__doc__, threads=2, repeats=20)
     torch.set_num_threads(options.threads)
     print(f"{options.threads} threads, batch {BATCH}, {HEADS} heads of {SIZE}; ms, medians\n")
     print(f"{'':<22}{'fused':>10}{'plain':>10}{'fused ÷ plain':>16}")

@@ -12,12 +12,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-import transformers
+import common
 from transformers import AutoModelForSequenceClassification
 
 from xtclib import artefact
-from xtclib.costs import architectures
 from xtclib.techniques import LayerReduction, Quantize, Storage, apply_all
 
 INT8 = {"pooler": "int8-row", "positions": "int8-row"}
@@ -34,15 +32,14 @@ ROWS = (
 
 
 def main() -> None:
-    transformers.logging.disable_progress_bar()
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(architectures.config_of("bert-base"))
+    common.options(__doc__)
+    model = common.random_model("bert-base")
     full = 4 * sum(p.numel() for p in model.parameters()) / 1e6
     print(f"{'':<38}{'layers':>7}{'MB':>9}{'smaller':>10}{'save, s':>9}{'load, s':>9}")
     for name, layers, scheme, storage in ROWS:
         chosen = [Quantize(scheme, f"{scheme}-row"), Storage(**storage)]
         cut = [LayerReduction(layers=layers)] if layers < 12 else []
-        packed = artefact.finalize(apply_all(model.eval(), cut + chosen), chosen)
+        packed = artefact.finalize(apply_all(model, cut + chosen), chosen)
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder, "artefact")
             start = time.perf_counter()

@@ -6,11 +6,12 @@ Every import is a process of its own, in turns; the medians are printed, and the
 `xtclib` adds. Bound: 0.3 s.
 """
 
-import argparse
 import subprocess
 import sys
 import time
 from statistics import median
+
+import common
 
 # What whoever opens an artefact by `from_pretrained` has loaded anyway.
 GROUND = (
@@ -30,9 +31,7 @@ def seconds(code: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=7)
-    repeats = parser.parse_args().repeats
+    repeats = common.options(__doc__, repeats=7).repeats
     pairs = [(seconds(GROUND), seconds(GROUND + "import xtclib")) for _ in range(repeats)]
     ground, both = (median(times) for times in zip(*pairs, strict=True))
     added = median(b - a for a, b in pairs)

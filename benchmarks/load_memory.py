@@ -10,24 +10,19 @@ highest resident memory less that before (Linux only). Not a timed test.
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
+import multiprocessing
 import re
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+import common
 import torch
-import transformers
-from transformers import AutoModelForSequenceClassification, BertConfig
+from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedModel
 
-from xtclib import artefact, files, records
-from xtclib.costs import architectures
-from xtclib.techniques import LayerReduction, Quantize, Storage, apply_all
+from xtclib import artefact
 from xtclib.techniques.quantization import PackedLinear
 
 
@@ -67,13 +62,9 @@ def measure(folder: str, tiny: str) -> dict[str, float]:
     return found | {"loading": found["loading"] - before, "running": found["running"] - before}
 
 
-def make(folder: Path, config: BertConfig, layers: int) -> dict[str, float]:
-    """Writes a packed model of random weights; how long that took and how large it is."""
-    model = AutoModelForSequenceClassification.from_config(config).eval()
-    chosen = [Quantize(), Storage(pooler="int8-row", positions="int8-row")]
-    if layers < config.num_hidden_layers:
-        chosen.insert(0, LayerReduction(layers=layers))
-    packed = artefact.finalize(apply_all(model, chosen), chosen)
+def save(model: PreTrainedModel, folder: Path) -> dict[str, float]:
+    """Writes a model at one bit; how long that took and how large it is."""
+    packed = common.one_bit(model)
     start = time.perf_counter()
     packed.save_pretrained(folder)
     seconds = time.perf_counter() - start
@@ -81,41 +72,26 @@ def make(folder: Path, config: BertConfig, layers: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=12, choices=range(1, 13))
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", help="a JSON file")
-    parser.add_argument("--folders", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.folders:
-        print(json.dumps(measure(*args.folders)))
-        return
-    transformers.logging.disable_progress_bar()
-    torch.manual_seed(0)
+    args = common.options(__doc__, layers=12, repeats=3, out="")
+    model = common.random_model("bert-base", args.layers)
+    layers = f"{model.config.num_hidden_layers} layers"
+    small = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tiny = common.random_model(BertConfig(**small, intermediate_size=64, vocab_size=99))
     with tempfile.TemporaryDirectory() as folder:
-        tiny_config = BertConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=2,
-                                 intermediate_size=64, vocab_size=99)  # fmt: skip
-        make(Path(folder, "tiny"), tiny_config, 1)
-        saved = make(Path(folder, "model"), architectures.config_of("bert-base"), args.layers)
-        command = [sys.executable, __file__, "--folders", f"{folder}/model", f"{folder}/tiny"]
-        runs = [
-            json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
-            for _ in range(args.repeats)
-        ]
+        save(tiny, Path(folder, "tiny"))
+        saved = save(model, Path(folder, "model"))
+        jobs = [(f"{folder}/model", f"{folder}/tiny")] * args.repeats
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as fresh:
+            runs = fresh.starmap(measure, jobs, chunksize=1)
     found = saved | {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-    print(f"{args.layers} layers, {found['file']:.2f} MB: saved in {found['saving']:.2f} s, "
+    print(f"{layers}, {found['file']:.2f} MB: saved in {found['saving']:.2f} s, "
           f"loaded in {found['seconds']:.2f} s (medians of {args.repeats} processes)")  # fmt: skip
     for name, own, peak in (("packed", "packed", "loading"), ("unpacked", "unpacked", "running")):
         print(f"{name:<10}occupies {found[own]:>7.1f} MB, peak {found[peak]:>7.1f} MB: "
               f"{found[peak] / found[own]:.2f} ×")  # fmt: skip
-    if args.out:
-        about = {
-            "model": f"bert-base, {args.layers} layers", "student": "1 bit",
-            "megabytes and seconds": {key: round(value, 3) for key, value in found.items()},
-            "repeats": args.repeats,
-            **records.circumstances(),
-        }  # fmt: skip
-        files.write_json(args.out, about)
+    about = {"model": f"bert-base, {layers}", "student": "1 bit"}
+    numbers = {key: round(value, 3) for key, value in found.items()}
+    common.write(args.out, about | {"megabytes and seconds": numbers, "repeats": args.repeats})
 
 
 if __name__ == "__main__":

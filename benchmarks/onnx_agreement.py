@@ -12,15 +12,13 @@ any agreement. Then the rows one at a time: one scale a tensor makes an answer d
 
 from __future__ import annotations
 
-import argparse
 import copy
 import tempfile
 from pathlib import Path
 
+import common
 import torch
-import transformers
 
-from xtclib import files, records
 from xtclib.deployment import onnx, runtimes
 from xtclib.study.compress import Result, compress
 from xtclib.tasks import evaluation
@@ -28,24 +26,14 @@ from xtclib.techniques.quantization import with_activations
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--glue-dir", required=True)
-    parser.add_argument("--task", default="sst2")
-    parser.add_argument("--budget", default="2000steps")
-    parser.add_argument("--recipes", default="xtc-1bit,xtc-1bit-uint8")
-    parser.add_argument("--out", help="a JSON file")
-    args = parser.parse_args()
-    transformers.logging.set_verbosity_error()
+    given = {"task": "sst2", "budget": "2000steps", "recipes": "xtc-1bit,xtc-1bit-uint8"}
+    args = common.options(__doc__, glue_dir=None, **given, out="")
     found = []
     for name in args.recipes.split(","):
         run = compress(name, args.task, "minilm", args.budget, 0, args.glue_dir, progress=False)
         found += compare(name, run)
-    if args.out:
-        about = {
-            "task": args.task, "budget": args.budget, "seed": 0, "rows": found,
-            **records.circumstances("onnxruntime"),
-        }  # fmt: skip
-        files.write_json(args.out, about)
+    about = {"task": args.task, "budget": args.budget, "seed": 0, "rows": found}
+    common.write(args.out, about, "onnxruntime")
 
 
 def compare(name: str, run: Result) -> list[dict]:
@@ -54,12 +42,10 @@ def compare(name: str, run: Result) -> list[dict]:
     trained = run.student
     tensor = with_activations(trained, onnx.DYNAMIC)
     with tempfile.TemporaryDirectory() as folder:
-        onnx_files = {
-            chosen: runtimes.OnnxModel(
-                onnx.export_onnx(trained, Path(folder, f"{chosen}.onnx"), chosen)
-            )
-            for chosen in onnx.ACTIVATIONS
-        }
+        onnx_files = {}
+        for chosen in onnx.ACTIVATIONS:
+            path = onnx.export_onnx(trained, Path(folder, f"{chosen}.onnx"), chosen)
+            onnx_files[chosen] = runtimes.OnnxModel(path)
 
     def predict(model, batch: int = 64):
         return evaluation.predict(model, run.tokenizer, split, 128, batch)

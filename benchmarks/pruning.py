@@ -11,19 +11,15 @@ weights, heads or neurons go, embeddings, pooler and classifier are not pruned. 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import tempfile
 from pathlib import Path
 
-import torch
-import transformers
-from transformers import AutoModelForSequenceClassification
+import common
 
-from xtclib import artefact, records
+from xtclib import artefact
 from xtclib.artefact import ledger
-from xtclib.costs import architectures, breakdown, latency
-from xtclib.files import write_json
+from xtclib.costs import breakdown, latency
 from xtclib.techniques import PruneHeads, PruneNeurons, PruneWidth, Sparsify, apply_all
 
 CUTS = {
@@ -40,19 +36,11 @@ CUTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="bert-base")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--out", help="a JSON file")
-    args = parser.parse_args()
-    transformers.logging.disable_progress_bar()
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(architectures.config_of(args.model))
+    args = common.options(__doc__, model="bert-base", batch=8, length=128, repeats=10, out="")
+    model = common.random_model(args.model)
     models, encoder, files, operations = {}, {}, {}, {}
     for name, cuts in CUTS.items():
-        models[name] = artefact.finalize(apply_all(copy.deepcopy(model.eval()), cuts), cuts).eval()
+        models[name] = artefact.finalize(apply_all(copy.deepcopy(model), cuts), cuts).eval()
         if cuts:
             with tempfile.TemporaryDirectory() as folder:
                 models[name].save_pretrained(Path(folder))
@@ -70,14 +58,12 @@ def main() -> None:
     times, rows = found["milliseconds"], []
     for name in models:
         row = {
-            "what": name,
-            **times[name],
+            "what": name, **times[name],
             "time": round(times[name]["median"] / times[first]["median"], 4),
             "operations": round(operations[name] / operations[first], 4),
             "encoder": round(encoder[name] / encoder[first], 4),
-            "bytes": files[name],
-            "file": round(files[name] / whole, 4),
-        }
+            "bytes": files[name], "file": round(files[name] / whole, 4),
+        }  # fmt: skip
         rows.append(row)
         print(
             f"{name:<22}{row['median']:>9.1f} ms ({row['low']:.1f} to {row['high']:.1f})"
@@ -85,12 +71,8 @@ def main() -> None:
             f"{row['encoder']:>7.2f} × encoder{row['bytes'] / 1e6:>9.1f} MB"
             f"{row['file']:>7.3f} × fp32"
         )
-    if args.out:
-        about = {"model": args.model, "batch": args.batch, "length": args.length}
-        write_json(
-            args.out,
-            {**about, "repeats": args.repeats, "rows": rows, **records.circumstances()},
-        )
+    about = {"model": args.model, "batch": args.batch, "length": args.length}
+    common.write(args.out, about | {"repeats": args.repeats, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,27 +1,30 @@
 """What a compression step costs against a plain fine-tuning step, interleaved in one process.
 
     python benchmarks/step_cost.py [--backbone FOLDER] [--batch 32] [--length 48] [--repeats 15]
+                                   [--recipes NAME,NAME]
 
-Both sides run the same model, batch, precision and optimizer, gradient clipping included: on the
-one side ``transformers.Trainer``'s own training step on labels, on the other a stage of a recipe
-with its quantizers, its losses and the teacher's forward pass. Prints medians and their ratio with
-the quartiles of the per-round ratios. Not a timed test.
+Both sides run the same model (MiniLM by default), batch, precision and optimizer, gradient clipping
+included: on the one side ``transformers.Trainer``'s own training step on labels, on the other a
+stage of a recipe with its quantizers, its losses and the teacher's forward pass. Prints medians and
+their ratio with the quartiles of the per-round ratios. Not a timed test.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import tempfile
 import time
 from collections.abc import Callable
 
+import common
 import numpy as np
 import torch
 from transformers import Trainer, TrainingArguments
 
 from xtclib import recipes, teachers
+from xtclib.costs.latency import random_ids
 from xtclib.tasks import find_task
+from xtclib.techniques import apply_all
 from xtclib.training import DistillationTrainer, bf16_is_fast
 
 
@@ -42,14 +45,10 @@ def stepper(trainer: Trainer, batch: dict):
 
 
 def random_batch(vocabulary: int, batch: int, length: int) -> dict[str, torch.Tensor]:
-    """Random ids with labels, the same at every call; nothing is padding."""
-    shape, generator = (batch, length), torch.Generator().manual_seed(0)
-    return {
-        "input_ids": torch.randint(1000, vocabulary, shape, generator=generator),
-        "attention_mask": torch.ones(shape, dtype=torch.long),
-        "token_type_ids": torch.zeros(shape, dtype=torch.long),
-        "labels": torch.randint(0, 2, shape[:1], generator=generator),
-    }
+    """Random ids with labels in turns, the same at every call; nothing is padding."""
+    ids = random_ids(vocabulary, batch, length)
+    inputs = {"attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    return {"input_ids": ids, **inputs, "labels": torch.arange(batch) % 2}
 
 
 def in_turns(steps: dict[str, Callable], repeats: int, warm: int = 3) -> dict[str, list[float]]:
@@ -65,28 +64,19 @@ def in_turns(steps: dict[str, Callable], repeats: int, warm: int = 3) -> dict[st
 
 
 def main() -> None:
-    """Measures and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backbone", default=None, help="default: MiniLM")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--length", type=int, default=48)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--recipes", nargs="*", default=["xtc-1bit", "xtc-2bit", "xtc-half"])
-    options = parser.parse_args()
-
+    given = {"backbone": "", "batch": 32, "length": 48, "repeats": 15}
+    options = common.options(__doc__, **given, recipes="xtc-1bit,xtc-2bit,xtc-half")
     bf16 = bf16_is_fast()
     model = find_task("sst2").load_model(options.backbone or teachers.minilm())
     batch = random_batch(model.config.vocab_size, options.batch, options.length)
-    common = {"use_cpu": True, "report_to": "none", "disable_tqdm": True}
+    shared = {"use_cpu": True, "report_to": "none", "disable_tqdm": True}
     with tempfile.TemporaryDirectory() as folder:
-        plain = TrainingArguments(output_dir=folder, bf16=bf16, **common)
-        ours = TrainingArguments(output_dir=folder, **common)
+        plain = TrainingArguments(output_dir=folder, bf16=bf16, **shared)
+        ours = TrainingArguments(output_dir=folder, **shared)
         steps = {"fine-tuning": stepper(Trainer(copy.deepcopy(model), plain), batch)}
-        for name in options.recipes:
+        for name in options.recipes.split(","):
             stage = recipes.load(name).stages[-1]
-            student = copy.deepcopy(model)
-            for technique in stage.techniques:
-                student = technique.apply(student)
+            student = apply_all(copy.deepcopy(model), stage.techniques)
             trainer = DistillationTrainer(student, stage.objective, model, bf16=bf16, args=ours)
             steps[name] = stepper(trainer, batch)
         times = in_turns(steps, options.repeats)

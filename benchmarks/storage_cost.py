@@ -10,15 +10,14 @@ set, and how many labels stay. Recipes ``xtc-1bit-rest8`` and ``-rest1`` train t
 
 from __future__ import annotations
 
-import argparse
 import copy
 import tempfile
 from pathlib import Path
 
-import transformers
+import common
 
 import xtclib as xtc
-from xtclib import artefact, files, recipes, records
+from xtclib import artefact, recipes
 from xtclib.deployment import runtimes
 from xtclib.tasks import evaluation
 from xtclib.techniques import Storage
@@ -35,23 +34,14 @@ CHOICES = {
     "classifier at 8 bits": {"classifier": "int8-row"},
     "pooler and positions at 8 bits": {"pooler": "int8-row", "positions": "int8-row"},
     "50 × on disk: pooler at 1 bit, 128 positions at 8": {
-        "pooler": "binary-row",
-        "positions": "int8-row",
-        "length": 128,
+        "pooler": "binary-row", "positions": "int8-row", "length": 128,
     },
-}
+}  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--glue-dir", required=True)
-    parser.add_argument("--task", default="sst2")
-    parser.add_argument("--budget", default="2000steps")
-    parser.add_argument("--recipe", default="xtc-1bit")
-    parser.add_argument("--out", help="a JSON file")
-    args = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    given = {"task": "sst2", "budget": "2000steps", "recipe": "xtc-1bit"}
+    args = common.options(__doc__, glue_dir=None, **given, out="")
     run = xtc.compress(
         args.recipe, args.task, "minilm", args.budget, 0, args.glue_dir, progress=False
     )
@@ -74,13 +64,8 @@ def main() -> None:
         rows.append(row)
         print(f"{what:<50}{size / 1e6:>7.2f} MB{score['score']:>8.2f}{row['labels']:>8.2f} % of "
               f"labels stay, logits move by {row['median']:.1e}")  # fmt: skip
-    if args.out:
-        about = {
-            "recipe": args.recipe, "task": args.task, "budget": args.budget, "seed": 0,
-            "rows": rows,
-            **records.circumstances(),
-        }  # fmt: skip
-        files.write_json(args.out, about)
+    about = {"recipe": args.recipe, "task": args.task, "budget": args.budget, "seed": 0}
+    common.write(args.out, about | {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -14,36 +14,21 @@ from pathlib import Path
 
 import plotly.io as pio
 import torch
+from results import longest, steps
 
 from xtclib import recipes, records
 from xtclib.cache import ROOT
 from xtclib.costs.breakdown import break_down, by_length
 from xtclib.deployment import runtimes
 from xtclib.distillation import losses
-from xtclib.figures import costs, quantization, style
-from xtclib.figures import deployment as deployment_plots
-from xtclib.figures import distillation as distillation_plots
-from xtclib.figures import pruning as pruning_plots
+from xtclib.figures import costs, deployment, distillation, pruning, quantization, style
 from xtclib.figures import records as plots
 from xtclib.records import RESULTS, Record, common
 
 WIDTH = 700
+LENGTHS = [16, 64, 128, 256, 512, 1024, 2048, 3072, 4096]
 CORE = ("xtc-", "cut-", "finetune-")  # shaped ones that stand beside the quantized too
 PRUNERS = ("magnitude-downstream", "nip", "rpp", "movement")
-
-
-def longest(found: list[Record]) -> list[Record]:
-    """Of each recipe on each task, the records of its longest budget, by the steps it took."""
-    most: dict[tuple[str, str], int] = {}
-    for record in found:
-        key = record.task, record.recipe
-        most[key] = max(steps(record), most.get(key, 0))
-    return [r for r in found if steps(r) == most[r.task, r.recipe]]
-
-
-def steps(record: Record) -> int:
-    """Optimizer steps of a record, all its stages together."""
-    return sum(stage.get("steps", 0) for stage in record.stages)
 
 
 def one_comparison(found: list[Record]) -> list[Record]:
@@ -62,17 +47,11 @@ def usual_budget(found: list[Record]) -> str:
     return Counter(budget for budget, _ in sorted(trained)).most_common(1)[0][0] if trained else ""
 
 
-def of_one_length(found: list[Record]) -> list[Record]:
-    """The records of the budget at which most recipes were measured."""
-    return [r for r in found if r.budget == usual_budget(found)]
-
-
 def not_shorter(found: list[Record]) -> list[Record]:
     """Without recipes that were only trained shorter than most: they would look worse for it."""
     ours = [r.training_budget for r in found if r.budget == usual_budget(found) and steps(r)]
-    return [
-        r for r in found if not steps(r) or not ours or length(r.training_budget) >= length(ours[0])
-    ]
+    least = length(ours[0]) if ours else (0, 0)
+    return [r for r in found if not steps(r) or length(r.training_budget) >= least]
 
 
 def length(budget: dict) -> tuple[float, float]:
@@ -86,12 +65,10 @@ def gallery(results: Path) -> dict:
     figures = {
         "quantization": quantization.quantization_curve(weights, ["binary", "ternary", "int4"]),
         "error-by-bits": quantization.error_by_bits(weights),
-        "layer-map": distillation_plots.layer_map(6, 12, losses.layer_map(6, 12)),
-        "losses-compared": distillation_plots.what_is_matched(systems(), 6, 12),
+        "layer-map": distillation.layer_map(6, 12, losses.layer_map(6, 12)),
+        "losses-compared": distillation.what_is_matched(systems(), 6, 12),
         "breakdown": costs.shares(break_down("bert-base")),
-        "lengths": costs.over_lengths(
-            by_length("bert-base", [16, 64, 128, 256, 512, 1024, 2048, 3072, 4096])
-        ),
+        "lengths": costs.over_lengths(by_length("bert-base", LENGTHS)),
         "glue-against-size": costs.glue_against_size(),
         "glue-against-gflops": costs.glue_against_gflops(),
     }
@@ -99,15 +76,16 @@ def gallery(results: Path) -> dict:
     if path.is_file():
         found = runtimes.read_measured(path)
         rows = [r for r in found["rows"] if (r["batch"], r["length"]) == (1, 128)]
-        figures["deployment"] = deployment_plots.size_and_speed(rows, found["sizes"])
-        figures["deployment-speed"] = deployment_plots.speed(found["rows"])
+        figures["deployment"] = deployment.size_and_speed(rows, found["sizes"])
+        figures["deployment-speed"] = deployment.speed(found["rows"])
     for profile in sorted(p.name for p in results.glob("*") if p.is_dir()):
         measured = records.read(profile, results)
         pruned = [r for r in measured if family(r) == "pruned"]
-        shaped = of_one_length(one_comparison([r for r in measured if family(r) == "shaped"]))
+        shaped = one_comparison([r for r in measured if family(r) == "shaped"])
+        shaped = [r for r in shaped if r.budget == usual_budget(shaped)]
         found = [r for r in measured if family(r) == "quantized" or r.recipe.startswith(CORE)]
         if pruned:
-            figures.update(pruning(profile, pruned))
+            figures.update(over_sparsity(profile, pruned))
         if len({r.recipe for r in shaped}) > len(CORE):
             figures[f"{profile}-distillation"] = plots.bars(shaped)
         if not found:
@@ -146,15 +124,15 @@ def family(record: Record) -> str:
         return "quantized"
 
 
-def pruning(profile: str, found: list[Record]) -> dict:
+def over_sparsity(profile: str, found: list[Record]) -> dict:
     """Scores over sparsity where they were measured at several, else of the recipes."""
     one = one_comparison(found)
-    swept = [r for r in one if pruning_plots.unnumbered(r.recipe) in PRUNERS]
+    swept = [r for r in one if pruning.unnumbered(r.recipe) in PRUNERS]
     if len({r.recipe for r in swept}) < 2:
         return {f"{profile}-pruning": plots.bars(longest(one))}
     budget = max(swept, key=steps).budget
     swept = [r for r in swept if r.budget == budget]
-    return {f"{profile}-pruning": pruning_plots.over_sparsity(swept, PRUNERS)}
+    return {f"{profile}-pruning": pruning.over_sparsity(swept, PRUNERS)}
 
 
 def readme(figures: dict) -> str:

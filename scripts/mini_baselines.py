@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -32,16 +33,14 @@ def score(task: base.Task, found, split: Split) -> dict[str, float]:
 def bag(first: str, second: str | None) -> dict[str, int]:
     """Counts of words; for a pair also what is shared, and what stands on one side only."""
     sides = [re.findall(r"[a-z]+", text.lower()) for text in (first, second) if text]
-    counts: dict[str, int] = {}
-    for side, words in enumerate(sides):
-        for word in words:
-            counts[f"{side} {word}"] = counts.get(f"{side} {word}", 0) + 1
+    spoken = (f"{side} {word}" for side, words in enumerate(sides) for word in words)
+    counts = dict(Counter(spoken))
     if len(sides) == 2:
         one, two = map(set, sides)
-        counts.update({f"both {word}": 1 for word in one & two})
-        counts.update({f"{a} - {b}": 1 for a in one - two for b in two - one})
-        counts["shared"] = len(one & two)
-        counts["only first"], counts["only second"] = len(one - two), len(two - one)
+        counts |= {f"both {word}": 1 for word in one & two}
+        counts |= {f"{a} - {b}": 1 for a in one - two for b in two - one}
+        counts |= {"shared": len(one & two), "only first": len(one - two)}
+        counts["only second"] = len(two - one)
     return counts
 
 
@@ -54,10 +53,9 @@ def bag_of_words(data: base.TaskData) -> dict[str, dict[str, float]]:
     vectors = DictVectorizer(dtype=np.float32)
     x, best = vectors.fit_transform(bags(data.train)), {}
     for strength in (0.01, 0.1, 1.0):
+        model = LogisticRegression(C=strength, max_iter=2000)
         if data.task.num_labels == 1:
             model = Ridge(alpha=1 / strength, solver="sparse_cg")
-        else:
-            model = LogisticRegression(C=strength, max_iter=2000)
         model.fit(x, data.train.labels)
         for name, split in data.evaluation.items():
             found = score(data.task, model.predict(vectors.transform(bags(split))), split)

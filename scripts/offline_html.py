@@ -21,6 +21,7 @@ from latex2mathml.converter import convert as tex_to_mathml
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat.v4 import new_output
+from plotly.offline import get_plotlyjs
 
 PLOTLY = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -83,12 +84,10 @@ class OfflineExporter(HTMLExporter):
     def markdown2html(self, context, source):
         cell, resources = context.get("cell", {}), context.get("resources", {})
         renderer = MathMLRenderer(
-            escape=False,
+            escape=False, embed_images=True, anchor_link_text=self.anchor_link_text,
             attachments=cell.get("attachments", {}),
-            embed_images=True,
             path=resources.get("metadata", {}).get("path", ""),
-            anchor_link_text=self.anchor_link_text,
-        )
+        )  # fmt: skip
         return MarkdownWithMath(renderer=renderer).render(source)
 
 
@@ -140,8 +139,6 @@ def check_offline(text: str, name: str = "page") -> None:
 
 def write_plotly(folder: Path) -> None:
     """The one plotly.js that all pages share."""
-    from plotly.offline import get_plotlyjs
-
     target = folder / PLOTLY_FILE
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(get_plotlyjs(), encoding="utf-8")
@@ -205,9 +202,8 @@ def _widget(model_id: str, state: dict) -> list:
     if model["model_name"] in ("HTMLModel", "HTMLMathModel"):
         return [new_output("display_data", {"text/html": str(value)})]
     text = " ".join(part for part in (label, html.escape(str(value))) if part)
-    if not text:
-        return []
-    return [new_output("display_data", {"text/html": f'<p class="widget-value">{text}</p>'})]
+    shown = new_output("display_data", {"text/html": f'<p class="widget-value">{text}</p>'})
+    return [shown] if text else []
 
 
 def _restore_array(values: dict, buffer: dict) -> None:

@@ -25,13 +25,10 @@ from xtclib.tasks import MaskedWords
 from xtclib.training import Budget, Lesson, Run, train
 
 # Words first, then what they say of each other: the last two stages always guess the label words.
-EVENLY = {name: 1.0 for name in tasks.TASKS}
-SST2_FIRST = {"sst2": 5, "mnli": 3, "cola": 0.5} | {
-    name: 1.5 for name in ("mrpc", "qqp", "stsb", "qnli", "rte")
-}
-MIXED = {"sst2": 2.5, "mnli": 3, "cola": 0.5} | {
-    name: 2.0 for name in ("mrpc", "qqp", "stsb", "qnli", "rte")
-}
+EVENLY = dict.fromkeys(tasks.TASKS, 1.0)
+OTHERS = ("mrpc", "qqp", "stsb", "qnli", "rte")
+SST2_FIRST = {"sst2": 5, "mnli": 3, "cola": 0.5} | dict.fromkeys(OTHERS, 1.5)
+MIXED = {"sst2": 2.5, "mnli": 3, "cola": 0.5} | dict.fromkeys(OTHERS, 2.0)
 
 
 class Stage(NamedTuple):
@@ -62,9 +59,8 @@ def build_tokenizer() -> BertTokenizer:
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.punctuation]
     tokens += [*tasks.vocabulary(), *characters, *(f"##{piece}" for piece in characters)]
     tokens += [f"##{piece}" for piece in PIECES]
-    return BertTokenizer(
-        vocab={token: i for i, token in enumerate(dict.fromkeys(tokens))}, model_max_length=64
-    )
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    return BertTokenizer(vocab=vocabulary, model_max_length=64)
 
 
 @torch.no_grad()
@@ -89,14 +85,10 @@ def grow(model: BertForMaskedLM, layers: int) -> BertForMaskedLM:
     """The same model with its stack of layers repeated until there are `layers` of them."""
     config = copy.deepcopy(model.config)
     config.num_hidden_layers = layers
-    taller, state = BertForMaskedLM(config), model.state_dict()
-    had = model.config.num_hidden_layers
-    for name in taller.state_dict():
-        if name.startswith("bert.encoder.layer."):
-            parts = name.split(".")
-            source = ".".join([*parts[:3], str(int(parts[3]) % had), *parts[4:]])
-            state[name] = model.state_dict()[source]
-    taller.load_state_dict(state)
+    taller, had = BertForMaskedLM(config), model.bert.encoder.layer
+    taller.load_state_dict(model.state_dict(), strict=False)  # all but the new layers
+    for number, layer in enumerate(taller.bert.encoder.layer):
+        layer.load_state_dict(had[number % len(had)].state_dict())
     return taller
 
 
@@ -136,19 +128,12 @@ def main() -> None:
     tasks.generate(args.out, args.seed)
     avoid = tasks.dev_texts(args.seed)
     tokenizer = build_tokenizer()
-    model = BertForMaskedLM(
-        BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=128,
-            num_hidden_layers=STAGES[0].layers,
-            num_attention_heads=4,
-            intermediate_size=512,
-            max_position_embeddings=64,
-            initializer_range=0.05,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
-    )
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=STAGES[0].layers,
+        num_attention_heads=4, intermediate_size=512, max_position_embeddings=64,
+        initializer_range=0.05, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    model = BertForMaskedLM(config)
     start_copying(model)
     stages, words = [], label_words(tokenizer)
     for number, stage in enumerate(STAGES):
@@ -165,14 +150,9 @@ def main() -> None:
         )
         with tempfile.TemporaryDirectory() as folder:
             model, notes = train(model, lesson, Run(folder, args.seed + number, "fp32"))
-        stages.append(
-            {
-                "layers": stage.layers,
-                "steps": steps,
-                "loss": round(notes["losses"][-1]["loss"], 3),
-                "minutes": round((time.perf_counter() - start) / 60, 1),
-            }
-        )
+        loss, minutes = notes["losses"][-1]["loss"], (time.perf_counter() - start) / 60
+        told = {"loss": round(loss, 3), "minutes": round(minutes, 1)}
+        stages.append({"layers": stage.layers, "steps": steps, **told})
         print(stages[-1], flush=True)
         save(grow(model, STAGES[-1].layers), build_tokenizer(), args.out / "backbone")
     print(json.dumps(stages))

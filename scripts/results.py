@@ -83,13 +83,16 @@ def majority(record: results.Record) -> float:
 
 
 def longest(records: list[results.Record]) -> list[results.Record]:
-    """Those of the budget with most steps.
+    """Of each recipe on each task, the records of its longest budget, by the steps it took."""
+    most: dict[tuple[str, str], int] = {}
+    for r in records:
+        most[r.task, r.recipe] = max(steps(r), most.get((r.task, r.recipe), 0))
+    return [r for r in records if steps(r) == most[r.task, r.recipe]]
 
-    >>> longest([])
-    []
-    """
-    steps = {r.budget: sum(stage["steps"] for stage in r.stages) for r in records}
-    return [r for r in records if r.budget == max(steps, key=steps.__getitem__)]
+
+def steps(record: results.Record) -> int:
+    """Optimizer steps of a record, all its stages together."""
+    return sum(stage.get("steps", 0) for stage in record.stages)
 
 
 def table(records: list[results.Record]) -> str:
@@ -202,13 +205,9 @@ def compared() -> str:
     """What a distillation step costs, by what it compares."""
     found = _benchmark("distillation-terms")
     rows = [
-        [
-            row["step"].replace("_", " "),
-            f"{row['ratio']:.2f}",
-            f"{row['low']:.2f}–{row['high']:.2f}",
-        ]
-        for row in found["rows"]
-        if row["step"] not in ("fine-tuning", "teacher's forward")
+        [r["step"].replace("_", " "), f"{r['ratio']:.2f}", f"{r['low']:.2f}–{r['high']:.2f}"]
+        for r in found["rows"]
+        if r["step"] not in ("fine-tuning", "teacher's forward")
     ]
     return (
         "## A distillation step\n\nAgainst a fine-tuning step of the same student plus the "

@@ -30,7 +30,7 @@ import yaml
 from nbclient import NotebookClient
 from nbclient.output_widget import OutputWidget
 from offline_html import page, without_widgets, write_plotly
-from strip_notebooks import serialize, strip_
+from strip_notebooks import serialize, strip_, write
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 OFFLINE_PROFILES = ("smoke", "mini")
@@ -78,24 +78,19 @@ def find(names: list[str], folder: Path) -> list[Path]:
 def parameters(notebook, name: str) -> dict:
     """Names and defaults in the cell tagged `parameters`; it may assign literals only."""
     tagged = [
-        cell
-        for cell in notebook.cells
-        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", [])
-    ]
+        c for c in notebook.cells
+        if c.cell_type == "code" and "parameters" in c.metadata.get("tags", [])
+    ]  # fmt: skip
     if len(tagged) != 1:
         raise ValueError(f"{name}: {len(tagged)} cells are tagged 'parameters', expected one")
     values = {}
     for node in ast.parse(tagged[0].source).body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         try:
-            if not isinstance(target, ast.Name):
-                raise ValueError
             values[target.id] = ast.literal_eval(node.value)
         except (ValueError, AttributeError):
-            line = ast.unparse(node)
-            raise ValueError(
-                f"{name}: the parameters cell may only assign literals, found: {line}"
-            ) from None
+            found = f"may only assign literals, found: {ast.unparse(node)}"
+            raise ValueError(f"{name}: the parameters cell {found}") from None
     return values
 
 
@@ -123,24 +118,16 @@ def execute(run: Run, out: Path, given: dict, timeout: int, cwd: Path) -> Run:
     """Run one notebook; what it leaves in `out` says by its name how it went."""
     name = run.path.stem
     done, failed, built = (out / f"{name}{end}" for end in (".ipynb", ".failed.ipynb", ".html"))
-    for stale in (done, failed, built):
-        stale.unlink(missing_ok=True)
     partial = out / f".running-{name}" / f"{name}.ipynb"
     partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.unlink(missing_ok=True)
+    for stale in (done, failed, built, partial):
+        stale.unlink(missing_ok=True)
     started = time.perf_counter()
     try:
         papermill.execute_notebook(
-            run.path,
-            partial,
-            parameters=given,
-            kernel_name="python3",
-            cwd=cwd,
-            progress_bar=False,
-            execution_timeout=timeout,
-            start_timeout=180,
-            extra_arguments=QUIET,
-        )
+            run.path, partial, parameters=given, kernel_name="python3", cwd=cwd, progress_bar=False,
+            execution_timeout=timeout, start_timeout=180, extra_arguments=QUIET,
+        )  # fmt: skip
         notebook = without_widgets(nbformat.read(partial, as_version=4))
         notebook.metadata.pop("papermill", None)  # holds paths of this machine
         nbformat.write(notebook, partial)
@@ -162,19 +149,13 @@ def execute(run: Run, out: Path, given: dict, timeout: int, cwd: Path) -> Run:
 def refresh(path: Path, timeout: int) -> None:
     """Run a notebook in place, no parameter injected, and keep of it what is committed."""
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(
-        notebook,
-        kernel_name="python3",
-        timeout=timeout,
-        extra_arguments=QUIET,
-        resources={"metadata": {"path": str(path.parent)}},
-    )
-    client.execute()
+    where = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(
+        notebook, kernel_name="python3", timeout=timeout, extra_arguments=QUIET, resources=where
+    ).execute()
     for problem in strip_(notebook):
         raise ValueError(f"{path.name}: {problem}")
-    partial = path.with_suffix(".tmp")
-    partial.write_text(serialize(notebook), encoding="utf-8")
-    partial.replace(path)
+    write(path, serialize(notebook))
 
 
 def describe(error: Exception, lines: int = 20) -> str:
@@ -200,17 +181,12 @@ def write_index(runs: list[Run], out: Path, profile: str) -> None:
             f'<tr class="{kind}"><td>{html.escape(run.path.stem[:2])}</td><td>{text}</td>'
             f'<td class="number">{seconds}</td><td>{run.status}</td></tr>'
         )
-    done = sum(run.status == "ok" for run in runs)
-    total = sum(run.seconds for run in runs)
+    done, total = sum(run.status == "ok" for run in runs), sum(run.seconds for run in runs)
     body = INDEX.format(
-        profile=html.escape(profile),
-        summary=f"{done} of {len(runs)} notebooks ran, {total:.0f} s in all",
-        versions=html.escape(", ".join(versions())),
-        rows="\n".join(rows),
-    )
-    partial = out / "index.html.tmp"
-    partial.write_text(body, encoding="utf-8")
-    partial.replace(out / "index.html")
+        profile=html.escape(profile), versions=html.escape(", ".join(versions())),
+        summary=f"{done} of {len(runs)} notebooks ran, {total:.0f} s in all", rows="\n".join(rows),
+    )  # fmt: skip
+    write(out / "index.html", body)
 
 
 def versions() -> list[str]:
@@ -271,17 +247,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="notebooks (path, name or number); all if none")
     parser.add_argument("--profile", default="mini", help="value for PROFILE (default: mini)")
     parser.add_argument("--out", type=Path, default=Path("build"), help="folder for what is built")
-    parser.add_argument(
-        "--parameter", type=key_value, action="append", default=[], metavar="KEY=VALUE"
-    )
-    parser.add_argument(
-        "--execution-timeout", type=int, default=600, metavar="S", help="per cell (default: 600)"
-    )
-    parser.add_argument(
-        "--in-place",
-        action="store_true",
-        help="build nothing: run, strip and rewrite the notebooks themselves",
-    )
+    pairs = {"type": key_value, "metavar": "KEY=VALUE"}
+    parser.add_argument("--parameter", action="append", default=[], **pairs)
+    seconds = {"metavar": "S", "help": "per cell (default: 600)"}
+    parser.add_argument("--execution-timeout", type=int, default=600, **seconds)
+    in_place = "build nothing: run, strip and rewrite the notebooks themselves"
+    parser.add_argument("--in-place", action="store_true", help=in_place)
     parser.add_argument("--jobs", type=int, default=1, help="how many at once (default: 1)")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the notebooks are")
     args = parser.parse_args(argv)
@@ -297,8 +268,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
-    os.environ["XTC_PROFILE"] = args.profile
-    os.environ["PLOTLY_RENDERER"] = "plotly_mimetype"
+    os.environ.update(XTC_PROFILE=args.profile, PLOTLY_RENDERER="plotly_mimetype")
     os.environ.update(TQDM_DISABLE="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if args.profile in OFFLINE_PROFILES:
@@ -321,9 +291,9 @@ def main(argv: list[str] | None = None) -> int:
             write_index(runs, args.out, args.profile)
 
     failed = [run for run in runs if run.status != "ok"]
-    for run in failed:
-        print(f"\n{run.path.name} failed in {run.error}", file=sys.stderr)
     if failed:
+        for run in failed:
+            print(f"\n{run.path.name} failed in {run.error}", file=sys.stderr)
         names = ", ".join(run.path.stem for run in failed)
         print(f"\n{len(failed)} of {len(runs)} notebooks failed: {names}", file=sys.stderr)
         return 1

@@ -44,12 +44,12 @@ def strip_(notebook) -> list[str]:
     problems = []
     notebook.metadata = nbformat.from_dict(METADATA)
     for index, cell in enumerate(notebook.cells):
-        cell.metadata = {key: cell.metadata[key] for key in CELL_METADATA if key in cell.metadata}
-        cell.metadata = nbformat.from_dict(cell.metadata)
+        kept = {key: cell.metadata[key] for key in CELL_METADATA if key in cell.metadata}
+        cell.metadata = nbformat.from_dict(kept)
         if cell.cell_type != "code":
             continue
         keep = marked(cell)
-        cell.outputs = [kept for out in cell.outputs if keep and (kept := text_only(out))]
+        cell.outputs = [text for out in cell.outputs if keep and (text := text_only(out))]
         if keep and (cell.execution_count is None or not cell.outputs):
             problems.append(f"cell {index} is marked {MARK} but was never run, or printed nothing")
     return problems
@@ -57,6 +57,13 @@ def strip_(notebook) -> list[str]:
 
 def serialize(notebook) -> str:
     return nbformat.writes(notebook).rstrip("\n") + "\n"
+
+
+def write(path: Path, text: str) -> None:
+    """The whole text or, cut off, the old file; `xtclib.files` would load torch for it."""
+    partial = path.with_suffix(".tmp")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,9 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         if before != after and args.check:
             problems.append("has outputs or metadata to strip: run `make strip`")
         elif before != after:
-            partial = path.with_suffix(".tmp")
-            partial.write_text(after, encoding="utf-8")
-            partial.replace(path)
+            write(path, after)
             print(f"{path}: {len(before):,} to {len(after):,} characters")
         for problem in problems:
             print(f"{path}: {problem}", file=sys.stderr)
