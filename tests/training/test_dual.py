@@ -32,12 +32,12 @@ def task_of(tokenizers, mix=0.5):
     return TwoVocabularies(ours=ours, theirs=theirs, mix=mix, offset=200, max_length=16)
 
 
-def train(both, folder, how, steps=3, seed=0):
+def train(both, folder, how, steps=3, seed=0, precision="fp32"):
     """The student as it was trained, and its losses."""
     student, teacher, tokenizers, texts = both
     budget = Budget(steps=steps, batch_size=16, learning_rate=3e-3)
     lesson = Lesson(task_of(tokenizers, how.mix).data(texts), tokenizers[0], budget)
-    run = Run(folder, seed, "fp32", "cpu", progress=False)
+    run = Run(folder, seed, precision, "cpu", progress=False)
     student, notes = dual.train_beside(student, teacher, lesson, run, how)
     return student, [entry["loss"] for entry in notes["losses"]]
 
@@ -105,6 +105,17 @@ def test_the_student_learns_and_its_teacher_is_left(both, projection, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("projection", ["none", "down", "up"])
+def test_it_trains_in_bf16_to_nearly_the_same_losses(both, projection, tmp_path):
+    how = SmallVocabulary(vocabulary=0.5, projection=projection)
+    student, teacher, *rest = both
+    wanted, found = (
+        train((copy.deepcopy(student), teacher, *rest), tmp_path / p, how, precision=p)[1]
+        for p in ("fp32", "bf16")
+    )
+    assert found == pytest.approx(wanted, rel=0.02) and found != wanted
+
+
 def test_the_same_seed_gives_the_same_losses(both, tmp_path):
     how = SmallVocabulary(vocabulary=0.5)
     found = [train((copy.deepcopy(both[0]), *both[1:]), tmp_path / str(i), how, seed=seed)[1]

@@ -60,7 +60,8 @@ class _Both(nn.Module):
         if self.shared is not None:
             both = (self.mixed.model, self.student)
             big, small = (dict(m.base_model.encoder.named_parameters()) for m in both)
-            found = projection_loss(self.shared, big, small, self.how.projection)
+            with torch.autocast(ours["input_ids"].device.type, enabled=False):  # weights are fp32
+                found = projection_loss(self.shared, big, small, self.how.projection)
             terms["projections"] = self.how.weight * found
         return terms
 
