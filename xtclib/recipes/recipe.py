@@ -48,9 +48,10 @@ class Stage:
     def __post_init__(self) -> None:
         for technique in self.techniques:
             technique.check(self)
-        if self.task == "dual" and all(t.needs_task != "dual" for t in self.techniques):
-            needs = "a stage whose task is dual needs small_vocabulary among its techniques"
-            raise ValueError(f"stage {self.name!r}: {needs}")
+        makers = [name for name, kind in TECHNIQUES.items() if kind.needs_task == self.task]
+        if makers and not any(t.name in makers for t in self.techniques):
+            needs = f"a stage whose task is {self.task} needs {' or '.join(makers)}"
+            raise ValueError(f"stage {self.name!r}: {needs} among its techniques")
         if self.augmentation and (self.task != "its own" or not self.objective):
             why = "augmentation makes rows of the task, and this stage does not train on them"
             raise ValueError(f"stage {self.name!r}: {why}: leave it out")
