@@ -132,6 +132,8 @@ def spread(count: int, depth: int) -> list[int]:
 def keep_layers(model: PreTrainedModel, keep: Iterable[int]) -> PreTrainedModel:
     """A copy of ``model`` with only the encoder layers ``keep`` (0-based), the rest copied.
 
+    Its config says which layers of the first model are left, as ``kept_layers``.
+
     Raises ``ValueError`` for none, for unknown ones, and for numbers that do not rise.
     """
     keep, depth = list(keep), len(encoder_layers(model))
@@ -145,4 +147,12 @@ def keep_layers(model: PreTrainedModel, keep: Iterable[int]) -> PreTrainedModel:
         raise ValueError(f"layers to keep must be rising and without repeats, received {keep}")
     student = copy.deepcopy(model)
     set_encoder_layers_(student, [encoder_layers(student)[i] for i in keep])
+    before = kept_layers(model) or range(depth)
+    student.config.kept_layers = [before[i] for i in keep]
     return student
+
+
+def kept_layers(model: PreTrainedModel) -> list[int] | None:
+    """Which 0-based layers of the model that it was cut out of are left; ``None`` if all are."""
+    kept = getattr(model.config, "kept_layers", None)
+    return kept if kept and len(kept) == len(encoder_layers(model)) else None

@@ -5,6 +5,7 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,8 +55,17 @@ def difference(ours, theirs, batch):
 
 
 WEIGHTS = "binary", "ternary-row", "int4-group8", "int8", "uint4-row", "uint8"
-INPUTS = "int8-token", "int8-tensor", UINT8, None
-CASES = list(itertools.product(WEIGHTS, INPUTS, (40, 43)))
+# Every scheme that runtimes have a product for, with every option.
+INPUTS = [
+    Scheme("int", bits, granularity, clip=clip, rule=rule)
+    for bits, granularity, clip, rule in itertools.product(
+        (4, 8), ("token", "tensor"), (None, 1.0), (None, "release")
+    )
+]
+INPUTS += [Scheme("uint", 8, clip=clip) for clip in (None, 1.0)]
+INPUTS += [Scheme("int", 8, learned=how) for how in ("lsq", "pact")] + [None]
+PAIRS = itertools.product(WEIGHTS, INPUTS)
+CASES = [(*pair, columns) for pair, columns in zip(PAIRS, itertools.cycle((40, 43)), strict=False)]
 
 
 class SideBySide(nn.Module):
@@ -71,19 +81,20 @@ class SideBySide(nn.Module):
 
 def linear(weights, activations, columns):
     torch.manual_seed(0)
-    scheme = activations and Scheme.parse(activations)
-    layer = QuantLinear.from_linear(nn.Linear(columns, 24), Scheme.parse(weights), scheme)
-    layer = PackedLinear.from_quant(layer)
+    layer = QuantLinear.from_linear(nn.Linear(columns, 24), Scheme.parse(weights), activations)
+    if layer.input_clip is not None:
+        layer.input_clip.data.fill_(1.25)
+    stored = PackedLinear.from_quant(layer)
     if weights.startswith("ternary"):
-        layer.set_width_(1.6)
-    return layer
+        stored.set_width_(1.6)
+    return layer, stored
 
 
 @pytest.fixture(scope="module")
 def side_by_side():
-    """Every kind of layer, and ONNX Runtime's answers for all of them."""
+    """Every kind of layer, as it trains and packed, and ONNX Runtime's answers for all of them."""
     ours = [linear(*case) for case in CASES]
-    theirs = [onnx_export._OnnxLinear(layer, "trained") for layer in ours]
+    theirs = [onnx_export._OnnxLinear(stored, "trained") for _, stored in ours]
     content = onnx_export.trace(SideBySide(theirs), {"x": torch.randn(3, 5, 43)}, "y")
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return ours, lambda x: torch.from_numpy(session.run(["y"], {"x": x.numpy()})[0])
@@ -91,12 +102,21 @@ def side_by_side():
 
 @pytest.mark.parametrize("index", range(len(CASES)), ids=["-".join(map(str, c)) for c in CASES])
 def test_a_layer_agrees_on_equal_input(side_by_side, index):
-    (layers, run), columns = side_by_side, CASES[index][2]
+    """As it trains, packed on integers, packed in floating point, in ONNX Runtime."""
+    (layers, run), (weights, activations, columns) = side_by_side, CASES[index]
+    trains, stored = layers[index]
+    floating = copy.deepcopy(stored)
+    floating.integers = False
     torch.manual_seed(1)
     for x in (2 * torch.randn(3, 5, 43), 9 * torch.randn(1, 2, 43), torch.zeros(2, 9, 43)):
+        given = x[..., :columns]
         with torch.no_grad():
-            wanted = layers[index](x[..., :columns])
-        assert (run(x)[index] - wanted).abs().max() <= 1e-5 * max(1, wanted.abs().max())
+            wanted = stored(given)
+            assert stored.runs_on_integers(given) == bool(activations and weights[0] != "u")
+            assert torch.equal(floating(given), wanted)
+            largest = max(1, wanted.abs().max())
+            assert (trains(given) - wanted).abs().max() <= 2e-3 * largest  # scales in fp16
+        assert (run(x)[index] - wanted).abs().max() <= 1e-5 * largest
 
 
 @pytest.mark.parametrize("name", ["xtc-1bit", "xtc-1bit-uint8", "xtc-1bit-rest1", "ptq-4bit"])
@@ -111,15 +131,17 @@ def test_a_model_gives_the_logits_of_the_scheme_it_deploys(name, make_bert, batc
         assert difference(deployed, model, batch) > 1e-4  # the schemes differ, so the test can fail
 
 
+@pytest.mark.parametrize("clip", [None, 0.5])
 @pytest.mark.parametrize("attention", ["int8-tensor", "int8-token", UINT8])
-def test_quantized_attention_goes_along(attention, bert, batch, tmp_path):
+def test_quantized_attention_goes_along(attention, clip, bert, batch, tmp_path):
+    whole, attention = attention, replace(Scheme.parse(attention), clip=clip)
     model = packed(bert, [Quantize(activations=UINT8, attention=attention)])
     plain = packed(bert, [Quantize(activations=UINT8)])
     assert difference(model, plain, batch) > 1e-3
     path = onnx_export.export_onnx(model, tmp_path / "a.onnx", "trained")
     assert difference(OnnxModel(path), model, batch) < 1e-3
     round_trips = onnx_export.operators(path)["DequantizeLinear"]
-    assert round_trips == (4 if attention == UINT8 else 0)
+    assert round_trips == (4 if whole == UINT8 else 0)
 
 
 def test_the_dynamic_scheme_replaces_that_of_attention_too(bert, tmp_path):

@@ -46,6 +46,8 @@ def test_kl_divergence_equals_numpy(temperature):
     log_p, log_q = log_softmax(t.numpy() / temperature), log_softmax(s.numpy() / temperature)
     wanted = temperature**2 * (np.exp(log_p) * (log_p - log_q)).sum(-1).mean()
     assert float(kl_divergence(s, t, temperature)) == pytest.approx(wanted, rel=1e-10)
+    per_class = float(kl_divergence(s, t, temperature, per_class=True))
+    assert per_class == pytest.approx(wanted / 3, rel=1e-10)
 
 
 def test_hidden_mse_equals_numpy_with_and_without_padding():
@@ -176,13 +178,31 @@ def test_shapes_that_differ_are_refused(loss, student, teacher, what):
         (1, "uniform", [0, 12]),
         (6, "last", [0, 7, 8, 9, 10, 11, 12]),
         (5, "last", [0, 8, 9, 10, 11, 12]),
-        (6, "release", [0, 2, 4, 6, 8, 10, 12]),
-        (5, "release", [1, 3, 5, 7, 9, 11]),
-        (8, "release", [1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        (6, "release", [0, 2, 4, 6, 8, 10, 12]),  # a student that was not cut out: floors
+        (5, "release", [0, 2, 4, 6, 8, 10]),
+        (12, "release", list(range(13))),
     ],
 )
 def test_layer_maps_onto_twelve_layers(layers, kind, wanted):
     assert layer_map(layers, 12, kind) == wanted
+
+
+@pytest.mark.parametrize(
+    "kept, wanted",
+    [
+        ([1, 3, 5, 7, 9, 11], [0, 2, 4, 6, 8, 10, 12]),
+        ([2, 4, 6, 8, 10], [1, 3, 5, 7, 9, 11]),
+        ([0, 2, 3, 5, 6, 8, 9, 11], [-1, 1, 3, 4, 6, 7, 9, 10, 12]),
+        ([0, 1, 2], [-1, 1, 2, 3]),
+    ],
+)
+def test_the_releases_map_is_made_from_the_kept_layers(kept, wanted):
+    assert layer_map(len(kept), 12, "release", kept) == wanted
+
+
+def test_kept_layers_are_as_many_as_the_students():
+    with pytest.raises(ValueError, match="2 layers were kept, but the student has 3"):
+        layer_map(3, 12, "release", [0, 1])
 
 
 @pytest.mark.parametrize("kind", ["uniform", "last", "release"])
@@ -209,6 +229,7 @@ def test_logits_mse_equals_numpy():
     s, t = pair(5, 3)
     wanted = ((s - t).numpy() ** 2).sum(-1).mean()
     assert float(logits_mse(s, t)) == pytest.approx(wanted, rel=1e-12)
+    assert float(logits_mse(s, t, per_class=True)) == pytest.approx(wanted / 3, rel=1e-12)
 
 
 def divergence_by_rows(s, t):
@@ -218,18 +239,26 @@ def divergence_by_rows(s, t):
 
 
 def by_sentence(s, t, row_loss):
-    """The mean of a row loss over real queries, heads and sentences, keys cut to the real ones."""
+    """A row loss over real queries and heads, keys cut to the real ones, an array a sentence."""
     rows = []
     for b, real in enumerate(MASK.numpy().astype(bool)):
         cut = [x[b].numpy()[:, real][:, :, real] for x in (s, t)]
         rows.append(row_loss(*cut).ravel())
-    return np.concatenate(rows).mean()
+    return rows
+
+
+def mean_of_means(rows):
+    return np.mean([row.mean() for row in rows])
 
 
 def test_attention_divergence_equals_numpy_with_and_without_padding():
     s, t = pair(2, 3, 4, 4)
+    rows = by_sentence(s, t, divergence_by_rows)  # of three tokens, and of one
     found = float(attention_divergence(s, t, MASK))
-    assert found == pytest.approx(by_sentence(s, t, divergence_by_rows), rel=1e-6)
+    assert found == pytest.approx(mean_of_means(rows), rel=1e-6)
+    by_token = float(attention_divergence(s, t, MASK, per_token=True))
+    assert by_token == pytest.approx(np.concatenate(rows).mean(), rel=1e-6)
+    assert abs(by_token - found) > 0.1
     wanted = divergence_by_rows(s.numpy(), t.numpy()).mean()
     assert float(attention_divergence(s, t)) == pytest.approx(wanted, rel=1e-6)
 
@@ -241,7 +270,7 @@ def test_attention_probabilities_are_compared_over_real_keys():
         return (np.exp(log_softmax(a)) - np.exp(log_softmax(b))) ** 2
 
     assert float(attention_probability_mse(s, t, MASK)) == pytest.approx(
-        by_sentence(s, t, squares), rel=1e-6
+        np.concatenate(by_sentence(s, t, squares)).mean(), rel=1e-6
     )
     wanted = squares(s.numpy(), t.numpy()).mean()
     assert float(attention_probability_mse(s, t)) == pytest.approx(wanted, rel=1e-6)
@@ -258,9 +287,13 @@ def test_relations_of_two_widths_equal_numpy(mask):
     wanted = (
         divergence_by_rows(*(x.numpy() for x in scores)).mean()
         if mask is None
-        else by_sentence(*scores, divergence_by_rows)
+        else mean_of_means(by_sentence(*scores, divergence_by_rows))
     )
     assert float(relation_divergence(s, t, mask, heads=3)) == pytest.approx(wanted, rel=1e-5)
+    if mask is not None:
+        wanted = np.concatenate(by_sentence(*scores, divergence_by_rows)).mean()
+        found = relation_divergence(s, t, mask, heads=3, per_token=True)
+        assert float(found) == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize(

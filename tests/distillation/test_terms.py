@@ -1,13 +1,17 @@
 """Which layers and signals a distillation term compares."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from xtclib.attention import use
 from xtclib.bert import encoder_layers
 from xtclib.distillation.objective import Objective, distillation_loss
 from xtclib.distillation.terms import TERMS, Match, Reader, projections
+from xtclib.recipes import recipe as recipes
 from xtclib.techniques import BiLSTM, Bottleneck, Compact, DistilBert, PruneHeads
 from xtclib.techniques.pruning.depth import LayerReduction
 
@@ -67,6 +71,71 @@ def test_weights_and_options_are_handed_on(bert, make_bert, batch):
     one = losses(Objective(patience=1), student, bert, batch)["patience"]
     plain = losses(Objective(patience={"weight": 8, "per_dimension": True}), student, bert, batch)
     assert float(plain["patience"]) == pytest.approx(8 / 32 * float(one), rel=1e-5)
+
+
+def test_pkd_is_the_releases_loss(make_bert, batch):
+    """Its β weighs the mean over batch, layers and width; its KL is a mean over classes too."""
+    student, teacher = make_bert(3, seed=3), make_bert(12)
+    recipe = recipes.load("pkd-3l").stages[0].objective
+    found = losses(replace(recipe, labels=0.0), student, teacher, batch)
+    s, t = (m(**batch, output_hidden_states=True) for m in (student, teacher))
+    first = [torch.stack([o.hidden_states[i][:, 0] for i in states], 1)
+             for o, states in ((s, (1, 2)), (t, (4, 8)))]  # fmt: skip
+    normal = [x / x.norm(dim=2, keepdim=True) for x in first]
+    assert float(found["patience"]) == pytest.approx(500 * float(F.mse_loss(*normal)), rel=1e-5)
+    softened = F.log_softmax(s.logits / 5, 1), F.softmax(t.logits / 5, 1)
+    kl = F.kl_div(*softened, reduction="none").mean() * 25
+    assert float(found["logits"]) == pytest.approx(0.5 * float(kl), rel=1e-4)
+
+
+def test_pkd_as_the_paper_sums_layers_and_dimensions(make_bert, batch):
+    student, teacher = make_bert(3, seed=3), make_bert(12)
+    summed = losses(Objective(patience=1), student, teacher, batch)["patience"]
+    averaged = {"weight": 1, "per_layer": True, "per_dimension": True}
+    mean = losses(Objective(patience=averaged), student, teacher, batch)["patience"]
+    assert float(summed) == pytest.approx(2 * 32 * float(mean), rel=1e-5)  # layers, dimensions
+
+
+def test_masked_keys_are_zero_in_both_models_as_in_tinyberts_release(bert, make_bert, batch):
+    student = make_bert(2, seed=3)
+    batch = {name: F.pad(x, (0, 9)) for name, x in batch.items()}  # as rows padded to a length
+    form = {"hidden_states": 1, "attention_scores": 1, "layer_map": "release"}
+    found = {kind: losses(Objective(**form, masked=kind), student, bert, batch)
+             for kind in (True, False, "keys")}  # fmt: skip
+    s, t = (use(m)(**batch, output_hidden_states=True, output_attentions=True)
+            for m in (student, bert))  # fmt: skip
+    hidden = masked = 0.0
+    for i in range(3):
+        hidden += float(F.mse_loss(s.hidden_states[i], t.hidden_states[2 * i]))
+    gone = (batch["attention_mask"] == 0)[:, None, None].expand_as(s.attentions[0])
+    for i in range(2):
+        scores = [torch.where(gone, 0.0, x) for x in (s.attentions[i], t.attentions[2 * i + 1])]
+        masked += float(F.mse_loss(*scores))
+    for kind in (False, "keys"):
+        assert float(found[kind]["hidden_states"]) == pytest.approx(hidden, rel=1e-5)
+    assert float(found["keys"]["attention_scores"]) == pytest.approx(masked, rel=1e-5)
+    assert float(found[False]["attention_scores"]) > 1.2 * masked
+    assert float(found[True]["hidden_states"]) != pytest.approx(hidden, rel=1e-2)
+
+
+def test_zeroed_scores_are_refused_where_they_would_be_softened():
+    with pytest.raises(ValueError, match="scores to 0, which attention_divergence would take"):
+        Objective(attention_divergence=1, masked="keys")
+    with pytest.raises(ValueError, match="masked of objective must be true, false or 'keys'"):
+        Objective(logits=1, masked="key")
+
+
+def test_the_releases_map_follows_the_layers_that_were_kept(make_bert, bert12):
+    objective = Objective(hidden_states=1, attention_scores=1, layer_map="release")
+    student = LayerReduction([0, 2, 3, 5, 6, 8, 9, 11]).apply(bert12)
+    states = objective.pairs(student, bert12)
+    assert [j for _, j in states["hidden_states"]] == [-1, 1, 3, 4, 6, 7, 9, 10, 12]
+    assert [j - 1 for _, j in states["attention_scores"]] == [0, 2, 3, 5, 6, 8, 9, 11]
+    again = LayerReduction([1, 3]).apply(student)  # of a student: 2 and 5 of twelve
+    assert [j for _, j in objective.pairs(again, bert12)["hidden_states"]] == [1, 3, 6]
+    assert [j for _, j in objective.pairs(again, student)["hidden_states"]] == [0, 2, 4]
+    new = make_bert(5)
+    assert [j for _, j in objective.pairs(new, bert12)["hidden_states"]] == [0, 2, 4, 6, 8, 10]
 
 
 def test_relations_are_those_of_the_layers_projections(bert, batch):
@@ -211,7 +280,10 @@ def test_progressive_transfer_needs_a_term_for_every_state(bert):
             "layers of term patience must be .* or must be a list, received 3",
         ),
         ({"patience": {"weight": 1, "states": ["last"]}}, "states of term patience must be"),
-        ({"logits": 1, "masked": "no"}, "masked of objective must be true or false, received 'no'"),
+        (
+            {"logits": 1, "masked": "no"},
+            "masked of objective must be true, false or .keys., received 'no'",
+        ),
         ({"logits": 1, "per_class": 0}, "per_class of objective must be true or false, received 0"),
         (
             {"hidden_states": 1, "progressive": "no"},

@@ -302,3 +302,10 @@ def test_a_file_made_to_exhaust_is_one_short_error(tmp_path, message):
     with pytest.raises(ValueError, match=message) as caught:
         recipes.load(path)
     assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_paper_has_and_its_recipe_lacks_is_told(name):
+    found = recipes.load(name)
+    if "arXiv" in found.source:
+        assert len(found.left_out) > 30, f"{name}: say what is left out, or that it is complete"

@@ -40,7 +40,8 @@ def test_every_technique_and_term_is_told():
     assert sparsify["description"].startswith("Sets a share of the encoder's weights to zero")
     assert "score_noise" in str(sparsify["properties"]["criterion"])
     heads = TOLD["$defs"]["Objective"]["properties"]["key_relations"]["anyOf"][1]["properties"]
-    assert {"weight", "states", "layers", "projection", "heads"} == set(heads)
+    shared = {"weight", "states", "layers", "projection", "per_layer"}
+    assert shared | {"heads", "per_token"} == set(heads)
 
 
 @pytest.mark.parametrize(

@@ -260,9 +260,10 @@ def test_a_teacher_is_a_frozen_copy_in_the_training_precision(bert):
 
 
 def test_layers_are_matched_as_mapped(bert12, make_bert, batch):
-    """For 5 of 12 the release compares states with teacher 1, 3, …, 11 and scores with 2, …, 10."""
+    """Of 2, 4, …, 10 the release compares states with 1, 3, …, 11 and scores with 2, 4, …, 10."""
     teacher = trainer.prepare_teacher(bert12, "cpu", bf16=False)
     student = trainer.prepare_teacher(make_bert(5, seed=2), "cpu", bf16=False)
+    student.config.kept_layers = [2, 4, 6, 8, 10]
     objective = Objective(hidden_states=2, attention_scores=3, layer_map="release", masked=False)
     shown = [Reader(m, objective.reads)(m, **batch) for m in (student, teacher)]
     pairs = objective.pairs(student, teacher)
@@ -274,6 +275,18 @@ def test_layers_are_matched_as_mapped(bert12, make_bert, batch):
     assert float(found["hidden_states"]) == pytest.approx(2 * float(states), rel=1e-5)
     assert float(found["attention_scores"]) == pytest.approx(3 * float(scores), rel=1e-5)
     assert set(found) == {"hidden_states", "attention_scores"}
+
+
+@pytest.mark.parametrize("pad, widths", [("max_length", {24}), ("longest", {9, 10, 11, 12})])
+def test_rows_are_padded_as_told(bert, tokenizer, data, tmp_path, pad, widths):
+    seen = set()
+    bert.register_forward_pre_hook(
+        lambda _, args, inputs: seen.add(inputs["input_ids"].shape[1]), with_kwargs=True
+    )
+    budget = Budget(steps=4, batch_size=2, max_length=24)
+    lesson = trainer.Lesson(data, tokenizer, budget, Objective(labels=1), pad=pad)
+    trainer.train(bert, lesson, trainer.Run(tmp_path, device="cpu", progress=False))
+    assert seen and (seen == widths if pad == "max_length" else max(seen) < 24)
 
 
 @pytest.mark.slow

@@ -63,6 +63,8 @@ def _dynamic(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _rounded(x: Tensor, scheme: Scheme) -> Tensor:
     """To integers and back."""
+    if scheme.clip is not None:
+        x, scheme = x.clamp(-scheme.clip, scheme.clip), replace(scheme, clip=None)
     if scheme == DYNAMIC:
         parts = _dynamic(x)
         return symbolic("DequantizeLinear", parts, dtype=torch.float32, shape=x.shape)
@@ -81,15 +83,22 @@ AttentionInterface.register(_ATTENTION, _attention)
 AttentionMaskInterface.register(_ATTENTION, padding_mask)
 
 
-def _symmetric(x: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes of an ``int`` scheme, moved up by 128: uint8 products are the kernel's fastest."""
-    top = scheme.levels[1]
+def _symmetric(x: Tensor, scheme: Scheme, end: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Codes of an ``int`` scheme, moved up by 128: uint8 products are the kernel's fastest.
+
+    ``end``: the learned one, (1,).
+    """
+    zero = torch.tensor(128, dtype=torch.uint8)
+    if end is not None:
+        scale, top = (end / scheme.steps).squeeze(), scheme.levels[1]
+        return ((x / scale).clamp(-top, top).round() + 128).to(torch.uint8), scale, zero
     size = x.abs()
     token = scheme.granularity == "token"
     largest = size.amax(-1, keepdim=True) if token else size.flatten().amax(0)
-    inverse = top / torch.where(largest > 0, largest, torch.ones_like(largest))
-    codes = (x * inverse).round() + 128
-    return codes.to(torch.uint8), largest / top, torch.tensor(128, dtype=torch.uint8)
+    inverse = scheme.steps / torch.where(largest > 0, largest, torch.ones_like(largest))
+    codes = (x * inverse).round()
+    codes = (codes.clamp(*scheme.levels) if scheme.rule else codes) + 128
+    return codes.to(torch.uint8), largest / scheme.steps, zero
 
 
 def _gather(rows: Tensor, ids: Tensor) -> Tensor:
@@ -126,6 +135,8 @@ class _OnnxLinear(_Unpacked):
         self.activations = DYNAMIC if scheme and activations == "dynamic" else scheme
         self.bias = packed.bias
         self.clip = packed.activations.clip if packed.activations else None
+        learned = self.activations is not None and self.activations.learned is not None
+        self.register_buffer("end", packed.input_clip.float() if learned else None)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.open(self.bytes).T  # (inputs, outputs)
@@ -135,8 +146,9 @@ class _OnnxLinear(_Unpacked):
             y, scale = x @ self.centred(weight), self.scale
         else:
             codes, x_scale, zero = (
-                _dynamic(x) if self.activations == DYNAMIC else _symmetric(x, self.activations)
-            )
+                _dynamic(x) if self.activations == DYNAMIC
+                else _symmetric(x, self.activations, self.end)
+            )  # fmt: skip
             operands = [codes, weight, zero] + ([self.zero] if self.zero is not None else [])
             shape = *x.shape[:-1], self.rows
             y = symbolic("MatMulInteger", operands, dtype=torch.int32, shape=shape).float()
@@ -219,12 +231,6 @@ def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dy
     schemes = [getattr(m, n, None) for m in model.modules()
                for n in ("activations", "attention_scheme")]  # fmt: skip
     foreign = [s for s in schemes if s and s.family == "uint" and replace(s, clip=None) != DYNAMIC]
-    learned = [m.activations for m in model.modules() if hasattr(m, "input_clip")]
-    if activations == "trained" and learned:
-        raise ValueError(
-            f"activations {learned[0]} have learned ends, which the exported products do not take: "
-            "export with activations='dynamic'"
-        )
     if activations == "trained" and foreign:
         raise ValueError(
             f"ONNX has no product for activations {foreign[0]}, whose zero point is not one uint8 "

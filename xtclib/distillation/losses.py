@@ -2,7 +2,8 @@
 
 Each loss compares a student with a teacher and is 0 where they agree (soft cross-entropy: the
 teacher's entropy). Padding is masked by default; ``mask=None`` gives the XTC release's form, which
-averages over padded positions too.
+averages over padded positions too. Sums and means are told in every formula; what a release divides
+by besides is an option named after it: ``per_class``, ``per_dimension``, ``per_token``.
 """
 
 from __future__ import annotations
@@ -37,31 +38,37 @@ def soft_cross_entropy(
     return loss.mean() if per_class else loss.sum(-1).mean()
 
 
-def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+def kl_divergence(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, per_class: bool = False
+) -> Tensor:
     """``T²/B · Σ_b KL(softmax(t/T)_b ‖ softmax(s/T)_b)``; logits of shape (batch, classes).
 
     ``T²`` keeps the gradient's size independent of the temperature (Hinton et al. 2015, section
     2.1: for large T the gradient tends to that of ``‖s − t‖² / 2`` on centred logits, by class).
+    ``per_class=True`` divides by the number of classes too, as PKD's release does.
 
     >>> float(kl_divergence(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 2.0]]), 3.0))
     0.0
     """
     _same_shape(student, teacher, "logits", temperature)
     s, t = (F.log_softmax(x / temperature, -1) for x in (student, teacher))
-    return F.kl_div(s, t, reduction="batchmean", log_target=True) * temperature**2
+    loss = F.kl_div(s, t, reduction="batchmean", log_target=True) * temperature**2
+    return loss / student.shape[-1] if per_class else loss
 
 
-def logits_mse(student: Tensor, teacher: Tensor) -> Tensor:
+def logits_mse(student: Tensor, teacher: Tensor, per_class: bool = False) -> Tensor:
     """``(1/B) Σ_b ‖s_b − t_b‖²`` over logits of shape (batch, classes).
 
-    The limit of distillation at high temperature. Source: Ba & Caruana 2014, arXiv:1312.6184,
-    equation 2; for a BiLSTM that learns from BERT, Tang et al. 2019, arXiv:1903.12136, section 3.2.
+    The limit of distillation at high temperature; ``per_class=True`` is the mean over classes.
+    Source: Ba & Caruana 2014, arXiv:1312.6184, equation 2; for a BiLSTM that learns from BERT, Tang
+    et al. 2019, arXiv:1903.12136, section 3.2.
 
     >>> float(logits_mse(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.0]])))
     5.0
     """
     _same_shape(student, teacher, "logits")
-    return F.mse_loss(student, teacher, reduction="sum") / len(student)
+    loss = F.mse_loss(student, teacher, reduction="sum") / len(student)
+    return loss / student.shape[-1] if per_class else loss
 
 
 def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -100,19 +107,23 @@ def attention_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) 
     return _sum_of_squares(student, teacher, pairs) / (pairs.sum() * student.shape[1])
 
 
-def attention_divergence(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean ``KL(softmax(t) ‖ softmax(s))`` over queries; scores (batch, heads, length, length).
+def attention_divergence(
+    student: Tensor, teacher: Tensor, mask: Tensor | None = None, per_token: bool = False
+) -> Tensor:
+    """``(1/B) Σ_b 1/(A·|x_b|) Σ KL(softmax(t) ‖ softmax(s))`` over A heads and |x_b| real queries.
 
-    With ``mask`` (batch, length) keys that are padding get no probability and queries that are
-    padding do not count. Over all layers it is MobileBERT's attention transfer (arXiv:2004.02984,
-    equation 3), over the last one MiniLM's (arXiv:2002.10957, equation 6).
+    Scores of shape (batch, heads, length, length). With ``mask`` (batch, length) keys that are
+    padding get no probability and queries that are padding do not count. ``per_token=True`` is
+    the mean over the batch's queries instead, where a long sequence weighs more. Over all layers it
+    is MobileBERT's attention transfer (arXiv:2004.02984, equation 3), over the last one MiniLM's
+    (arXiv:2002.10957, equation 6).
 
     >>> t = torch.tensor([[[[0.0, 0.0], [0.0, 0.0]]]])
     >>> round(float(attention_divergence(torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]]), t)), 4)
     0.1201
     """
     _same_shape(student, teacher, "attention scores")
-    return _divergence(student, teacher, mask)
+    return _divergence(student, teacher, mask, per_token)
 
 
 def attention_probability_mse(
@@ -131,13 +142,16 @@ def attention_probability_mse(
 
 
 def relation_divergence(
-    student: Tensor, teacher: Tensor, mask: Tensor | None = None, heads: int = 12
-) -> Tensor:
-    """Mean ``KL(R_t ‖ R_s)`` with ``R = softmax(X·Xᵀ/√d)`` per relation head; widths may differ.
+    student: Tensor, teacher: Tensor, mask: Tensor | None = None, heads: int = 12,
+    per_token: bool = False,
+) -> Tensor:  # fmt: skip
+    """``(1/B) Σ_b 1/(A·|x_b|) Σ KL(R_t ‖ R_s)`` with ``R = softmax(X·Xᵀ/√d)``; widths may differ.
 
     X, the queries, keys or values of one layer, of shape (batch, length, width), is split anew
-    into ``heads`` relation heads of d = width/heads. Source: MiniLMv2, arXiv:2012.15828, equations
-    4 to 6; with the model's own heads and values alone, MiniLM, arXiv:2002.10957, equation 8.
+    into A = ``heads`` relation heads of d = width/heads; each sequence's real tokens x_b are
+    averaged first, or all of the batch at once with ``per_token``. Source: MiniLMv2,
+    arXiv:2012.15828, equations 4 to 6; with the model's own heads and values alone, MiniLM,
+    arXiv:2002.10957, equation 8.
     Raises ``ValueError`` unless the heads divide both widths.
 
     >>> x = torch.randn(2, 3, 8)
@@ -149,7 +163,7 @@ def relation_divergence(
         check_relation_heads(x.shape[-1], heads, whose)
         x = x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (batch, heads, length, width/heads)
         relations.append(x @ x.transpose(-1, -2) / x.shape[-1] ** 0.5)
-    return _divergence(relations[0], relations[1], mask)
+    return _divergence(relations[0], relations[1], mask, per_token)
 
 
 def check_relation_heads(width: int, heads: int, whose: str) -> None:
@@ -164,11 +178,11 @@ def check_relation_heads(width: int, heads: int, whose: str) -> None:
 def patience(
     student: Tensor, teacher: Tensor, mask: Tensor | None = None, per_dimension: bool = False
 ) -> Tensor:
-    """``(1/B) Σ_b ‖h_s/‖h_s‖ − h_t/‖h_t‖‖²`` of the first token's hidden state.
+    """``(1/B) Σ_b ‖h_s/‖h_s‖ − h_t/‖h_t‖‖²`` of the first token's hidden state, for one layer.
 
     Hidden states of shape (batch, length, width); the mask changes nothing, since the first token
-    is always real. ``per_dimension`` divides by the width, as the release does. Source: PKD,
-    arXiv:1908.09355, equation 7.
+    is always real. The paper sums layers (PKD, arXiv:1908.09355, equation 7); its release takes the
+    mean over layers and dimensions: ``per_dimension``, and the term's ``per_layer``.
 
     >>> float(patience(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 5.0]]])))
     2.0
@@ -201,13 +215,16 @@ def _over_keys(scores: Tensor, mask: Tensor | None, log: bool = False) -> Tensor
     return F.log_softmax(scores, -1) if log else F.softmax(scores, -1)
 
 
-def _divergence(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over batch, heads and real queries of the divergence of softmaxed scores."""
+def _divergence(student: Tensor, teacher: Tensor, mask: Tensor | None, per_token: bool) -> Tensor:
+    """The divergence of softmaxed scores: mean over heads and real queries, then sequences."""
     s, t = (_over_keys(x, mask, log=True) for x in (student, teacher))
     each = torch.linalg.vecdot(t.exp(), t - s)  # (batch, heads, query), in two passes
     if mask is None:
         return each.mean()
-    return (each * mask.unsqueeze(1)).sum() / (mask.sum() * each.shape[1])
+    of_sequence = (each * mask.unsqueeze(1)).sum((1, 2)) / each.shape[1]
+    if per_token:
+        return of_sequence.sum() / mask.sum()
+    return (of_sequence / mask.sum(1).clamp(min=1)).mean()
 
 
 def _sum_of_squares(student: Tensor, teacher: Tensor, real: Tensor) -> Tensor:
@@ -220,16 +237,23 @@ def _sum_of_squares(student: Tensor, teacher: Tensor, real: Tensor) -> Tensor:
     return F.mse_loss(student, target, reduction="sum").float()
 
 
-def layer_map(student_layers: int, teacher_layers: int, kind: str = "uniform") -> list[int]:
+def layer_map(
+    student_layers: int, teacher_layers: int, kind: str = "uniform", kept: list[int] | None = None
+) -> list[int]:
     """Which teacher hidden state each student hidden state learns from; entry 0 is the embeddings.
 
     - ``uniform``: ``round(i·T/S)``: embeddings to embeddings, last to last.
     - ``last``: the student's layers learn from the teacher's last ones.
-    - ``release``: XTC's release: ``i·⌊T/S⌋``, shifted by one if that does not divide, so that for
-      5 of 12 the student's *embeddings* follow teacher layer 1 and layer 12 is never used.
+    - ``release``: XTC's release. Of a student that was cut out of its teacher, with the 0-based
+      layers ``kept`` k: ``[k₀−1, k₀+1, k₁+1, …]``. So for 2, 4, 6, 8, 10 of 12 the student's
+      *embeddings* follow teacher layer 1 and layer 12 is never used, and a student that keeps
+      layer 0 gets −1, which in the release's list of states is the *last* one. Of any other
+      student: ``i·⌊T/S⌋``.
 
-    >>> layer_map(6, 12), layer_map(5, 12), layer_map(5, 12, "release")
-    ([0, 2, 4, 6, 8, 10, 12], [0, 2, 5, 7, 10, 12], [1, 3, 5, 7, 9, 11])
+    >>> layer_map(6, 12), layer_map(5, 12)
+    ([0, 2, 4, 6, 8, 10, 12], [0, 2, 5, 7, 10, 12])
+    >>> layer_map(5, 12, "release", kept=[2, 4, 6, 8, 10])
+    [1, 3, 5, 7, 9, 11]
 
     Raises ``ValueError`` if the student is deeper than the teacher or the kind is unknown.
     """
@@ -243,6 +267,9 @@ def layer_map(student_layers: int, teacher_layers: int, kind: str = "uniform") -
     if kind == "last":
         return [0, *range(teacher_layers - student_layers + 1, teacher_layers + 1)]
     if kind == "release":
-        stride, spare = divmod(teacher_layers, student_layers)
-        return [i * stride + bool(spare) for i in steps]
+        if kept is None:
+            return [i * (teacher_layers // student_layers) for i in steps]
+        if len(kept) != student_layers:
+            raise ValueError(f"{len(kept)} layers were kept, but the student has {student_layers}")
+        return [kept[0] - 1, *(k + 1 for k in kept)]
     raise ValueError(f"unknown layer map {kind!r}: choose 'uniform', 'last' or 'release'")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import model_validator
 from pydantic_core import ArgsKwargs
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from xtclib.bert import encoder_layers
-from xtclib.config import Flag, NotNegative, Positive, config, written
-from xtclib.distillation import losses
+from xtclib.config import Expect, Flag, NotNegative, Positive, config, written
+from xtclib.distillation import losses, terms
 from xtclib.distillation.terms import INPUTS, STATES, TERMS, LayerMap, Match, Signals, Term
 from xtclib.files import unknown
 from xtclib.tasks.base import Task
@@ -26,11 +26,14 @@ class Objective:
 
     ``loss = labels·L_labels + logits·L_logits + Σ weight·Σ_pairs L_term`` over the terms of
     :data:`.terms.TERMS`, each given by a weight or by ``{weight: …, layers: …}``
-    (:class:`.terms.Match`). XTC sets logits, hidden states and attention scores to 1.
-    ``masked=False``, ``per_class=True`` and ``layer_map='release'`` are the official code's
-    variants. ``progressive`` trains embeddings and layers one after the other, each by its own
-    states alone (MobileBERT, arXiv:2004.02984, section 3.4). A regression task takes the MSE to
-    the teacher's output as its logits term.
+    (:class:`.terms.Match`). XTC sets logits, hidden states and attention scores to 1. Logits are
+    averaged over the batch, with ``per_class`` over the classes too. ``masked``: means are over
+    real tokens; ``False``: over padding too, as in XTC's release; ``'keys'``: the same, with the
+    scores of masked keys 0 in both models, as in TinyBERT's, TernaryBERT's and BinaryBERT's. Those
+    releases pad every row (a stage's ``pad``) and set ``per_class`` and ``layer_map='release'``.
+    ``progressive`` trains embeddings and layers one after the other, each by its own states alone
+    (MobileBERT, arXiv:2004.02984, section 3.4). A regression task takes the MSE to the teacher's
+    output as its logits term.
 
     >>> Objective(logits=1, patience={"weight": 10, "layers": "last"}).needs_teacher
     True
@@ -41,7 +44,7 @@ class Objective:
     logits_loss: Literal["soft_cross_entropy", "kl_divergence", "mse"] = "soft_cross_entropy"
     temperature: Positive = 1.0
     layer_map: LayerMap = "uniform"
-    masked: Flag = True
+    masked: Annotated[bool | Literal["keys"], Expect("true, false or 'keys'")] = True
     per_class: Flag = False
     progressive: Flag = False
     matches: tuple[Match, ...] = ()
@@ -65,6 +68,11 @@ class Objective:
         if self.progressive and (self.labels or self.logits or not self.matches):
             one = "progressive transfer trains one layer at a time, by terms that compare layers"
             raise ValueError(f"{one}: put labels and logits into a stage of their own")
+        softened = {m.term for m in self.matches if TERMS[m.term].reads == "attention_scores"}
+        softened -= {"attention_scores"}
+        if self.masked == "keys" and softened:
+            zero = f"masked: keys sets scores to 0, which {min(softened)} would take for likely"
+            raise ValueError(f"{zero} keys: choose true or false")
 
     @property
     def needs_teacher(self) -> bool:
@@ -89,9 +97,9 @@ class Objective:
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss of logits (batch, classes) by ``logits_loss``."""
         if self.logits_loss == "mse":
-            return losses.logits_mse(student, teacher)
+            return losses.logits_mse(student, teacher, self.per_class)
         if self.logits_loss == "kl_divergence":
-            return losses.kl_divergence(student, teacher, self.temperature)
+            return losses.kl_divergence(student, teacher, self.temperature, self.per_class)
         return losses.soft_cross_entropy(student, teacher, self.temperature, self.per_class)
 
     def check(
@@ -117,7 +125,8 @@ class Objective:
         if not self.matches:
             return {}
         depths = len(encoder_layers(student)), len(encoder_layers(teacher))
-        return {match.term: match.pairs(*depths, self.layer_map) for match in self.matches}
+        kept = terms.kept_of(student, teacher)
+        return {m.term: m.pairs(*depths, self.layer_map, kept) for m in self.matches}
 
 
 def _check_alike(student: PretrainedConfig, teacher: PretrainedConfig, answers: bool) -> None:
@@ -181,10 +190,11 @@ def distillation_loss(
     if objective.logits:
         found = task.compare(student.logits, teacher.logits.float(), objective.compare)
         terms["logits"] = objective.logits * found
-    seen = mask if objective.masked else None
+    seen = mask if objective.masked is True else None
+    shown = mask if objective.masked == "keys" else None
     for match in objective.matches:
         chosen = pairs[match.term]
         if chosen:
             projection = (projections or {})[match.term] if match.projection else None
-            terms[match.term] = match.loss(student, teacher, seen, chosen, projection)
+            terms[match.term] = match.loss(student, teacher, seen, chosen, projection, shown)
     return terms

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xtclib import attention
-from xtclib.bert import encoder_layers
+from xtclib.bert import encoder_layers, kept_layers
 from xtclib.config import Flag, Listed, NotNegative, config, written
 from xtclib.distillation import losses
 from xtclib.files import unknown
@@ -70,7 +70,8 @@ class Match:
     ``states``: which of the student's, a name in ``STATES``; by default the term's. ``layers``: the
     teacher's state for each of them, as a list or a layer map's name; by default the objective's.
     ``projection``: a learned matrix, shared by the states, takes the student's width to the
-    teacher's. Raises ``ValueError`` for what is none of these.
+    teacher's. The states' losses are summed; ``per_layer``: their mean. Raises ``ValueError`` for
+    what is none of these.
     """
 
     name: ClassVar[str] = "term"
@@ -79,6 +80,7 @@ class Match:
     states: Literal["all", "layers", "inner", "last", "embeddings"] | None = None
     layers: LayerMap | Listed[int] | None = None
     projection: Flag = False
+    per_layer: Flag = False
     options: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
@@ -120,8 +122,12 @@ class Match:
         said.pop("options", None)
         return {"weight": self.weight, **said} if said.keys() - {"weight"} else self.weight
 
-    def pairs(self, student: int, teacher: int, kind: str = "uniform") -> list[tuple[int, int]]:
+    def pairs(
+        self, student: int, teacher: int, kind: str = "uniform", kept: list[int] | None = None
+    ) -> list[tuple[int, int]]:
         """(student state, teacher state) for depths of ``student`` and ``teacher`` layers.
+
+        ``kept``: the teacher's layers that the student was cut out as (:func:`.losses.layer_map`).
 
         >>> Match("patience").pairs(6, 12)                       # PKD-skip
         [(1, 2), (2, 4), (3, 6), (4, 8), (5, 10)]
@@ -131,7 +137,7 @@ class Match:
         chosen = STATES[self.states or self._term.states](student)
         wanted = kind if self.layers is None else self.layers
         if isinstance(wanted, str):
-            to = losses.layer_map(student, teacher, wanted)
+            to = losses.layer_map(student, teacher, wanted, kept)
             return [(i, to[i]) for i in chosen]
         if len(wanted) != len(chosen):
             named = f"layers of {self.term} names {len(wanted)} of the teacher's states"
@@ -155,7 +161,7 @@ class Match:
                 raise ValueError(
                     f"{self.term} compares layers, but {lacks}: leave it out, logits always work"
                 ) from None
-        pairs = self.pairs(depths[0], depths[1], kind)
+        pairs = self.pairs(depths[0], depths[1], kind, kept_of(student, teacher))
         if not pairs:
             inner = f"the inner layers, and a student of {depths[0]} layer has none"
             raise ValueError(f"{self.term} compares {inner}: choose other `states`")
@@ -172,15 +178,21 @@ class Match:
                 for layer in encoder_layers(model):
                     losses.check_relation_heads(_input(layer, reads).out_features, heads, whose)
 
-    def loss(self, student: Signals, teacher: Signals, mask: Tensor | None, pairs, projection=None):
-        """The weighted sum of the term over pairs of states."""
+    def loss(self, student: Signals, teacher: Signals, mask: Tensor | None, pairs, projection=None,
+             shown: Tensor | None = None):  # fmt: skip
+        """The weighted sum of the term over pairs of states; its mean if ``per_layer``.
+
+        ``shown`` (batch, keys): scores of other keys are 0 in both models.
+        """
         total = 0.0
         for i, j in pairs:
             ours, theirs = student.at(self._term.reads, i), teacher.at(self._term.reads, j)
             if projection is not None:
                 ours = projection(ours)
+            if shown is not None and self._term.reads == "attention_scores":
+                ours, theirs = (x * shown[:, None, None] for x in (ours, theirs))
             total += self._term.loss(ours, theirs.to(ours.dtype), mask, **dict(self.options))
-        return self.weight * total
+        return self.weight * total / (len(pairs) if self.per_layer else 1)
 
 
 class Signals:
@@ -250,6 +262,15 @@ def projections(
             if ours == theirs:
                 nn.init.eye_(found[match.term].weight)
     return found
+
+
+def kept_of(student: PreTrainedModel, teacher: PreTrainedModel) -> list[int] | None:
+    """Which of the teacher's layers a student was cut out as, if it was; both may have been."""
+    ours, theirs = kept_layers(student), kept_layers(teacher)
+    if ours is None or ours == theirs:
+        return None
+    theirs = theirs or list(range(len(encoder_layers(teacher))))
+    return [theirs.index(k) for k in ours] if set(ours) <= set(theirs) else None
 
 
 def _check_heads(term: str, student, teacher, pairs) -> None:

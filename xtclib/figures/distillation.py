@@ -125,12 +125,13 @@ def layer_map(
     """Which hidden state of the teacher each one of the student learns from.
 
     ``mapping`` as of ``distillation.layer_map``: ``student + 1`` teacher states, the embeddings'
-    first. Raises ``ValueError`` for another length or a state the teacher does not have.
+    first; −1 is the last state. Raises ``ValueError`` for another length or a state the teacher
+    does not have.
 
     >>> list(layer_map(2, 4, [0, 2, 4]).data[0].x)   # from student 0 to teacher 0, …
     [0.0, 0, None, 2.0, 2, None, 4.0, 4, None]
     """
-    mapping = list(mapping)
+    mapping = [teacher if m == -1 else m for m in mapping]
     if len(mapping) != student + 1 or not all(0 <= m <= teacher for m in mapping):
         raise ValueError(
             f"received the map {mapping}, expected {student + 1} states, each 0 to {teacher}: the "

@@ -215,7 +215,8 @@ def distillation_explorer(logits: Tensor, student: int = 6, teacher: int = 12) -
         return distillation.temperature(logits, (1, round(heat.value, 2)))
 
     def mapping() -> go.Figure:
-        layers = layer_map(depth.value, teacher, kind.value)
+        kept = LayerReduction(layers=depth.value).indices(teacher)
+        layers = layer_map(depth.value, teacher, kind.value, kept)
         taught = f"the last of {teacher} layers teaches" + " nobody" * (layers[-1] != teacher)
         sentence.value = f"<b>{kind.value}</b>: {layers}; {taught}"
         return distillation.layer_map(depth.value, teacher, layers)

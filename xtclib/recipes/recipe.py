@@ -34,7 +34,8 @@ class Stage:
     gives to them, and without one the words alone are learned; or ``dual``, where a student with a
     vocabulary of its own learns beside a teacher (:mod:`xtclib.training.dual`). ``length`` and
     ``rate`` multiply the budget's steps and learning rate; ``augmentation`` adds rows to learn
-    from, not steps.
+    from, not steps. ``pad``: rows to their batch's ``longest``, or all to ``max_length``, as the
+    official releases do, which matters where an objective's means go over padding.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Stage:
     length: Positive = 1.0
     rate: Positive = 1.0
     augmentation: Annotated[Augmentation, READ] | None = None
+    pad: Literal["longest", "max_length"] = "longest"
 
     def __post_init__(self) -> None:
         for technique in self.techniques:

@@ -65,7 +65,7 @@ def compress(
     recipe, chosen = recipes.load(recipe), profiles.profile(profile)
     find_task(task)
     check_report_to(report_to)
-    spent = training_budget.budget(budget, chosen.budgets)
+    spent = chosen.budget(budget, recipe.name)
     budget_name = budget if isinstance(budget, str) else "custom"
     if out is not None:
         check_new_folder(out)

@@ -16,6 +16,7 @@ from xtclib.cache import BUILT_IN, cache_dir, key
 from xtclib.files import staged_folder, unknown
 from xtclib.tasks.base import TaskData, find_task
 from xtclib.tasks.masked import unlabelled
+from xtclib.training import budget as training_budget
 from xtclib.training.budget import Budget
 
 
@@ -33,6 +34,22 @@ class Profile:
     precision: str = "auto"
     latency: tuple[int, int] = (8, 32)
     teacher_by_task: dict[str, Budget] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)  # of recipes whose paper has its own
+
+    def budget(self, name: str | Budget, recipe: str) -> Budget:
+        """A recipe's budget ``A``, ``B``, ``C`` or ``500steps`` at its rate; another as it is.
+
+        >>> profile("bert-base").budget("A", "ternarybert").learning_rate
+        2e-05
+        >>> profile("bert-base").budget("A", "movement-90").learning_rate
+        3e-05
+        """
+        found = training_budget.budget(name, self.budgets)
+        stem, _, percent = recipe.rpartition("-")  # movement-90 has movement's
+        rate = self.rates.get(stem if percent.isdigit() else recipe)
+        if rate is None or isinstance(name, Budget):
+            return found
+        return replace(found, learning_rate=rate)
 
 
 def _lengths(unit: str, a: float, b: float, c: float, base: Budget) -> dict[str, Budget]:
@@ -45,6 +62,11 @@ _GLUE = Budget(epochs=3, max_length=128)
 _MINILM = replace(_GLUE, learning_rate=2e-4, dropout=0.0)
 # XTC, arXiv:2206.01859, section 3: budgets of 3, 9 and 18 epochs; lr 5e-5, one warm-up epoch.
 _PAPER = replace(_GLUE, learning_rate=5e-5, keep="evaluation", evaluations=20)
+# Where a paper or its release has another rate than XTC's.
+_RATES = {
+    "ternarybert": 2e-5, "ternarytinybert": 2e-5, "binarybert-bwn": 2e-5, "binarybert-twn": 2e-5,
+    "movement": 3e-5,
+}  # fmt: skip
 
 PROFILES = {
     p.name: p
@@ -71,7 +93,7 @@ PROFILES = {
         Profile(
             "bert-base", "BERT-base on GLUE, the paper's setting", "google-bert/bert-base-uncased",
             "glue", replace(_GLUE, learning_rate=2e-5, keep="evaluation"),
-            _lengths("epochs", 3, 9, 18, _PAPER), latency=(8, 128),
+            _lengths("epochs", 3, 9, 18, _PAPER), latency=(8, 128), rates=_RATES,
         ),
     )
 }  # fmt: skip

@@ -144,6 +144,7 @@ def trained(job: Job, pair: Pair, stage: Stage, techniques: list[Technique], bef
         asdict(stage.budget(job.budget)), job.seed, job.profile.precision,
         [s["key"] for s in before], torch.__version__, transformers.__version__,
         *([written(stage.augmentation)] if stage.augmentation else ()), *_start(job, stage),
+        *([stage.pad] if stage.pad != "longest" else ()),
         *(surgery.uneven(pair.student) or ()),  # what a criterion removed may change with its code
     )  # fmt: skip
     folder = cache.cache_dir() / "stages" / name
@@ -217,7 +218,7 @@ class OwnTask:
             budget = replace(budget, steps=budget.total_steps(len(data.train)), epochs=None)
             data = replace(data, train=_augmented(job, stage.augmentation))
         lesson = Lesson(data, pair.tokenizer, budget, stage.objective, pair.teacher,
-                        stage.techniques, finalize)  # fmt: skip
+                        stage.techniques, finalize, stage.pad)  # fmt: skip
         return train(pair.student, lesson, run)[1]
 
 
@@ -257,7 +258,8 @@ class Texts(OwnTask):
         compares = objective.needs_teacher
         teacher = MASKED.load_model(job.backbone, job.seed) if compares else None
         data = MASKED.data(self.rows(job))
-        lesson = Lesson(data, pair.tokenizer, budget, objective, teacher, stage.techniques)
+        lesson = Lesson(data, pair.tokenizer, budget, objective, teacher, stage.techniques,
+                        pad=stage.pad)  # fmt: skip
         return train(self.model(job, stage, pair), lesson, run)[1]
 
     def budget(self, job: Job, stage: Stage) -> Budget:

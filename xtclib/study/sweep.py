@@ -14,7 +14,6 @@ from xtclib.study import profiles
 from xtclib.study.compress import compress
 from xtclib.tasks.base import TaskData
 from xtclib.tasks.glue import TASKS
-from xtclib.training import budget as training_budget
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def planned(
             runs = itertools.product(budgets, seeds)
             for budget, seed in runs if recipe.trains else itertools.islice(runs, 1):
                 path = record_path(folder, chosen.name, data.task.name, recipe.name, budget, seed)
-                spent = asdict(training_budget.budget(budget, chosen.budgets))
+                spent = asdict(chosen.budget(budget, recipe.name))
                 today = recipe.hash, data.fingerprint, spent
                 yield Planned(task, recipe, budget, seed, _current(path, today, teacher_key))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
@@ -108,6 +109,20 @@ def collate(rows: list[dict], pad_id: int, dtype: torch.dtype = torch.int64) -> 
     labels = torch.tensor([row["labels"] for row in rows], dtype=dtype)
     inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
     return {**{name: torch.from_numpy(each) for name, each in inputs.items()}, "labels": labels}
+
+
+def widened(batch: dict[str, Tensor], width: int, pad_id: int) -> dict[str, Tensor]:
+    """A batch with what has a value for each token padded to ``width`` tokens.
+
+    >>> widened({"input_ids": torch.ones(1, 2).long(), "labels": torch.ones(1)}, 3, 0)["input_ids"]
+    tensor([[1, 1, 0]])
+    """
+    fill, shape = {"input_ids": pad_id, "labels": -100}, batch["input_ids"].shape
+    more = width - shape[1]
+    return {
+        name: F.pad(x, (0, more), value=fill.get(name, 0)) if x.shape == shape else x
+        for name, x in batch.items()
+    }
 
 
 class LengthGroupedSampler(Sampler[int]):

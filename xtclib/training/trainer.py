@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from xtclib.files import unknown
 from xtclib.tasks.base import Task, TaskData
 from xtclib.tasks.classification import CLASSES
 from xtclib.tasks.evaluation import evaluate
-from xtclib.tasks.rows import LengthGroupedSampler, Split
+from xtclib.tasks.rows import LengthGroupedSampler, Split, widened
 from xtclib.techniques.base import Technique
 from xtclib.training import callbacks
 from xtclib.training.budget import Budget
@@ -49,7 +50,8 @@ class Lesson:
 
     Without an objective the model gives its own loss. ``techniques`` are those whose schedules and
     penalties run along; ``finalize`` gives a trained model as it will be stored, by which the best
-    checkpoint is chosen where the budget keeps that.
+    checkpoint is chosen where the budget keeps that. ``pad``: rows to their batch's ``longest``, or
+    to the budget's ``max_length``.
     """
 
     data: TaskData
@@ -59,6 +61,7 @@ class Lesson:
     teacher: PreTrainedModel | None = None
     techniques: Sequence[Technique] = ()
     finalize: Callable[[PreTrainedModel], PreTrainedModel] = lambda model: model
+    pad: Literal["longest", "max_length"] = "longest"
 
 
 @dataclass(frozen=True)
@@ -299,7 +302,10 @@ def _trainer(student: nn.Module, lesson: Lesson, run: Run, arguments: TrainingAr
 
     def collate(batch: list[dict]) -> dict[str, Tensor]:
         draw = zlib.crc32(repr((run.seed, sampler.epoch, batch[0])).encode())
-        return task.collate(batch, lesson.tokenizer, draw)
+        found = task.collate(batch, lesson.tokenizer, draw)
+        if lesson.pad == "longest":
+            return found
+        return widened(found, lesson.budget.max_length, lesson.tokenizer.pad_token_id)
 
     trainer = DistillationTrainer(
         student, objective, lesson.teacher, sampler, run.bf16, lesson.techniques, task,

@@ -19,8 +19,9 @@ WEIGHTS = (
     "uint4-row", "uint8-group4", "uint8",
 )  # fmt: skip
 CLIPPED = tuple(
-    {"scheme": scheme, "granularity": granularity, "clip": 0.8}
+    {"scheme": scheme, "granularity": granularity, **options}
     for scheme in ("int8", "uint8") for granularity in ("tensor", "token")
+    for options in ({"clip": 0.8}, {"rule": "release"}, {"clip": 0.8, "rule": "release"})
 )  # fmt: skip
 INPUTS = (
     None, "int8-token", "int8-tensor", "uint8-tensor", "uint8-token", "int4-token", *CLIPPED

@@ -20,6 +20,28 @@ SCHEMES = [
 ]
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("granularity", ["token", "tensor"])
+def test_the_release_divides_by_two_to_the_bits(bits, granularity):
+    """DeepSpeed's activations, in their own order of operations."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 50, generator=generator, dtype=torch.float64) + 0.3
+    axis = -1 if granularity == "token" else (0, 1)
+    largest, low, high = (f(x, axis, keepdim=True) for f in (
+        lambda *a, **k: x.abs().amax(*a[1:], **k), torch.amin, torch.amax))  # fmt: skip
+    scale = 2 * largest / 2**bits
+    symmetric = (x / scale).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * scale
+    scale = (high - low) / 2**bits
+    zero = (low / scale).round() * scale
+    asymmetric = ((x - zero) / scale).round().clamp(0, 2**bits - 1) * scale + zero
+    for family, wanted in (("int", symmetric), ("uint", asymmetric)):
+        scheme = Scheme(family, bits, granularity, rule="release")
+        torch.testing.assert_close(quantize(x.float(), scheme).dequantize(), wanted.float())
+        plain = quantize(x.float(), Scheme(family, bits, granularity)).dequantize()
+        assert float((plain - wanted).abs().max()) > 1e-3
+    assert Scheme("int", bits, rule="release").levels == (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
 def matrices(rows=4, columns=6):
     number = st.floats(-8, 8, width=32).map(lambda v: 0.0 if abs(v) < 1e-3 else v)
     return arrays(np.float32, (rows, columns), elements=number)

@@ -149,7 +149,7 @@ class PackedLinear(Packed):
     def store_clip_(self, layer: nn.Module) -> None:
         """Rounds learned ends of inputs to fp16; ``ValueError`` for those that no input has set."""
         clip = getattr(layer, "input_clip", None)
-        if clip is not None and float(clip) == 0:
+        if clip is not None and float(clip.detach()) == 0:
             unseen = "the inputs of a layer with learned activations were never seen"
             raise ValueError(f"{unseen}, so they have no ends: train it, or run one batch, first")
         if clip is not None:

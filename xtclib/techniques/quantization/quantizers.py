@@ -31,7 +31,7 @@ from torch import Tensor
 from xtclib.config import Count, Positive, config, written
 from xtclib.files import unknown
 
-_KEYS = ("scheme", "granularity", "groups", "clip", "learned")
+_KEYS = ("scheme", "granularity", "groups", "clip", "learned", "rule")
 _NAMES = ("binary", "ternary", *(f"{f}{k}" for f in ("int", "uint") for k in range(2, 9)))
 
 
@@ -42,9 +42,11 @@ class Scheme:
     ``clip`` zeroes the straight-through gradient where ``|w| > clip`` and clamps there first, as
     TernaryBERT's release does with 2.5; ``None`` is XTC's plain identity. ``learned``: ``lsq`` or
     ``pact``, for the inputs of linear layers, whose ends are then trained (``int8-lsq``).
+    ``rule='release'``, for such inputs too: XTC's release (DeepSpeed), which divides the range of k
+    bits by 2ᵏ and not 2ᵏ − 1 (:func:`quantize`).
 
-    >>> Scheme.parse("int4-group128")
-    Scheme(family='int', bits=4, granularity='group', groups=128, clip=None, learned=None)
+    >>> Scheme.parse("int4-group128").groups
+    128
     >>> str(Scheme.parse("binary-row"))
     'binary-row'
     """
@@ -55,11 +57,15 @@ class Scheme:
     groups: Count | None = None
     clip: Positive | None = None
     learned: Literal["lsq", "pact"] | None = None
+    rule: Literal["release"] | None = None
 
     def __post_init__(self) -> None:
         if self.learned and (self.family, self.granularity) != ("int", "tensor"):
             given = f"learned={self.learned!r} was given for {self.family}-{self.granularity}"
             raise ValueError(f"{given}: it trains the ends of an int scheme, such as 'int8-lsq'")
+        if self.rule and (self.learned or self.family not in ("int", "uint")):
+            given = f"rule={self.rule!r} was given for {self}"
+            raise ValueError(f"{given}: it divides the range of a scheme such as 'int8-token'")
         allowed = {"binary": (1,), "ternary": (2,)}.get(self.family, tuple(range(2, 9)))
         if self.bits not in allowed:
             given = f"{self.family} quantization was given {self.bits} bits"
@@ -130,13 +136,18 @@ class Scheme:
         if self.family == "uint":
             return 0, 2**self.bits - 1
         top = 1 if self.family in ("binary", "ternary") else 2 ** (self.bits - 1) - 1
-        return -top, top
+        return -top - (self.rule == "release"), top
+
+    @property
+    def steps(self) -> int:
+        """What the range is divided by: ``max|x|`` of an int scheme, ``max − min`` of a uint."""
+        return self.levels[1] + (self.rule == "release")
 
 
-def _no_learned_ends(scheme: Scheme) -> Scheme:
-    if scheme.learned:
-        told = "takes a scheme such as 'int8': only the inputs of layers learn ends"
-        raise PydanticCustomError("learned", told)
+def _no_inputs(scheme: Scheme) -> Scheme:
+    if scheme.learned or scheme.rule:
+        told = "takes a scheme such as 'int8': only the inputs of layers learn ends or have a rule"
+        raise PydanticCustomError("inputs", told)
     return scheme
 
 
@@ -152,7 +163,7 @@ AsScheme = Annotated[
         "description": "such as binary, ternary-row, int4-group128, int8-token",
     }),
 ]  # fmt: skip
-StoredScheme = Annotated[AsScheme, AfterValidator(_no_learned_ends)]
+StoredScheme = Annotated[AsScheme, AfterValidator(_no_inputs)]
 
 
 class Quantized(NamedTuple):
@@ -209,6 +220,10 @@ def quantize(x: Tensor, scheme: Scheme | str, dtype: torch.dtype | None = None) 
     - uint k: ``scale = (max(x,0) − min(x,0)) / (2ᵏ−1)``, ``zero = round(−min / scale)``,
       ``codes = clamp(round(x / scale) + zero) − zero``
 
+    With ``rule='release'`` the scales of int and uint are ``max|x| / 2ᵏ⁻¹`` and
+    ``(max − min) / 2ᵏ``, and codes beyond ``2ᵏ⁻¹−1`` and ``2ᵏ−1`` are cut; int codes start at
+    ``−2ᵏ⁻¹``. (There the release's range may leave 0 out, where all values have one sign; here, as
+    in every integer runtime, it never does.)
     Rounding is to the nearest, halves to even. A group of zeros gets scale 0 and stays zero.
     ``x`` of shape (rows, …) for 'tensor', 'row' and 'group'; (…, features) for 'token'.
     Sources: see the table on top of the module. Raises ``ValueError`` on NaN or infinity, and on
@@ -239,13 +254,15 @@ def quantize(x: Tensor, scheme: Scheme | str, dtype: torch.dtype | None = None) 
         scale = total / large.sum(1, keepdim=True).clamp_(min=1)
         codes = large.mul_(values.sign()).reshape(x.shape).to(dtype)
         return Quantized(codes, _spread(scale, x, scheme))
-    top = scheme.levels[1]
     if scheme.family == "int":
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         largest = _spread(_grouped(x, scheme).abs().amax(1, keepdim=True), x, scheme)
         _check_finite(largest, x)
-        inverse = top / torch.where(largest > 0, largest, 1)
-        return Quantized((x * inverse).round_().to(dtype), largest / top)
+        inverse = scheme.steps / torch.where(largest > 0, largest, 1)
+        codes = (x * inverse).round_()
+        if scheme.rule:
+            codes.clamp_(*scheme.levels)
+        return Quantized(codes.to(dtype), largest / scheme.steps)
     numbers, scale, zero = asymmetric(x, scheme)
     return Quantized(numbers.sub_(zero).to(dtype), scale, zero)
 
@@ -265,7 +282,7 @@ def asymmetric(x: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
     # Over everything at once is several times as fast as over the one row of a (1, n) matrix.
     low, high = values.aminmax() if len(values) == 1 else values.aminmax(dim=1, keepdim=True)
     low = _spread(low.float().clamp_(max=0), x, scheme)
-    scale = (_spread(high.float().clamp_(min=0), x, scheme) - low) / top
+    scale = (_spread(high.float().clamp_(min=0), x, scheme) - low) / scheme.steps
     _check_finite(scale, x)
     safe = torch.where(scale > 0, scale, 1)
     zero = (-low / safe).round_()
