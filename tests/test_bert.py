@@ -1,10 +1,11 @@
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from xtclib import bert as models
 from xtclib.tasks.glue import TASKS
-from xtclib.techniques import base
+from xtclib.techniques import CNN, LayerReduction, Quantize, base
 from xtclib.techniques.students.shallow import CNNClassifier, CNNConfig
 
 
@@ -73,8 +74,44 @@ def test_replacing_a_module_puts_it_where_the_name_points(bert):
 
 def test_a_model_without_a_list_of_layers_is_refused():
     config = CNNConfig(vocab_size=20, embedding_size=8, filters=2)
-    with pytest.raises(TypeError, match="has no list of layers at `encoder.layer`; expected"):
+    with pytest.raises(TypeError, match="has no layers that are built as BERT's.*expected BERT,"):
         models.encoder_layers(CNNClassifier(config))
+
+
+SMALL = dict(
+    vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+    embedding_size=8, d_model=8, n_layers=1, n_heads=2, hidden_dim=8, pad_token_id=1,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["deberta-v2", "mpnet", "albert", "modernbert", "convbert"])
+def test_encoders_of_another_build_are_refused_in_one_line(kind, own_cache):
+    config = transformers.AutoConfig.for_model(kind, **SMALL)
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    for use in (models.encoder_layers, Quantize().apply, LayerReduction(layers=1).apply):
+        with pytest.raises(TypeError, match="no layers that are built as BERT's.*logits alone"):
+            use(model)
+    assert CNN(8, 4, (2,)).apply(model).config.vocab_size == 40
+
+
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "electra", "distilbert", "camembert"])
+def test_encoders_of_bert_s_build_are_taken(kind):
+    config = transformers.AutoConfig.for_model(kind, **SMALL)
+    model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    assert len(models.encoder_linears(Quantize().apply(model))) == 6
+
+
+def test_positions_of_roberta_start_behind_the_padding():
+    config = transformers.RobertaConfig(**SMALL, max_position_embeddings=42, type_vocab_size=1)
+    model = transformers.RobertaForSequenceClassification(config).eval()
+    ids = torch.arange(2, 32).repeat(1, 1)
+    before = model(ids).logits
+    assert models.longest(model) == 40
+    models.trim_positions_(model, 30)
+    assert torch.equal(model(ids).logits, before)  # 30 tokens, 32 rows
+    assert model.config.max_position_embeddings == 32 and models.longest(model) == 30
+    with pytest.raises(ValueError, match="received 31 tokens, but this model has 30 positions"):
+        model(torch.full((1, 31), 5))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -1,7 +1,7 @@
 """Finding the parts of a BERT-like model, and building students from teachers.
 
-Nothing here knows more of a model than that its encoder is a list of layers: BERT, RoBERTa,
-ELECTRA, MiniLM and their kin.
+A model is told by its parts, not by its name: an encoder with a list of layers whose linear layers
+are called as BERT's or DistilBERT's.
 """
 
 from __future__ import annotations
@@ -16,16 +16,31 @@ from transformers import PreTrainedModel
 
 L = TypeVar("L", bound=nn.Linear)
 Kinds = type | tuple[type, ...]  # as isinstance takes them
-KIN = "BERT-like model (BERT, RoBERTa, ELECTRA, MiniLM)"
+KIN = "BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, MobileBERT, MiniLM or DistilBERT"
 
 
 def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The encoder's list of layers; ``TypeError`` if the model has none at ``encoder.layer``."""
+    """The encoder's list of layers; ``TypeError`` for a model whose layers are not BERT's."""
+    if not is_berts(model):
+        raise TypeError(
+            f"{type(model).__name__} has no layers that are built as BERT's, which this changes "
+            f"or compares: expected {KIN} (students that learn from logits alone take any teacher)"
+        )
+    return _encoder(model).layer
+
+
+def is_berts(model: PreTrainedModel) -> bool:
+    """Whether a model has a list of layers that are built as BERT's or DistilBERT's."""
     layers = getattr(_encoder(model), "layer", None)
-    if not isinstance(layers, nn.ModuleList):
-        lacks = f"{type(model).__name__} has no list of layers at `encoder.layer`"
-        raise TypeError(f"{lacks}; expected a {KIN}")
-    return layers
+    return isinstance(layers, nn.ModuleList) and all(map(_is_berts_layer, layers))
+
+
+def _is_berts_layer(layer: nn.Module) -> bool:
+    attention = getattr(layer, "attention", layer)
+    if hasattr(attention, "q_lin"):
+        return True
+    parts = dict(getattr(attention, "self", layer).named_children())
+    return parts.keys() - {"dropout", "distance_embedding"} == {"query", "key", "value"}
 
 
 def _encoder(model: PreTrainedModel) -> Any:
@@ -59,31 +74,50 @@ def encoder_linears(model: nn.Module, kinds: Kinds = nn.Linear) -> dict[str, nn.
 def embeddings(model: PreTrainedModel) -> nn.Module:
     """The block that adds word, position and type embeddings; ``TypeError`` without positions."""
     block = getattr(model.base_model, "embeddings", None)
-    if not hasattr(block, "position_embeddings"):
+    if not isinstance(getattr(block, "position_embeddings", None), nn.Module):
         lacks = f"{type(model).__name__} has no table at `embeddings.position_embeddings`"
-        raise TypeError(f"{lacks}; expected a {KIN}")
+        raise TypeError(f"{lacks}; expected {KIN}")
     return block
 
 
+def longest(model: PreTrainedModel) -> int | None:
+    """How many tokens a model has positions for; ``None`` where there is no such bound.
+
+    RoBERTa's kin number them from ``padding_idx + 1``: 514 positions are 512 tokens.
+
+    >>> from transformers import RobertaConfig, RobertaModel
+    >>> config = RobertaConfig(vocab_size=8, hidden_size=12, max_position_embeddings=42)
+    >>> longest(RobertaModel(config))
+    40
+    """
+    rows = getattr(model.config, "max_position_embeddings", None)
+    return rows and rows - _first_position(getattr(model.base_model, "embeddings", None))
+
+
+def _first_position(block: nn.Module | None) -> int:
+    padding = getattr(block, "padding_idx", None)  # RoBERTa's kin alone keep it here
+    return 0 if padding is None else padding + 1
+
+
 def trim_positions_(model: PreTrainedModel, length: int) -> None:
-    """Cuts the position table to ``length`` rows at most, in place; longer input is refused."""
+    """Cuts the position table to ``length`` tokens at most, in place; longer input is refused."""
     block = embeddings(model)
-    table = block.position_embeddings
-    if length < table.weight.shape[0]:
-        short = nn.Embedding(length, table.weight.shape[1], device="meta")
-        short.weight = nn.Parameter(table.weight.detach()[:length].clone())
+    table, rows = block.position_embeddings, length + _first_position(block)
+    if rows < table.weight.shape[0]:
+        short = nn.Embedding(rows, table.weight.shape[1], table.padding_idx, device="meta")
+        short.weight = nn.Parameter(table.weight.detach()[:rows].clone())
         block.position_embeddings = short
         for name in ("position_ids", "token_type_ids"):
             if hasattr(block, name):
-                block.register_buffer(name, getattr(block, name)[:, :length], persistent=False)
-        model.config.max_position_embeddings = length
+                block.register_buffer(name, getattr(block, name)[:, :rows], persistent=False)
+        model.config.max_position_embeddings = rows
     refuse_longer_(model, length)
 
 
 def refuse_longer_(model: PreTrainedModel, length: int) -> None:
     """Has a model refuse, with ``ValueError``, more than ``length`` tokens, or than it can read."""
     block = embeddings(model)
-    length = min(length, block.position_embeddings.weight.shape[0])
+    length = min(length, longest(model) or length)
     block.register_forward_pre_hook(partial(_refuse, length), with_kwargs=True)
 
 

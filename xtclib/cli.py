@@ -74,7 +74,7 @@ def evaluate(
         if not (where / "tokenizer.json").is_file():
             cure = "name the artefact's folder by --tokenizer"
             raise FileNotFoundError(f"no tokenizer.json in {where}: {cure}")
-        words, labels = teachers.load_tokenizer(where, model.max_length), model.labels
+        words, labels = teachers.load_tokenizer(where, model.max_length or 128), model.labels
     else:
         model, words = format.load(folder)
         file, labels = folder / format.WEIGHTS, list(model.config.id2label.values())
@@ -96,10 +96,13 @@ def export(
     """Write an artefact as one ONNX file, still packed, for stock ONNX Runtime."""
     from xtclib.artefact import format
     from xtclib.deployment import onnx
+    from xtclib.techniques.base import Stored
 
     model, _ = format.load(folder)
     path = onnx.export_onnx(model, out or folder / "model.onnx", activations)
-    typer.echo(f"onnx     {path} ({path.stat().st_size / 1e6:.2f} MB, activations {activations})")
+    packed = any(isinstance(module, Stored) for module in model.modules())
+    width = f"activations {activations}" if packed else "not quantized"
+    typer.echo(f"onnx     {path} ({path.stat().st_size / 1e6:.2f} MB, {width})")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import shutil
 from collections.abc import Mapping
@@ -107,9 +108,17 @@ def fine_tuned(backbone: str, data: TaskData, budget: Budget, seed: int = 0,
 
 
 def load_tokenizer(path: str | Path, max_length: int = 128) -> PreTrainedTokenizerBase:
-    """A tokenizer without the padding and truncation that its file may have stored."""
+    """A tokenizer without the padding and truncation that its file may have stored.
+
+    It gives segments only to a model that knows more than one: BERT's give two to any.
+    """
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     tokenizer.model_max_length = max_length
+    with contextlib.suppress(OSError, ValueError):  # a tokenizer may lie alone
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+        if getattr(config, "type_vocab_size", 2) < 2:
+            names = tokenizer.model_input_names
+            tokenizer.model_input_names = [name for name in names if name != "token_type_ids"]
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.backend_tokenizer.no_truncation()

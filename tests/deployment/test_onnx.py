@@ -11,11 +11,26 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from xtclib.artefact import format
 from xtclib.recipes import recipe
-from xtclib.techniques import apply_all
+from xtclib.techniques import (
+    CNN,
+    BiLSTM,
+    Bottleneck,
+    Compact,
+    DistilBert,
+    PruneHeads,
+    PruneNeurons,
+    Sparsify,
+    apply_all,
+)
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.quantization.layers import QuantEmbedding, QuantLinear
 from xtclib.techniques.quantization.packed import PackedEmbedding, PackedLinear
@@ -225,10 +240,43 @@ def test_structure_goes_along(make_bert, batch, tmp_path):
     assert [243, 5] in [list(i.dims) for i in onnx.load(path).graph.initializer]
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        [], [PruneHeads(0.5, "magnitude"), PruneNeurons(0.5)], [Compact(layers=1, hidden=0.5)],
+        [Sparsify(0.5)], [DistilBert(layers=1)], [Bottleneck()], [BiLSTM(8, 6, 5)],
+        [CNN(8, 4, (2, 3))],
+    ],
+    ids=lambda chosen: chosen[0].name if chosen else "plain",
+)  # fmt: skip
+def test_what_is_not_quantized_is_exported_too(chosen, make_bert, batch, tmp_path):
+    model = packed(make_bert(2), chosen)
+    path = OnnxModel(onnx_export.export_onnx(model, tmp_path / "a.onnx"))
+    assert difference(path, model, batch) < 1e-5
+    alone = {name: x[:1, :4] for name, x in batch.items()}
+    assert difference(path, model, alone) < 1e-5
+
+
+def test_inputs_are_those_of_the_tokenizer(tmp_path):
+    """RoBERTa's gives no segments, and its 42 positions read 40 tokens."""
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=42, type_vocab_size=1,
+    )  # fmt: skip
+    model = RobertaForSequenceClassification(config).eval()
+    ids = torch.tensor([[0, 7, 8, 9, 2], [0, 7, 2, 1, 1]])
+    given = {"input_ids": ids, "attention_mask": (ids != 1).long()}
+    for chosen in ([], [Quantize(activations=UINT8)]):
+        made = packed(model, chosen)
+        path = onnx_export.export_onnx(made, tmp_path / "a.onnx")
+        exported = OnnxModel(path)
+        assert exported.inputs == ["input_ids", "attention_mask"] and exported.max_length == 40
+        assert difference(exported, made, given) < 1e-3
+
+
 def test_bad_input_is_one_clear_error(exported, make_bert, tmp_path):
     model, path = exported
-    with pytest.raises(ValueError, match="was never quantized: it has no packed layer"):
-        onnx_export.export_onnx(make_bert(1), tmp_path / "a.onnx")
     with pytest.raises(ValueError, match="activations must be one of dynamic, trained, .*'int8'"):
         onnx_export.export_onnx(model, tmp_path / "a.onnx", "int8")
     other = packed(make_bert(1), [Quantize(activations="uint8-token")])

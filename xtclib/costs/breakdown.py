@@ -285,7 +285,8 @@ def _leaf(module: nn.Module, inputs: tuple, numbers: int) -> dict[str, int]:
         tokens = inputs[0].numel() // inputs[0].shape[-1]
         weights = sum(p.numel() for n, p in module.named_parameters() if n.startswith("weight"))
         gates = 4 * module.hidden_size * tokens * (1 + module.bidirectional)
-        elementwise, activations = _ACTIVATION * gates, gates + numbers
+        states = (module.proj_size or module.hidden_size) * tokens * (1 + module.bidirectional)
+        elementwise, activations = _ACTIVATION * gates, gates + states
         return {"macs": tokens * weights, "elementwise": elementwise, "activations": activations}
     else:
         each = _NORM if "Norm" in kind else _ACTIVATION

@@ -29,7 +29,7 @@ from torch.onnx.ops import symbolic, symbolic_multi_out
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from xtclib.attention import score_attention
-from xtclib.bert import replace_module_
+from xtclib.bert import longest, replace_module_
 from xtclib.deployment.graph import SUM, quiet, serialized, with_sum
 from xtclib.files import write_bytes
 from xtclib.techniques.base import Stored
@@ -37,6 +37,7 @@ from xtclib.techniques.pruning.layers import SparseLinear
 from xtclib.techniques.quantization.packed import Packed, PackedEmbedding, PackedLinear
 from xtclib.techniques.quantization.packing import byte_table
 from xtclib.techniques.quantization.quantizers import Scheme
+from xtclib.techniques.students.shallow import LastStates
 
 OPSET = 20  # the first with Gelu; ONNX Runtime reads it from 1.17 on
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -189,8 +190,36 @@ def _unmasked(layer: SparseLinear, activations: str) -> nn.Module:
     return _OnnxLinear(plain, activations) if isinstance(plain, PackedLinear) else plain
 
 
-# How a stored layer is exported; one that is not here goes as its dense self.
-FORMS = {PackedLinear: _OnnxLinear, PackedEmbedding: _OnnxEmbedding, SparseLinear: _unmasked}
+class _OnnxLSTM(nn.Module):
+    """ONNX's LSTM, which takes lengths; its gates are input, output, forget, cell."""
+
+    def __init__(self, lstm: LastStates, activations: str) -> None:
+        super().__init__()
+        self.hidden = lstm.hidden_size
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+            ways = [getattr(lstm, f"{name}_l0{way}").detach() for way in ("", "_reverse")]
+            gates = [w.chunk(4) for w in ways]
+            self.register_buffer(
+                name, torch.stack([torch.cat([i, o, f, c]) for i, f, c, o in gates])
+            )
+
+    def forward(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        batch, length, _ = vectors.shape
+        bias = torch.cat([self.bias_ih, self.bias_hh], 1)
+        lengths = mask.sum(1).clamp(min=1).int()
+        given = (vectors.transpose(0, 1), self.weight_ih, self.weight_hh, bias, lengths)
+        shapes = ((length, 2, batch, self.hidden), (2, batch, self.hidden))
+        how = {"direction": "bidirectional", "hidden_size": self.hidden}
+        types = (torch.float32,) * 2
+        _, states = symbolic_multi_out("LSTM", given, how, dtypes=types, shapes=shapes)
+        return states.transpose(0, 1).flatten(1)
+
+
+# How a layer is exported that is not as it stands; a stored one that is not here as its dense self.
+FORMS = {
+    PackedLinear: _OnnxLinear, PackedEmbedding: _OnnxEmbedding, SparseLinear: _unmasked,
+    LastStates: _OnnxLSTM,
+}  # fmt: skip
 
 
 class _Logits(nn.Module):
@@ -205,16 +234,18 @@ class _Logits(nn.Module):
 
 
 def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dynamic") -> Path:
-    """Writes a packed model as one ``.onnx`` file with packed weights; returns its path.
+    """Writes a classifier as one ``.onnx`` file, packed weights still packed; returns its path.
 
-    ``activations``: ``dynamic`` (uint8, one scale per tensor, ONNX's DynamicQuantizeLinear: the
-    fastest) or ``trained`` (the schemes of the model, to the same integers). Inputs are int64 of
-    shape (batch, length), both dynamic; the output ``logits`` is (batch, classes). Labels, the
-    longest length and the scheme stand in the file's metadata. An old file survives a failure.
-    8-bit weights may saturate on x86 processors without VNNI, as all of ONNX Runtime's int8 does
-    there; weights of up to 4 bits cannot.
+    ``activations`` of a packed model: ``dynamic`` (uint8, one scale per tensor, ONNX's
+    DynamicQuantizeLinear: the fastest) or ``trained`` (its own schemes, to the same integers).
+    Inputs are int64 of shape (batch, length), both dynamic: ids, mask, and segments where the model
+    knows more than one; the output ``logits`` is (batch, classes). Labels, the longest length and
+    the scheme stand in the file's metadata. An old file survives a failure. 8-bit weights may
+    saturate on x86 processors without VNNI, as all of ONNX Runtime's int8 does there; weights of up
+    to 4 bits cannot.
 
-    Raises ``ValueError`` for a model without packed layers and for other ``activations``.
+    Raises ``ValueError`` for other ``activations``, and for a scheme that runtimes have no product
+    for.
     """
     if activations not in ACTIVATIONS:
         raise ValueError(
@@ -223,11 +254,6 @@ def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dy
     path = Path(path)
     if path.is_dir() or path.suffix != ".onnx":
         raise ValueError(f"cannot export to {path}: expected the name of a file ending in .onnx")
-    if not any(isinstance(m, Stored) for m in model.modules()):
-        raise ValueError(
-            f"this {type(model).__name__} was never quantized: it has no packed layer to export. "
-            "Compress it first (`xtc compress`), or export it in fp32 by `torch.onnx.export`"
-        )
     schemes = [getattr(m, n, None) for m in model.modules()
                for n in ("activations", "attention_scheme")]  # fmt: skip
     foreign = [s for s in schemes if s and s.family == "uint" and replace(s, clip=None) != DYNAMIC]
@@ -240,9 +266,10 @@ def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dy
     for name, module in list(model.named_modules()):
         if activations == "dynamic" and getattr(module, "attention_scheme", None):
             module.attention_scheme = DYNAMIC
-        if isinstance(module, Stored):
-            form = FORMS.get(type(module), lambda layer, _: layer.dense())
-            replace_module_(model, name, form(module, activations))
+        if type(module) in FORMS:
+            replace_module_(model, name, FORMS[type(module)](module, activations))
+        elif isinstance(module, Stored):
+            replace_module_(model, name, module.dense())
     content = with_sum(to_onnx(model, {**about(model, activations), SUM: "0" * 64}))
     try:
         return write_bytes(path, content)
@@ -254,7 +281,7 @@ def about(model: PreTrainedModel, activations: str) -> dict[str, str]:
     """The metadata that :class:`OnnxModel` reads."""
     config = model.config
     said = {"activations": activations, "labels": list(config.id2label.values()),
-            "max_length": config.max_position_embeddings}  # fmt: skip
+            "max_length": longest(model)}  # fmt: skip
     return {"xtc": json.dumps(said)}
 
 
@@ -265,6 +292,8 @@ def to_onnx(model: PreTrainedModel, metadata: dict[str, str] | None = None) -> b
     """
     _require_onnx()
     inputs = [name for name in INPUTS if name in inspect.signature(model.forward).parameters]
+    if getattr(model.config, "type_vocab_size", 0) < 2:  # tokenizers of RoBERTa give no segments
+        inputs = [name for name in inputs if name != "token_type_ids"]
     before, training = model.config._attn_implementation, model.training
     model.set_attn_implementation(_ATTENTION)
     ids = torch.full((2, 5), 5)

@@ -228,7 +228,7 @@ class OnnxModel(nn.Module):
         if about is None:
             raise ValueError(f"{path} was not exported by xtclib: it carries no labels")
         self.labels: list[str] = about["labels"]
-        self.max_length: int = about["max_length"]
+        self.max_length: int | None = about["max_length"]
         self.activations: str = about["activations"]
         self.inputs = [value.name for value in self.session.get_inputs()]
 
@@ -236,7 +236,7 @@ class OnnxModel(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> SequenceClassifierOutput:  # fmt: skip
-        if input_ids.shape[-1] > self.max_length:
+        if self.max_length is not None and input_ids.shape[-1] > self.max_length:
             raise ValueError(
                 f"received {input_ids.shape[-1]} tokens, but the file has {self.max_length} "
                 "positions: truncate, or export with more"

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 import xtclib
 from xtclib import cache
 from xtclib.artefact import format
-from xtclib.bert import encoder_layers
 from xtclib.costs import breakdown, latency
 from xtclib.files import check_new_folder, folder_bytes, write_json
 from xtclib.recipes import recipe as recipes
@@ -78,7 +77,7 @@ def compress(
     if not isinstance(teacher, Teacher):
         teacher = profiles.teacher_for(task, chosen, data, teacher, progress, device)
     say(
-        f"teacher  {len(encoder_layers(teacher.model))} layers, "
+        f"teacher  {teacher.model.config.num_hidden_layers} layers, "
         f"{'from the cache' if teacher.cached else 'fine-tuned now'} ({teacher.key})"
     )
     job = Job(*arguments, teacher, progress, device, report_to)

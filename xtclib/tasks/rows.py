@@ -80,7 +80,9 @@ class Rows(Dataset):
         out = tokenizer(
             list(split.first), None if split.second is None else list(split.second),
             truncation=True, max_length=max_length, return_attention_mask=False,
-            return_token_type_ids=split.second is not None,
+            return_token_type_ids=(
+                split.second is not None and "token_type_ids" in tokenizer.model_input_names
+            ),
         )  # fmt: skip
         return cls(out["input_ids"], out.get("token_type_ids"), list(split.labels))
 

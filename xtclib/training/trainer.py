@@ -27,7 +27,7 @@ from transformers.trainer_utils import get_last_checkpoint, set_seed
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from xtclib import attention
-from xtclib.bert import encoder_layers
+from xtclib.bert import encoder_layers, is_berts
 from xtclib.distillation.objective import Objective, distillation_loss
 from xtclib.distillation.terms import Reader, Signals, projections
 from xtclib.files import unknown
@@ -224,7 +224,9 @@ def prepare_teacher(teacher: PreTrainedModel, device, bf16: bool) -> PreTrainedM
 
     Its linear weights are in the training precision, not to be cast again at every step.
     """
-    teacher = attention.use(copy.deepcopy(teacher)).to(device).eval().requires_grad_(False)
+    teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
+    if is_berts(teacher):
+        attention.use(teacher)
     if bf16:
         for module in teacher.modules():
             if isinstance(module, nn.Linear):

@@ -178,7 +178,7 @@ def test_a_student_of_a_student_that_is_no_bert_is_refused(bert):
     shallow = CNN(8, 4, (2,)).apply(bert)
     with pytest.raises(TypeError, match="distilbert makes a student of a BERT classifier"):
         DistilBert().apply(shallow)
-    with pytest.raises(TypeError, match="CNNClassifier has no list of layers"):
+    with pytest.raises(TypeError, match="CNNClassifier has no layers that are built as BERT's"):
         Quantize().apply(shallow)
 
 

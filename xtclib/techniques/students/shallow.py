@@ -66,6 +66,23 @@ class _Shallow(PreTrainedModel):
         raise NotImplementedError
 
 
+class LastStates(nn.LSTM):
+    """A bidirectional LSTM that gives its last state in each direction, of real tokens alone.
+
+    Vectors (batch, length, inputs) and a mask (batch, length) → (batch, 2 · hidden).
+    """
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__(inputs, hidden, bidirectional=True, batch_first=True)
+
+    def forward(self, vectors: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        if mask is not None and not vectors.is_meta:
+            lengths = mask.sum(1).clamp(min=1).cpu()
+            vectors = nn.utils.rnn.pack_padded_sequence(vectors, lengths, True, False)
+        states = super().forward(vectors)[1][0]  # (2, batch, hidden)
+        return torch.cat([*states], -1)
+
+
 class BiLSTMClassifier(_Shallow):
     """The student of Tang et al. 2019, arXiv:1903.12136: one bidirectional LSTM of 150 units.
 
@@ -77,19 +94,14 @@ class BiLSTMClassifier(_Shallow):
     def __init__(self, config: BiLSTMConfig) -> None:
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_size, config.embedding_size)
-        sizes = config.embedding_size, config.hidden_size
-        self.lstm = nn.LSTM(*sizes, bidirectional=True, batch_first=True)
+        self.lstm = LastStates(config.embedding_size, config.hidden_size)
         self.dense = nn.Linear(2 * config.hidden_size, config.dense_size)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(config.dense_size, config.num_labels)
         self.post_init()
 
     def logits_of(self, vectors: Tensor, mask: Tensor | None) -> Tensor:
-        if mask is not None and not vectors.is_meta:
-            lengths = mask.sum(1).clamp(min=1).cpu()
-            vectors = nn.utils.rnn.pack_padded_sequence(vectors, lengths, True, False)
-        states = self.lstm(vectors)[1][0]  # (2, batch, hidden)
-        dense = self.dense(torch.cat([*states], -1)).relu()
+        dense = self.dense(self.lstm(vectors, mask)).relu()
         return self.classifier(self.dropout(dense))
 
 

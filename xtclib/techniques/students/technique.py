@@ -27,6 +27,8 @@ from xtclib.techniques.students.theseus import being_replaced
 class _Student(Technique):
     """A technique that makes a new model; subclasses give its config and what it inherits."""
 
+    any_teacher: ClassVar[bool] = False  # takes nothing from it but its vocabulary and labels
+
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         """The student's config, without what every student takes from its teacher."""
         raise NotImplementedError
@@ -51,12 +53,17 @@ class _Student(Technique):
         if being_replaced(model):
             lost = f"{self.name} would throw away the modules that are being replaced"
             raise ValueError(f"{lost}: list it before replace_modules, or leave one of them out")
+        if self.any_teacher:
+            return self._made(model, data)
         if model.config.model_type != "bert" or not isinstance(model.classifier, nn.Linear):
             wanted = f"{self.name} makes a student of a BERT classifier"
             raise TypeError(f"{wanted}, received {type(model).__name__}: list it first")
         check_plain(model, self.name)
         if surgery.uneven(model):
             raise ValueError(f"{self.name} comes before heads, neurons or width go: list it first")
+        return self._made(model, data)
+
+    def _made(self, model: PreTrainedModel, data: Calibration | None) -> PreTrainedModel:
         torch.manual_seed(0 if data is None else data.initial)
         student = AutoModelForSequenceClassification.from_config(self._whole(model.config))
         with torch.no_grad():
@@ -211,6 +218,7 @@ class BiLSTM(_Student):
     """
 
     name: ClassVar[str] = "bilstm"
+    any_teacher: ClassVar[bool] = True
     embedding: Count = 300
     hidden: Count = 150
     dense: Count = 200
@@ -229,6 +237,7 @@ class CNN(_Student):
     """
 
     name: ClassVar[str] = "cnn"
+    any_teacher: ClassVar[bool] = True
     embedding: Count = 300
     filters: Count = 100
     widths: Annotated[Listed[Count], Field(min_length=1)] = (3, 4, 5)
