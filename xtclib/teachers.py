@@ -13,9 +13,9 @@ import torch
 import transformers
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from xtclib.cache import cache_dir, key, locked, opened
+from xtclib.cache import cache_dir, keep, key, opened
 from xtclib.distillation.objective import Objective
-from xtclib.files import first_line, sha256, staged_folder, write_json
+from xtclib.files import first_line, sha256, write_json
 from xtclib.tasks.base import Task, TaskData, find_task
 from xtclib.tasks.evaluation import evaluate
 from xtclib.techniques.base import check_finite
@@ -90,18 +90,18 @@ def fine_tuned(backbone: str, data: TaskData, budget: Budget, seed: int = 0,
     made_from = ingredients(backbone, data, budget, seed, precision)
     name = key(made_from)
     folder = folder_of(data.task, name)
-    with locked(f"teacher-{name}"):
-        cached = folder.is_dir()  # written whole or not at all
-        if not cached:
-            run = Run(cache_dir() / "runs" / folder.name, seed, precision, device, progress)
-            tokenizer = load_tokenizer(backbone, budget.max_length)
-            lesson = Lesson(data, tokenizer, budget, Objective(labels=1))
-            model, notes = train(data.task.load_model(backbone, seed), lesson, run)
-            with staged_folder(folder) as partial:
-                model.save_pretrained(partial)
-                tokenizer.save_pretrained(partial)
-                write_json(partial / "made_from.json", {**made_from, "training": notes})
-            shutil.rmtree(run.folder, ignore_errors=True)
+    run = Run(cache_dir() / "runs" / folder.name, seed, precision, device, progress)
+
+    def make(partial: Path) -> None:
+        tokenizer = load_tokenizer(backbone, budget.max_length)
+        lesson = Lesson(data, tokenizer, budget, Objective(labels=1))
+        model, notes = train(data.task.load_model(backbone, seed), lesson, run)
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        write_json(partial / "made_from.json", {**made_from, "training": notes})
+
+    cached = keep(folder, make)
+    shutil.rmtree(run.folder, ignore_errors=True)
     teacher = load_teacher(folder, data.task)
     return replace(teacher, key=name, made_from=made_from, cached=cached)
 

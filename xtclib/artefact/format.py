@@ -25,7 +25,7 @@ from xtclib.artefact import checks
 from xtclib.artefact.checks import WEIGHTS
 from xtclib.bert import replace_module_
 from xtclib.cache import digest, opened
-from xtclib.files import first_line, staged_folder
+from xtclib.files import first_line, seal, staged_folder
 from xtclib.techniques.base import Stored, Technique, pack_, technique
 from xtclib.techniques.pruning import surgery
 
@@ -158,23 +158,26 @@ def unpack(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path,
-         replace: bool = False) -> Path:  # fmt: skip
-    """Writes an artefact whole or not at all.
+         replace: bool = False, again: bool = False) -> Path:  # fmt: skip
+    """Writes an artefact whole or not at all, with the sums of its files.
 
-    ``replace``: an older artefact there goes once the new one is complete; otherwise raises
-    ``FileExistsError`` for a folder that is not empty. ``OSError`` if it cannot be written.
+    ``replace``: an older artefact there goes once the new one is complete; ``again``: the same one
+    may be there; otherwise raises ``FileExistsError`` for a folder that is not empty. ``OSError``
+    if it cannot be written.
     """
+    folder = Path(folder).expanduser()
     try:
-        with staged_folder(folder, replace) as partial:
+        with staged_folder(folder, replace, again) as partial:
             model.save_pretrained(partial)
             _sort_metadata_(partial / WEIGHTS)
             tokenizer.save_pretrained(partial)
+            seal(partial)
     except FileExistsError:
         raise
     except (SafetensorError, OSError) as error:
         fault = f"cannot write the artefact to {folder}: {error}"
         raise OSError(f"{fault}; nothing there was changed") from None
-    return Path(folder)
+    return folder
 
 
 def _sort_metadata_(path: Path) -> None:
