@@ -13,9 +13,10 @@ import torch
 import transformers
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from xtclib.bert import read_config
 from xtclib.cache import cache_dir, keep, key, opened
 from xtclib.distillation.objective import Objective
-from xtclib.files import first_line, sha256, write_json
+from xtclib.files import sha256, write_json
 from xtclib.tasks.base import Task, TaskData, find_task
 from xtclib.tasks.evaluation import evaluate
 from xtclib.techniques.base import check_finite
@@ -124,7 +125,7 @@ def load_teacher(path: str | Path, task: Task | str, data: TaskData | None = Non
     given, a model no better than the majority class on 256 training rows.
     """
     task = find_task(task)
-    path = str(path)
+    path = str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
     file = Path(path) / "model.safetensors"
     if Path(path).is_dir() and not file.is_file():
         raise ValueError(f"no model.safetensors in {path}: a teacher is a folder saved by it")
@@ -135,13 +136,7 @@ def load_teacher(path: str | Path, task: Task | str, data: TaskData | None = Non
                     f"{path} holds no classifier: it was never fine-tuned for {task.name}; "
                     "fine-tune it first (leave the teacher out and it is done for you)"
                 )
-    try:
-        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"no teacher at {path!r}: expected a fine-tuned model's folder, or its id on the Hub "
-            f"if that can be reached ({first_line(error)})"
-        ) from None
+    config = read_config(path)
     task.check_labels(path, [config.id2label[i] for i in range(config.num_labels)])
     model = task.load_model(path).eval()
     check_finite(model, f"the teacher {path}")
