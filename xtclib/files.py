@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,35 +85,40 @@ def check_new_folder(path: str | os.PathLike[str]) -> None:
 
     `FileExistsError` for a file or a folder that is not empty, `OSError` for what the disk refuses.
     """
-    path = Path(path)
+    _refuse_what_is_there(Path(path))
+    _try(Path(path))
+
+
+def check_new_file(path: str | os.PathLike[str]) -> None:
+    """Raises `OSError` where no file can be written at `path`, which is tried and undone."""
+    _try(Path(path).parent)
+
+
+def _refuse_what_is_there(path: Path) -> None:
     if path.is_symlink() or path.exists() and (not path.is_dir() or _held(path)):
         what = "a folder that is not empty" if path.is_dir() and not path.is_symlink() else "there"
         raise FileExistsError(
             f"'{path}' is already {what}; expected a new or empty folder: "
             "remove it, or name another one"
         )
-    _try(path / "a")
 
 
-def check_new_file(path: str | os.PathLike[str]) -> None:
-    """Raises `OSError` where no file can be written at `path`, which is tried and undone."""
-    _try(Path(path))
-
-
-def _try(file: Path) -> None:
-    """Makes a file, unless it is there, with its folders; removes what it made."""
-    made = [p for p in (file, *file.parents) if not p.exists()]
+def _try(folder: Path) -> None:
+    """Makes a folder and writes to it; removes what it made. Cut off, it leaves what is swept."""
+    made = list[Path]()
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(_beside(file), b"").unlink()
-        if file in made:
-            file.touch()
+        made = [p for p in (folder, *folder.parents) if not p.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f"{_PARTIAL}{secrets.token_hex(4)}"
+        probe.write_bytes(b" ")
+        probe.unlink()
     except OSError as error:
         why = error.strerror or first_line(error)
-        raise type(error)(f"cannot write to '{file.parent}': {why}; name another place") from None
+        raise type(error)(f"cannot write to '{folder}': {why}; name another place") from None
     finally:
-        for place in filter(Path.exists, made):
-            place.unlink() if place == file else place.rmdir()
+        for place in made:
+            with suppress(OSError):  # not there, or someone else's by now
+                place.rmdir()
 
 
 def _held(folder: Path) -> list[Path]:
@@ -149,7 +154,7 @@ def staged_folder(path: str | os.PathLike[str], replace: bool = False, again: bo
     path = Path(path)
     there = path.is_dir() and not path.is_symlink()
     if not (there and (replace or again)):
-        check_new_folder(path)
+        _refuse_what_is_there(path)
     swap = replace and there and not _is_fixed(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path / f"{_PARTIAL}{secrets.token_hex(4)}" if there and not swap else _beside(path)

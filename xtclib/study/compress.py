@@ -229,6 +229,7 @@ def _save(student: PreTrainedModel, tokenizer, name: str, out: tuple[Path, Path]
     with cache.locked(cache.key("out", str(target.resolve()))):
         sweep(target)
         if claim is not None:
+            sweep(claim)
             write_text(claim, f"{target}\n")
             format.save(student, tokenizer, target, again=True)
         elif os.access(cache.cache_dir(), os.W_OK) or fault(kept):
