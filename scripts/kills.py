@@ -109,7 +109,7 @@ def new_place(folder: Path, number: int, random_: random.Random, full: Path) -> 
     return place
 
 
-def main(count: int, seed: int, log: Path | None = None) -> int:
+def main(count: int, seed: int) -> int:
     torch.set_num_threads(1)
     random_, faults, kills, chains = random.Random(seed), 0, 0, 0
     wanted, seconds = {}, {}

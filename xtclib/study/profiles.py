@@ -101,6 +101,7 @@ def data_for(task: str, profile_: Profile | str, glue_dir: str | Path | None = N
     folder = glue_dir or os.environ.get("XTC_GLUE_DIR")
     if folder is None:
         folder = BUILT_IN if chosen.data == "mini" else "hub"
+    folder = folder if folder == "hub" else Path(folder).expanduser()
     if chosen.data == "mini" and folder != "hub" and not Path(folder).is_dir():
         raise FileNotFoundError(
             f"the tasks are not at {folder}: work in a clone of the repository, generate the "
