@@ -1,4 +1,8 @@
 import json
+import os
+import re
+import resource
+import subprocess
 import sys
 
 import pytest
@@ -9,7 +13,8 @@ from xtclib.artefact import format
 from xtclib.cache import ROOT
 from xtclib.recipes import recipe
 from xtclib.records import Record
-from xtclib.study import sweep
+from xtclib.study import compress as study
+from xtclib.study import profiles, sweep
 from xtclib.techniques.quantization.technique import Quantize
 
 BACKBONE = ROOT / "data" / "mini" / "backbone" / "tokenizer.json"
@@ -74,8 +79,6 @@ def test_recipes_are_all_listed(xtc):
     ],
 )
 def test_a_bad_input_is_one_line_and_exit_code_2(xtc, arguments, message):
-    import re
-
     code, _, err = xtc(*arguments)
     assert code == 2 and err.startswith("xtc: ") and re.search(message, err)
     assert "Traceback" not in err
@@ -163,7 +166,7 @@ def test_evaluating_a_damaged_artefact_is_one_line(xtc, bert, tokenizer, tmp_pat
     path = format.save(model, tokenizer, tmp_path / "a") / format.WEIGHTS
     path.write_bytes(path.read_bytes()[:-9])
     code, _, err = xtc("evaluate", tmp_path / "a", "--profile", "smoke")
-    assert code == 2 and "truncated" in err
+    assert code == 2 and "model.safetensors does not match its sha256: copy" in err
 
 
 @pytest.mark.slow
@@ -256,3 +259,77 @@ def test_pretraining_says_before_and_after_and_keeps_the_model(xtc, tmp_path):
     assert (out / "model.safetensors").is_file() and (out / "tokenizer.json").is_file()
     code, _, err = xtc("pretrain", "mini", "--steps", "1", "--out", out)
     assert code == 2 and "already a folder that is not empty" in err
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_one_line_and_exit_code_130(xtc, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "compress", interrupted)
+    code, _, err = xtc("compress", "ptq-8bit", "--profile", "smoke")
+    assert (code, err) == (130, "xtc: interrupted; the same command goes on where it was\n")
+
+
+@pytest.mark.parametrize("option", ["--out", "--record"])
+@pytest.mark.parametrize(
+    "place, message",
+    [
+        ("file/below", "cannot write to '.*file/below.*': Not a directory; name another place"),
+        ("x" * 300, "File name too long"),
+        ("/proc/nowhere/a", "cannot write to '/proc/nowhere/.*': No such file or directory"),
+    ],
+)
+def test_a_place_that_cannot_be_written_shows_before_anything_is_read(
+    xtc, tmp_path, monkeypatch, option, place, message
+):
+    monkeypatch.setattr(profiles, "data_for", lambda *a: pytest.fail("went on"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    code, _, err = xtc("compress", "ptq-8bit", "--profile", "smoke", option, place)
+    assert code == 2 and re.search(message, err), err
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.slow
+def test_places_are_taken_as_they_are(xtc, tmp_path, monkeypatch):
+    """A name of 245 letters, the folder one stands in, `~` that the shell did not expand."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (here := tmp_path / "here").mkdir(mode=0o750)
+    monkeypatch.chdir(here)
+    inode = here.stat().st_ino
+    for out in (".", "../" + "x" * 245, "~/a/b"):
+        code, text, err = xtc(
+            "compress", "ptq-8bit", "--profile", "smoke", f"--out={out}", "--quiet"
+        )
+        assert code == 0, err
+    for out in (here, tmp_path / ("x" * 245), tmp_path / "a" / "b"):
+        names = sorted(file.name for file in out.iterdir())
+        assert names == ["SHA256SUMS", "config.json", "model.safetensors", "tokenizer.json",
+                         "tokenizer_config.json"]  # fmt: skip
+        assert len({file.stat().st_mode for file in out.iterdir()}) == 1  # weights as the rest
+        format.load(out)
+    assert here.stat().st_mode & 0o777 == 0o750 and here.stat().st_ino == inode
+    # The same command again ends alike; another one is refused.
+    code, text, err = xtc("compress", "ptq-8bit", "--profile", "smoke", "--out=.", "--quiet")
+    assert code == 0, err
+    code, _, err = xtc("compress", "cut-half", "--profile", "smoke", "--out=.", "--quiet")
+    assert code == 2 and "already a folder that is not empty" in err
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path):
+    command = [sys.executable, "-m", "xtclib.cli", "compress", "xtc-1bit-half", "--profile",
+               "smoke", "--quiet"]  # fmt: skip
+    environment = {**os.environ, "XTC_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    for limit in (40_000, 300_000, 600_000):  # of a file; the model has 530 kB
+        found = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=120,
+            preexec_fn=lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit,) * 2),
+        )  # fmt: skip
+        assert found.returncode == 2, found.stderr
+        line = "xtc: cannot write to the cache at .*XTC_CACHE; the same command then goes on\n"
+        assert re.fullmatch(line, found.stderr), found.stderr
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
+    assert not [p for p in (tmp_path / "cache").rglob("*partial*")]

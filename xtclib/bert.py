@@ -9,14 +9,73 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+
+from xtclib.config import short
+from xtclib.files import first_line, unknown
 
 L = TypeVar("L", bound=nn.Linear)
 Kinds = type | tuple[type, ...]  # as isinstance takes them
 KIN = "BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, MobileBERT, MiniLM or DistilBERT"
+
+
+# What a config may ask for at most. Before a model is built from a file: a million layers take
+# minutes, a billion labels all memory.
+LARGEST = 1_000_000
+_MOST = {"num_labels": 100_000, "num_hidden_layers": 1000, "n_layers": 1000, "vocab_size": 10**7}
+_SIZES = (
+    "num_hidden_layers n_layers num_labels vocab_size hidden_size dim intermediate_size hidden_dim "
+    "num_attention_heads n_heads embedding_size max_position_embeddings type_vocab_size "
+    "num_feedforward_networks true_hidden_size intra_bottleneck_size"
+).split()
+_ACTIVATIONS = "hidden_act", "activation"
+
+
+def read_config(path: str | Path) -> PretrainedConfig:
+    """The config of a folder or Hub id, checked before anything is made of it.
+
+    Raises ``ValueError`` for one that cannot be read, that asks for more than any machine builds,
+    and for an unknown activation; ``FileNotFoundError`` where there is none.
+    """
+    where, altered = f"config.json in {path}", "it was altered or damaged, copy the folder again"
+    try:
+        values, _ = PretrainedConfig.get_config_dict(path)
+    except RecursionError:
+        raise ValueError(f"{where} cannot be read (nested too deeply): {altered}") from None
+    except OSError as error:
+        if not (Path(path) / "config.json").is_file():
+            raise FileNotFoundError(
+                f"no config.json in {str(path)!r}: expected a model's folder, or its id on the Hub "
+                f"if that can be reached ({first_line(error)})"
+            ) from None
+        raise ValueError(f"{where} cannot be read ({first_line(error)}): {altered}") from None
+    except Exception as error:  # transformers raises of every kind here
+        raise ValueError(f"{where} cannot be read ({first_line(error)}): {altered}") from None
+    check_config_values(values, where)
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:
+        raise ValueError(f"{where} cannot be read ({first_line(error)}): {altered}") from None
+
+
+def check_config_values(values: object, where: str) -> None:
+    """Raises ``ValueError`` for a config's values that would exhaust a machine, or are no sizes."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} cannot be read: expected names with values, not {short(values)}")
+    for name in _SIZES:
+        value, most = values.get(name), _MOST.get(name, LARGEST)
+        if value is not None and (type(value) is not int or not 0 <= value <= most):
+            raise ValueError(
+                f"{where} says {name}={short(value)}, expected a whole number up to {most}"
+            )
+    for name in _ACTIVATIONS:
+        if isinstance(value := values.get(name), str) and value not in ACT2FN:
+            raise ValueError(f"{where}: {unknown(name, value[:40], sorted(ACT2FN))}")
 
 
 def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:

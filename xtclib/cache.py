@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,19 +18,83 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from xtclib.files import fault, first_line, seal, staged_folder, sweep
+
 
 def cache_dir() -> Path:
     """Where teachers and unfinished runs are kept: ``XTC_CACHE``, else ``~/.cache/xtclib``."""
-    return Path(os.environ.get("XTC_CACHE") or Path.home() / ".cache" / "xtclib")
+    return Path(os.environ.get("XTC_CACHE") or "~/.cache/xtclib").expanduser()
 
 
 @contextlib.contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Only one process at a time makes what ``name`` stands for; the others wait, then read it."""
+    """Only one process at a time makes what ``name`` stands for; the others wait, then read it.
+
+    No lock where the cache cannot be written to: nobody makes anything there.
+    """
     folder = cache_dir() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{name}.lock"):
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(folder / f"{name}.lock"))
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise _told(error, folder) from None
         yield
+
+
+def keep(folder: Path, make: Callable[[Path], object]) -> bool:
+    """Has the cache hold ``folder``, and says whether it did: else ``make`` fills an empty one.
+
+    It is written whole, with sums of its files, or not at all. One that does not match them is set
+    aside with a warning, and made again.
+    """
+    if not fault(folder):
+        return True
+    with locked(folder.name):
+        if not (found := fault(folder)):
+            return True
+        if folder.exists():
+            set_aside(folder, found)
+        with writing(folder):
+            sweep(folder)
+            with staged_folder(folder) as partial:
+                make(partial)
+                seal(partial)
+    return False
+
+
+def set_aside(folder: Path, why: str) -> None:
+    """Moves what is damaged to the cache's folder ``damaged``, and warns of it."""
+    name = f"{folder.parent.name}/{folder.name}"
+    place = cache_dir() / "damaged" / name.replace("/", "-")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(place, ignore_errors=True)
+    os.replace(folder, place)
+    told = f"the cache's {name} is damaged ({why}): it was moved to {place.parent}"
+    warnings.warn(f"{told} and is made again", stacklevel=3)
+
+
+@contextlib.contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Around what writes to the cache: a full or read-only disk is an ``OSError`` of one line."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if getattr(error, "errno", None) in _DISK or _WRITE.search(str(error)):
+            raise _told(error, place) from None
+        raise
+
+
+_DISK = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO
+# What safetensors and torch raise, who write by themselves.
+_WRITE = re.compile(r"os error (28|122|27|30|13)|PytorchStreamWriter|unexpected pos|I/O error")
+
+
+def _told(error: Exception, place: Path) -> OSError:
+    why = getattr(error, "strerror", None) or first_line(error)
+    cure = "make room, or name another folder by XTC_CACHE; the same command then goes on"
+    return OSError(f"cannot write to the cache at {place} ({why}): {cure}")
 
 
 def key(*parts: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -16,9 +17,15 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 
+
+def _path(text: str) -> Path:
+    """A path as the shell would read it: it leaves `--out=~/a` as it is."""
+    return Path(text).expanduser()
+
+
 TaskName = Annotated[str, Option(help="One of GLUE's tasks: sst2, cola, mrpc, …")]
 ProfileName = Annotated[str, Option(help="smoke, mini, minilm or bert-base.")]
-GlueDir = Annotated[Path | None, Option(help="A folder in GLUE's official layout.")]
+GlueDir = Annotated[Path | None, Option(parser=_path, help="A folder in GLUE's official layout.")]
 Quiet = Annotated[bool, Option(help="No progress bars.")]
 ReportTo = Annotated[
     str, Option(help="Where losses are logged: none, tensorboard, mlflow, wandb, trackio, …")
@@ -34,15 +41,27 @@ def compress(
     budget: Annotated[str, Option(help="A, B, C, or a length: 500steps, 2epochs.")] = "A",
     seed: int = 0,
     teacher: Annotated[str | None, Option(help="Your own fine-tuned teacher.")] = None,
-    out: Annotated[Path | None, Option(help="Folder for the artefact; must be new.")] = None,
-    record: Annotated[Path | None, Option(help="Folder to add the record to.")] = None,
+    out: Annotated[
+        Path | None, Option(parser=_path, help="Folder for the artefact; must be new.")
+    ] = None,
+    record: Annotated[
+        Path | None, Option(parser=_path, help="Folder to add the record to.")
+    ] = None,
     quiet: Quiet = False,
     report_to: ReportTo = "none",
 ) -> None:
     """Compress a teacher by a recipe, measure it, and save the artefact."""
+    from xtclib import files, records
     from xtclib.artefact import ledger as ledgers
+    from xtclib.recipes import recipe as book
     from xtclib.study import compress as study
+    from xtclib.tasks.base import find_task
 
+    if record is not None:
+        name = book.load(recipe).name
+        files.check_new_file(
+            records.record_path(record, profile, find_task(task).name, name, budget, seed)
+        )
     run = study.compress(recipe, task, profile, budget, seed, glue_dir, teacher, out,
                          progress=not quiet, report_to=report_to)  # fmt: skip
     if out is not None:
@@ -54,11 +73,15 @@ def compress(
 
 @app.command()
 def evaluate(
-    folder: Annotated[Path, Argument(help="A saved artefact or classifier, or an .onnx file.")],
+    folder: Annotated[
+        Path, Argument(parser=_path, help="A saved artefact or classifier, or an .onnx file.")
+    ],
     task: TaskName = "sst2",
     profile: ProfileName = "mini",
     glue_dir: GlueDir = None,
-    tokenizer: Annotated[Path | None, Option(help="An .onnx file's tokenizer's folder.")] = None,
+    tokenizer: Annotated[
+        Path | None, Option(parser=_path, help="An .onnx file's tokenizer's folder.")
+    ] = None,
 ) -> None:
     """Score a saved model on a task and print its metrics and size."""
     from xtclib import teachers
@@ -87,8 +110,10 @@ def evaluate(
 
 @app.command()
 def export(
-    folder: Annotated[Path, Argument(help="A saved artefact.")],
-    out: Annotated[Path | None, Option(help="The .onnx file; else model.onnx there.")] = None,
+    folder: Annotated[Path, Argument(parser=_path, help="A saved artefact.")],
+    out: Annotated[
+        Path | None, Option(parser=_path, help="The .onnx file; else model.onnx there.")
+    ] = None,
     activations: Annotated[
         str, Option(help="dynamic: ONNX's own uint8, fastest; trained: the model's scheme.")
     ] = "dynamic",
@@ -107,7 +132,7 @@ def export(
 
 @app.command()
 def ledger(
-    folder: Annotated[Path, Argument(help="A saved artefact or classifier.")],
+    folder: Annotated[Path, Argument(parser=_path, help="A saved artefact or classifier.")],
     rows: Annotated[int, Option(min=0, help="How many tensors to list.")] = 12,
 ) -> None:
     """Show what every tensor of a file costs, and how close the file is to its minimum."""
@@ -119,8 +144,12 @@ def ledger(
 @app.command()
 def pretrain(
     model: Annotated[str, Argument(help="A folder or Hub id; built in: 'mini'.")],
-    text: Annotated[Path | None, Option(help="A .txt file, or folder; else built in.")] = None,
-    out: Annotated[Path | None, Option(help="Folder for the model; must be new.")] = None,
+    text: Annotated[
+        Path | None, Option(parser=_path, help="A .txt file, or folder; else built in.")
+    ] = None,
+    out: Annotated[
+        Path | None, Option(parser=_path, help="Folder for the model; must be new.")
+    ] = None,
     steps: Annotated[int, Option(help="Optimizer steps.")] = 200,
     batch: Annotated[int, Option(help="Documents a step.")] = 32,
     learning_rate: float = 1e-4,
@@ -162,14 +191,17 @@ def pretrain(
     lesson = Lesson(data, tokenizer, budget, Objective(labels=1))
     made_of = cache.key(teachers.weights_id(path), texts, seed, asdict(budget))
     folder = cache.cache_dir() / "runs" / made_of
-    train(student, lesson, Run(folder, seed, progress=not quiet, report_to=report_to))
-    shutil.rmtree(folder, ignore_errors=True)
-    show("after")
-    if out is not None:
-        with files.staged_folder(out) as partial:
-            student.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
-        typer.echo(f"model    {out}")
+    with cache.locked(made_of):
+        train(student, lesson, Run(folder, seed, progress=not quiet, report_to=report_to))
+        show("after")
+        if out is not None:
+            files.sweep(out)
+            with files.staged_folder(out) as partial:
+                student.save_pretrained(partial)
+                tokenizer.save_pretrained(partial)
+                files.seal(partial)
+            typer.echo(f"model    {out}")
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @app.command()
@@ -224,7 +256,9 @@ def recipes() -> None:
 
 @app.command()
 def results(
-    plan: Annotated[Path, Argument(help="A YAML of sweeps.")] = Path("data/results/plan.yaml"),
+    plan: Annotated[Path, Argument(parser=_path, help="A YAML of sweeps.")] = Path(
+        "data/results/plan.yaml"
+    ),
     glue_dir: GlueDir = None,
     profile: Annotated[str | None, Option(help="Only this profile's sweeps.")] = None,
     missing: Annotated[bool, Option("--missing", help="List what would be, and stop.")] = False,
@@ -255,15 +289,25 @@ def results(
 
 def main() -> None:
     """Runs the command line; a bad input is one line, not a traceback."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # of loading and saving; training keeps its own
-    logging.set_verbosity_error()
+    warnings.showwarning = _one_line
     try:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # of loading and saving; training keeps its own
+        logging.set_verbosity_error()
         app()
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         typer.secho(f"xtc: {' '.join(str(error).split())}", fg="red", err=True)
         sys.exit(2)
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != 130:  # what typer makes of Ctrl-C
+            raise
+        typer.secho("xtc: interrupted; the same command goes on where it was", err=True)
+        sys.exit(130)
+
+
+def _one_line(message, *where, **how) -> None:
+    typer.secho(f"xtc: {' '.join(str(message).split())}", fg="yellow", err=True)
 
 
 if __name__ == "__main__":

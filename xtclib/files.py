@@ -7,15 +7,20 @@ either the old file or the new one, never half of it.
 from __future__ import annotations
 
 import difflib
+import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+SUMS = "SHA256SUMS"  # what `sha256sum` writes and `sha256sum -c` checks
+_PARTIAL = ".partial-"
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
@@ -76,9 +81,21 @@ def write_json(path: str | os.PathLike[str], value: Any) -> Path:
 
 
 def check_new_folder(path: str | os.PathLike[str]) -> None:
-    """Raises `FileExistsError` where `path` is a file or a folder that is not empty."""
-    path = Path(path)
-    if path.is_symlink() or path.exists() and (not path.is_dir() or any(path.iterdir())):
+    """Raises where no new folder can be made at `path`, which is tried; nothing is left there.
+
+    `FileExistsError` for a file or a folder that is not empty, `OSError` for what the disk refuses.
+    """
+    _refuse_what_is_there(Path(path))
+    _try(Path(path))
+
+
+def check_new_file(path: str | os.PathLike[str]) -> None:
+    """Raises `OSError` where no file can be written at `path`, which is tried and undone."""
+    _try(Path(path).parent)
+
+
+def _refuse_what_is_there(path: Path) -> None:
+    if path.is_symlink() or path.exists() and (not path.is_dir() or _held(path)):
         what = "a folder that is not empty" if path.is_dir() and not path.is_symlink() else "there"
         raise FileExistsError(
             f"'{path}' is already {what}; expected a new or empty folder: "
@@ -86,13 +103,46 @@ def check_new_folder(path: str | os.PathLike[str]) -> None:
         )
 
 
+def _try(folder: Path) -> None:
+    """Makes a folder and writes to it; removes what it made. Cut off, it leaves what is swept."""
+    made = list[Path]()
+    try:
+        made = [p for p in (folder, *folder.parents) if not p.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f"{_PARTIAL}{secrets.token_hex(4)}"
+        probe.write_bytes(b" ")
+        probe.unlink()
+    except OSError as error:
+        why = error.strerror or first_line(error)
+        raise type(error)(f"cannot write to '{folder}': {why}; name another place") from None
+    finally:
+        for place in made:
+            with suppress(OSError):  # not there, or someone else's by now
+                place.rmdir()
+
+
+def _held(folder: Path) -> list[Path]:
+    """What a folder holds, but for what a cut-off run of ours left in it."""
+    return [file for file in folder.iterdir() if not file.name.startswith(_PARTIAL)]
+
+
+def sweep(path: str | os.PathLike[str]) -> None:
+    """Removes what killed writers of `path` left beside and in it; for who has its lock."""
+    path = Path(path)
+    for place in (*path.parent.glob(f".{glob.escape(_short(path.name))}{_PARTIAL}*"),
+                  *path.glob(f"{_PARTIAL}*")):  # fmt: skip
+        shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+
+
 @contextmanager
-def staged_folder(path: str | os.PathLike[str], replace: bool = False) -> Iterator[Path]:
+def staged_folder(path: str | os.PathLike[str], replace: bool = False, again: bool = False
+                  ) -> Iterator[Path]:  # fmt: skip
     """Build a folder as `.<name>.partial-…` beside `path`; rename it into place on success.
 
-    On an error the partial folder is removed and `path` stays as it was. Raises
-    `FileExistsError` as `check_new_folder` does, unless `replace`: then an older folder is
-    removed once the new one is in its place.
+    On an error the partial folder is removed and `path` stays as it was. Raises as
+    `check_new_folder` does, unless `replace`: then an older folder is removed once the new one is
+    in its place; or `again`: the same files may be there, from a call that was cut off. An empty
+    folder is filled and keeps its mode: it may be a mount, or where a shell stands.
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "artefact"
@@ -102,29 +152,58 @@ def staged_folder(path: str | os.PathLike[str], replace: bool = False) -> Iterat
     ['config.json']
     """
     path = Path(path)
-    if not (replace and path.is_dir() and not path.is_symlink()):
-        check_new_folder(path)
+    there = path.is_dir() and not path.is_symlink()
+    if not (there and (replace or again)):
+        _refuse_what_is_there(path)
+    swap = replace and there and not _is_fixed(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _beside(path)
+    partial = path / f"{_PARTIAL}{secrets.token_hex(4)}" if there and not swap else _beside(path)
     partial.mkdir()
     try:
         yield partial
+        mode = partial.stat().st_mode & 0o666  # as the umask has it: some libraries write 0600
         for file in partial.rglob("*"):
             if file.is_file() and not file.is_symlink():
+                file.chmod(mode)
                 _flush_to_disk(file)
-        if path.is_dir() and replace:
+        if swap:
             _swap(partial, path)
+        elif there:
+            _fill(path, partial, replace)
         else:
-            if path.is_dir():
-                path.rmdir()  # empty, as checked above; raises if something arrived meanwhile
             os.rename(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
+def _is_fixed(path: Path) -> bool:
+    """Whether a folder cannot be renamed, or someone stands in it."""
+    return path.samefile(".") or path.is_mount() or not os.access(path.absolute().parent, os.W_OK)
+
+
+def _fill(path: Path, new: Path, replace: bool) -> None:
+    """Moves what `new` holds into `path`, the sums first: a half-filled folder shows itself.
+
+    The same files may be there; others are an error, or removed in the end if they are replaced.
+    """
+    names = sorted((file.name for file in new.iterdir()), key=lambda name: (name != SUMS, name))
+    old = [file for file in _held(path) if file.name not in names]
+    for name in () if replace else names:
+        if (path / name).exists() and (path / name).read_bytes() != (new / name).read_bytes():
+            raise FileExistsError(f"'{path}' holds another {name}: remove it, or name another one")
+    for name in names:
+        if (path / name).is_dir():
+            shutil.rmtree(path / name)
+        os.replace(new / name, path / name)
+    for file in old if replace else ():
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    new.rmdir()
+
+
 def _swap(new: Path, path: Path) -> None:
     """Puts `new` in the place of `path`, and the old folder back should that fail."""
+    shutil.copymode(path, new)
     old = _beside(path)
     os.rename(path, old)
     try:
@@ -133,6 +212,54 @@ def _swap(new: Path, path: Path) -> None:
         os.rename(old, path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def seal(folder: str | os.PathLike[str]) -> Path:
+    """Writes a folder's `SHA256SUMS`, as `sha256sum` does, once every file of it is on the disk.
+
+    >>> import tempfile
+    >>> folder = write_text(Path(tempfile.mkdtemp()) / "a.txt", "abc").parent
+    >>> fault(seal(folder).parent), write_text(folder / "a.txt", "abd").name, fault(folder)
+    ('', 'a.txt', 'a.txt does not match its sha256')
+    """
+    folder = Path(folder)
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != SUMS)
+    for file in (*files, folder):
+        _flush_to_disk(file)
+    lines = [f"{sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
+    return write_text(folder / SUMS, "".join(lines))
+
+
+def fault(folder: str | os.PathLike[str]) -> str:
+    """How a folder differs from its `SHA256SUMS`; empty if in nothing. Other files may be there."""
+    folder, listed = Path(folder), 0
+    try:
+        text = (folder / SUMS).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return f"no {SUMS}" if folder.is_dir() else "no folder"
+    except (OSError, UnicodeDecodeError):
+        return f"{SUMS} cannot be read"
+    for listed, line in enumerate(text.splitlines(), 1):
+        found = re.fullmatch(r"([0-9a-f]{64})  (\w[^\\:\0]*)", line)
+        if not found or ".." in found[2]:
+            return f"line {listed} of {SUMS} cannot be read"
+        if found[2] == SUMS:  # `sha256sum *` takes its own file along
+            continue
+        file = folder / found[2]
+        if not file.is_file():
+            return f"{found[2]} is missing"
+        if sha256(file) != found[1]:
+            return f"{found[2]} does not match its sha256"
+    return "" if listed else f"{SUMS} is empty"
+
+
+def slug(text: str) -> str:
+    """A name as part of a file's: letters, digits, dots and dashes, at most 100.
+
+    >>> slug("xtc-1bit"), slug("../a b")
+    ('xtc-1bit', '.._a_b')
+    """
+    return re.sub(r"[^\w.-]", "_", text)[:100]
 
 
 def first_line(error: Exception) -> str:
@@ -201,12 +328,23 @@ def unknown(kind: str, name: object, names: Iterable[str]) -> ValueError:
 
 def _beside(path: Path) -> Path:
     """A fresh hidden name in the same folder, hence on the same disk, as `path`."""
-    return path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+    return path.with_name(f".{_short(path.name)}{_PARTIAL}{secrets.token_hex(4)}")
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for more: disks take 255 bytes."""
+    long = len(os.fsencode(name)) > 200
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:16] if long else name
 
 
 def _flush_to_disk(path: Path) -> None:
-    with path.open("rb+" if os.name == "nt" else "rb") as file:
-        os.fsync(file.fileno())
+    if os.name == "nt" and path.is_dir():  # Windows opens none
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _plain(value: Any) -> Any:

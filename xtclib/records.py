@@ -16,9 +16,9 @@ import torch
 import transformers
 
 import xtclib
-from xtclib.cache import ROOT
+from xtclib.cache import ROOT, key, locked
 from xtclib.config import Count, config
-from xtclib.files import write_json
+from xtclib.files import slug, sweep, write_json
 
 RESULTS = ROOT / "data" / "results"
 
@@ -137,7 +137,9 @@ class Record:
         """Writes ``<folder>/<profile>/<task>/<recipe>-<budget>-s<seed>.json``."""
         path = record_path(folder, self.profile, self.task, self.recipe, self.budget, self.seed)
         values = asdict(self)
-        return write_json(path, values | values.pop("extra"))
+        with locked(f"record-{key(str(path.resolve()))}"):
+            sweep(path)
+            return write_json(path, values | values.pop("extra"))
 
     @classmethod
     def read(cls, path: str | Path) -> Record:
@@ -156,7 +158,8 @@ class Record:
 
 def record_path(folder: str | Path, profile: str, task: str, recipe: str, budget: str, seed: int):
     """Where a record lies, as a ``Path``."""
-    return Path(folder) / profile / task / f"{recipe}-{budget}-s{seed}.json"
+    name = f"{slug(recipe)}-{slug(budget)}-s{seed}.json"
+    return Path(folder).expanduser() / slug(profile) / slug(task) / name
 
 
 def read(profile: str, folder: str | Path = RESULTS, **where: object) -> list[Record]:

@@ -14,9 +14,10 @@ import torch
 import transformers
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from xtclib.cache import cache_dir, key, locked, opened
+from xtclib.bert import read_config
+from xtclib.cache import cache_dir, keep, key, opened
 from xtclib.distillation.objective import Objective
-from xtclib.files import first_line, sha256, staged_folder, write_json
+from xtclib.files import sha256, write_json
 from xtclib.tasks.base import Task, TaskData, find_task
 from xtclib.tasks.evaluation import evaluate
 from xtclib.techniques.base import check_finite
@@ -91,18 +92,18 @@ def fine_tuned(backbone: str, data: TaskData, budget: Budget, seed: int = 0,
     made_from = ingredients(backbone, data, budget, seed, precision)
     name = key(made_from)
     folder = folder_of(data.task, name)
-    with locked(f"teacher-{name}"):
-        cached = folder.is_dir()  # written whole or not at all
-        if not cached:
-            run = Run(cache_dir() / "runs" / folder.name, seed, precision, device, progress)
-            tokenizer = load_tokenizer(backbone, budget.max_length)
-            lesson = Lesson(data, tokenizer, budget, Objective(labels=1))
-            model, notes = train(data.task.load_model(backbone, seed), lesson, run)
-            with staged_folder(folder) as partial:
-                model.save_pretrained(partial)
-                tokenizer.save_pretrained(partial)
-                write_json(partial / "made_from.json", {**made_from, "training": notes})
-            shutil.rmtree(run.folder, ignore_errors=True)
+    run = Run(cache_dir() / "runs" / folder.name, seed, precision, device, progress)
+
+    def make(partial: Path) -> None:
+        tokenizer = load_tokenizer(backbone, budget.max_length)
+        lesson = Lesson(data, tokenizer, budget, Objective(labels=1))
+        model, notes = train(data.task.load_model(backbone, seed), lesson, run)
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        write_json(partial / "made_from.json", {**made_from, "training": notes})
+
+    cached = keep(folder, make)
+    shutil.rmtree(run.folder, ignore_errors=True)
     teacher = load_teacher(folder, data.task)
     return replace(teacher, key=name, made_from=made_from, cached=cached)
 
@@ -133,7 +134,7 @@ def load_teacher(path: str | Path, task: Task | str, data: TaskData | None = Non
     given, a model no better than the majority class on 256 training rows.
     """
     task = find_task(task)
-    path = str(path)
+    path = str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
     file = Path(path) / "model.safetensors"
     if Path(path).is_dir() and not file.is_file():
         raise ValueError(f"no model.safetensors in {path}: a teacher is a folder saved by it")
@@ -144,13 +145,7 @@ def load_teacher(path: str | Path, task: Task | str, data: TaskData | None = Non
                     f"{path} holds no classifier: it was never fine-tuned for {task.name}; "
                     "fine-tune it first (leave the teacher out and it is done for you)"
                 )
-    try:
-        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"no teacher at {path!r}: expected a fine-tuned model's folder, or its id on the Hub "
-            f"if that can be reached ({first_line(error)})"
-        ) from None
+    config = read_config(path)
     task.check_labels(path, [config.id2label[i] for i in range(config.num_labels)])
     model = task.load_model(path).eval()
     check_finite(model, f"the teacher {path}")

@@ -18,11 +18,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from xtclib import cache
+from xtclib import cache, files
 from xtclib.artefact import checks, format
 from xtclib.artefact.ledger import byte_ledger
+from xtclib.costs.breakdown import break_down
 from xtclib.recipes import recipe
+from xtclib.tasks.base import find_task
+from xtclib.tasks.masked import MASKED
 from xtclib.tasks.rows import Calibration
+from xtclib.teachers import load_teacher
 from xtclib.techniques import (
     DistilBert,
     KeepSuccessors,
@@ -116,6 +120,7 @@ def test_a_config_altered_where_another_kind_computes_is_refused(bert, tokenizer
     model = format.finalize(apply_all(bert, chosen), chosen)
     folder = format.save(model, tokenizer, tmp_path / "distilbert")
     configure(folder, activation="relu")
+    files.seal(folder)
     with pytest.raises(ValueError, match="config.json says activation='relu'"):
         format.load(folder)
 
@@ -356,8 +361,115 @@ SCALE = "bert.encoder.layer.1.output.dense.weight_scale"
 )
 def test_a_damaged_artefact_gives_one_clear_error(saved, damage, message):
     damage(saved)
+    with pytest.raises(ValueError, match=f"copy the artefact again; if you .* > {files.SUMS}"):
+        format.load(saved)
+    files.seal(saved)  # the rest is checked by itself, for who edits
     with pytest.raises(ValueError, match=message):
         format.load(saved)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json",
+                                  format.WEIGHTS, files.SUMS])  # fmt: skip
+@pytest.mark.parametrize("techniques", [BINARY, [LayerReduction()]], ids=["packed", "plain"])
+def test_every_file_of_every_artefact_is_covered_by_sums(bert, tokenizer, tmp_path, techniques,
+                                                         name):  # fmt: skip
+    folder = format.save(packed(bert, techniques), tokenizer, tmp_path / "a")
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}|{files.SUMS}"):
+        format.load(folder)
+    if name != format.WEIGHTS:
+        with pytest.raises(ValueError, match=f"{name}|{files.SUMS}"):
+            byte_ledger(folder)
+
+
+def test_sums_are_those_of_sha256sum_and_are_renewed_by_it(saved):
+    check = ["sha256sum", "-c", "--quiet", files.SUMS]
+    assert subprocess.run(check, cwd=saved, check=True, capture_output=True).stdout == b""
+    configure(saved, classifier_dropout=0.5)
+    with pytest.raises(ValueError, match="renew the sums") as refused:
+        format.load(saved)
+    cure = str(refused.value).partition("renew the sums: ")[2]
+    subprocess.run(["sh", "-c", cure], check=True)
+    assert format.load(saved)[0].config.classifier_dropout == 0.5
+
+
+def test_a_file_that_would_be_read_too_is_refused(saved):
+    (saved / "README.md").write_text("mine")
+    format.load(saved)
+    (saved / "added_tokens.json").write_text('{"w3": 7}')
+    with pytest.raises(ValueError, match="added_tokens.json is not listed in SHA256SUMS: remove"):
+        format.load(saved)
+
+
+@pytest.mark.parametrize(
+    "layers, message",
+    [
+        ([{"heads": 1, "neurons": 64, "head_size": 32}] * 4, "says layers=.* written with None"),
+        ([{"heads": 2, "neurons": 64}] * 4, "says layers=.* written with None"),
+        ("all", "must be a list of .* received 'all'"),
+        ([{"heads": 2.0, "neurons": 64}], r"must be a list of .* received \{'heads': 2.0"),
+        ([{"heads": True, "neurons": 64}], "must be a list of"),
+        ([{"heads": 10**9, "neurons": 64}], "must be a list of"),
+        ([{"heads": 2}], "must be a list of"),
+        ([None], "must be a list of .* received None"),
+        ([{"heads": 2, "neurons": 64, "tails": 1}], "must be a list of"),
+    ],
+)
+def test_widths_of_layers_are_typed_and_bound_to_the_weights(saved, layers, message):
+    config = json.loads((saved / "config.json").read_text())
+    config["quantization_config"]["layers"] = layers
+    (saved / "config.json").write_text(json.dumps(config))
+    files.seal(saved)
+    for read in (format.load, byte_ledger, AutoModelForSequenceClassification.from_pretrained):
+        with pytest.raises(ValueError, match=message):
+            read(saved)
+
+
+def test_other_widths_of_the_same_matrices_are_refused(bert, tokenizer, tmp_path):
+    """One head of 32 instead of two of 16: every shape fits, the answers would be others."""
+    chosen = [PruneNeurons(0.5)]
+    folder = format.save(packed(bert, chosen), tokenizer, tmp_path / "a")
+    config = json.loads((folder / "config.json").read_text())
+    for width in config["quantization_config"]["layers"]:
+        width |= {"heads": 1, "head_size": 32}
+    (folder / "config.json").write_text(json.dumps(config))
+    files.seal(folder)
+    with pytest.raises(ValueError, match="config.json says layers="):
+        format.load(folder)
+
+
+def test_nan_in_weights_that_are_not_packed_is_refused(bert, tokenizer, tmp_path):
+    bert.classifier.bias.data[0] = math.nan
+    with pytest.raises(ValueError, match="'classifier.bias' holds NaN"):
+        format.load(format.save(bert, tokenizer, tmp_path / "a"))
+
+
+EXHAUSTING = [
+    ({"num_labels": 10**9}, "says num_labels=1000000000, expected a whole number up to 100000"),
+    ({"num_hidden_layers": 10**6}, "says num_hidden_layers=1000000, expected a .* up to 1000"),
+    ({"num_hidden_layers": 2.5}, "says num_hidden_layers=2.5, expected a whole number"),
+    ({"hidden_size": 10**12}, "says hidden_size="),
+    ({"hidden_act": "gleu"}, "unknown hidden_act 'gleu': did you mean 'gelu'"),
+    ("[" * 200_000, "nested too deeply|cannot be read"),
+]
+
+
+@pytest.mark.parametrize("change, message", EXHAUSTING)
+def test_a_config_that_exhausts_is_refused_in_every_command(bert, tokenizer, tmp_path, change,
+                                                            message):  # fmt: skip
+    folder = format.save(bert, tokenizer, tmp_path / "a")
+    if isinstance(change, str):
+        (folder / "config.json").write_text(change)
+    else:
+        configure(folder, **change)
+    files.seal(folder)
+    readers = (format.load, byte_ledger, break_down, lambda f: load_teacher(f, "sst2"),
+               find_task("sst2").load_model, MASKED.load_model)  # fmt: skip
+    for read in readers:
+        with pytest.raises(ValueError, match=message):
+            read(folder)
 
 
 def test_a_folder_without_an_artefact_says_what_is_missing(saved, tmp_path):

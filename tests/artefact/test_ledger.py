@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertForSequenceClassification
 
+from xtclib import files
 from xtclib.artefact import format, ledger
 from xtclib.techniques import apply_all
 from xtclib.techniques.pruning.depth import LayerReduction
@@ -88,10 +89,11 @@ def test_a_plan_is_the_file_to_a_few_bytes(bert12, tmp_path):
 
 
 def test_damaged_and_foreign_files_are_one_clear_error(saved):
+    (saved / files.SUMS).unlink()  # of its own kind; see test_format.py
     config = json.loads((saved / "config.json").read_text())
     other = config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
     (saved / "config.json").write_text(json.dumps(other))
-    with pytest.raises(ValueError, match="was quantized by 'gptq', not by xtclib"):
+    with pytest.raises(ValueError, match="is packed, but config.json does not say how"):
         ledger.byte_ledger(saved)
     (saved / "config.json").write_text(json.dumps(config))
     path = saved / format.WEIGHTS
@@ -99,7 +101,12 @@ def test_damaged_and_foreign_files_are_one_clear_error(saved):
     path.write_bytes(content[:-10])
     with pytest.raises(ValueError, match="cannot be read .*truncated or no safetensors file"):
         ledger.byte_ledger(saved)
+    (saved / "config.json").write_text(json.dumps(other))
     save_file({"classifier.bias": torch.zeros(2, dtype=torch.int8)}, path)
+    with pytest.raises(ValueError, match="was quantized by 'gptq', not by xtclib"):
+        ledger.byte_ledger(saved)
+    del config["quantization_config"]
+    (saved / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="tensor 'classifier.bias' has type I8"):
         ledger.byte_ledger(saved)
     (saved / "config.json").unlink()

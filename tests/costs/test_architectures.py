@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, BertConfig, ViTConfig
 
-from xtclib.costs import architectures
+from xtclib import bert
 from xtclib.costs.architectures import ARCHITECTURES, build, config_of
 from xtclib.techniques.students.shallow import (
     BiLSTMClassifier,
@@ -96,10 +96,10 @@ def test_a_folder_without_a_config_is_refused(tmp_path):
 
 def test_a_hub_id_that_cannot_be_reached_is_one_clear_error(monkeypatch):
     monkeypatch.setattr(
-        architectures.AutoConfig, "from_pretrained",
+        bert.PretrainedConfig, "get_config_dict",
         lambda *_, **__: (_ for _ in ()).throw(OSError("no route\nmore")),
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"no config for 'someone/model'.*\(no route\)"):
+    with pytest.raises(FileNotFoundError, match=r"no config.json in 'someone/model'.*\(no route\)"):
         config_of("someone/model")
 
 

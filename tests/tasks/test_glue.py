@@ -1,3 +1,4 @@
+import re
 import sys
 from pathlib import Path
 
@@ -313,3 +314,30 @@ def test_hub_out_of_reach(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match="pip install datasets, or name GLUE's folder"):
         load("sst2", "hub")
+
+
+@pytest.mark.parametrize("score", ["0_3", "٣", "inf", " 3", "3e0", "0x1", "-0"])
+def test_scores_are_read_as_files_write_them(tmp_path, score):
+    write_task(
+        tmp_path, "stsb", [LAYOUT["stsb"][0], f"0\t\t\t\t\t\t\tA\tB\t{score}"], only="dev.tsv"
+    )
+    with pytest.raises(ValueError, match=f"line 2: received the score '{re.escape(score)}', exp"):
+        load("stsb", tmp_path)
+
+
+def test_a_file_of_carriage_returns_is_one_short_error(tmp_path):
+    write_task(tmp_path, "sst2", ["sentence\tlabel\r" + "a good film\t1\r" * 5000], only="dev.tsv")
+    with pytest.raises(ValueError, match="SST-2/dev.tsv: ends its lines by carriage") as error:
+        load("sst2", tmp_path)
+    assert len(str(error.value)) < 120
+
+
+def test_a_file_that_was_cut_says_so(tmp_path):
+    write_task(tmp_path, "sst2", LAYOUT["sst2"])
+    whole = load("sst2", tmp_path).source
+    assert "no end" not in whole
+    path = tmp_path / "SST-2" / "train.tsv"
+    path.write_text(path.read_text().rstrip("\n"))
+    assert load("sst2", tmp_path).source == (
+        f"{whole}, the last line of train.tsv has no end: it may be cut"
+    )

@@ -13,10 +13,20 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from xtclib.bert import LARGEST
 from xtclib.cache import digest, opened
+from xtclib.config import short
+from xtclib.files import SUMS, fault
 from xtclib.techniques.base import Stored, held
+from xtclib.techniques.pruning.surgery import saved_widths
 
 WEIGHTS = "model.safetensors"
+# What transformers and tokenizers read where it lies beside the rest.
+_READ_TOO = (
+    "config.json model.safetensors model.safetensors.index.json adapter_config.json vocab.txt "
+    "vocab.json merges.txt tokenizer.json tokenizer_config.json special_tokens_map.json "
+    "added_tokens.json sentencepiece.bpe.model spiece.model tokenizer.model"
+).split()
 _ALTERED = "the file was altered or damaged, copy the artefact again"
 _DAMAGED = "the model was damaged before it was saved, pack it again"
 # What of a config decides the numbers and what they mean, over BERT's relatives, MobileBERT and
@@ -32,7 +42,37 @@ _NUMERIC = (
 
 def numeric(config: PretrainedConfig) -> dict:
     found = {name: getattr(config, name) for name in _NUMERIC if hasattr(config, name)}
-    return {**found, "techniques": held(config)}
+    layers = saved_widths(config)
+    return {**found, "techniques": held(config), **({"layers": layers} if layers else {})}
+
+
+def check_layers(layers: object) -> list[dict[str, int]]:
+    """``layers`` of a ``quantization_config``; ``ValueError`` for what are no widths of layers."""
+    names = {"heads", "neurons", "head_size"}
+    for width in layers if isinstance(layers, (list, tuple)) else [layers]:
+        right = isinstance(width, dict) and {"heads", "neurons"} <= width.keys() <= names
+        if not right or not all(type(n) is int and 0 < n <= LARGEST for n in width.values()):
+            raise ValueError(
+                "layers of quantization_config must be a list of {heads, neurons[, head_size]}, "
+                f"whole numbers from 1, received {short(width)}: {_ALTERED}"
+            )
+    return list(layers)  # type: ignore[call-overload]
+
+
+def check_sums(folder: Path) -> None:
+    """Raises ``ValueError`` for a file that is not what ``SHA256SUMS`` says, if there is one.
+
+    And for one that it does not list, which would change what the others mean.
+    """
+    if not (folder / SUMS).is_file():
+        return
+    cure = f"if you changed it, renew the sums: (cd {folder} && sha256sum * > {SUMS})"
+    if why := fault(folder):
+        raise ValueError(f"{folder}: {why}: copy the artefact again; {cure}")
+    listed = {line[66:] for line in (folder / SUMS).read_text(encoding="utf-8").splitlines()}
+    for name in sorted({file.name for file in folder.iterdir()} - listed):
+        if name in _READ_TOO:
+            raise ValueError(f"{folder}: {name} is not listed in {SUMS}: remove it; {cure}")
 
 
 def check_file(path: Path) -> dict[str, Tensor]:
@@ -90,11 +130,11 @@ def check_config(config: PretrainedConfig, path: Path) -> None:
     with opened(path) as file:
         written = _metadata(file, "xtc_config") or {}
     here = json.loads(json.dumps(numeric(config)))
-    for name, value in written.items():
-        if name in here and here[name] != value:
+    for name, value in {"layers": None, **written}.items():
+        if (name in here or name == "layers") and here.get(name) != value:
             raise ValueError(
-                f"config.json says {name}={here[name]!r}, but {path.name} was written with "
-                f"{value!r}: one of them was altered, copy the artefact again"
+                f"config.json says {name}={short(here.get(name))}, but {path.name} was "
+                f"written with {short(value)}: one of them was altered, copy the artefact again"
             )
 
 

@@ -16,17 +16,23 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from xtclib import attention
+from xtclib import attention, bert
 from xtclib.artefact import checks
 from xtclib.artefact.checks import WEIGHTS
 from xtclib.bert import replace_module_
 from xtclib.cache import digest, opened
-from xtclib.files import first_line, staged_folder
-from xtclib.techniques.base import Stored, Technique, pack_, technique
+from xtclib.config import short
+from xtclib.files import first_line, seal, staged_folder
+from xtclib.techniques.base import Stored, Technique, check_finite, pack_, technique
 from xtclib.techniques.pruning import surgery
 
 FORMAT = 1  # the highest that this xtclib reads
@@ -47,14 +53,19 @@ class XtcConfig(QuantizationConfigMixin):
         **kwargs,
     ) -> None:
         self.quant_method = "xtc"
-        self.techniques = list(techniques)
         self.format = format
         if layers is not None:
-            self.layers = list(layers)
+            self.layers = checks.check_layers(layers)
+        if not isinstance(techniques, (list, tuple)):
+            raise ValueError(
+                f"an artefact's techniques are a list, its config says {short(techniques)}: it was "
+                "altered, copy the artefact again"
+            )
+        self.techniques = list(techniques)
         if not isinstance(format, int) or isinstance(format, bool) or format < 1:
             raise ValueError(
-                f"an artefact's format is a whole number from 1, its config says {format!r}: it "
-                "was altered, copy the artefact again"
+                f"an artefact's format is a whole number from 1, its config says {short(format)}: "
+                "it was altered, copy the artefact again"
             )
         if format > FORMAT:
             has = f"this artefact has format {format}"
@@ -158,23 +169,26 @@ def unpack(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path,
-         replace: bool = False) -> Path:  # fmt: skip
-    """Writes an artefact whole or not at all.
+         replace: bool = False, again: bool = False) -> Path:  # fmt: skip
+    """Writes an artefact whole or not at all, with the sums of its files.
 
-    ``replace``: an older artefact there goes once the new one is complete; otherwise raises
-    ``FileExistsError`` for a folder that is not empty. ``OSError`` if it cannot be written.
+    ``replace``: an older artefact there goes once the new one is complete; ``again``: the same one
+    may be there; otherwise raises ``FileExistsError`` for a folder that is not empty. ``OSError``
+    if it cannot be written.
     """
+    folder = Path(folder).expanduser()
     try:
-        with staged_folder(folder, replace) as partial:
+        with staged_folder(folder, replace, again) as partial:
             model.save_pretrained(partial)
             _sort_metadata_(partial / WEIGHTS)
             tokenizer.save_pretrained(partial)
+            seal(partial)
     except FileExistsError:
         raise
     except (SafetensorError, OSError) as error:
         fault = f"cannot write the artefact to {folder}: {error}"
         raise OSError(f"{fault}; nothing there was changed") from None
-    return Path(folder)
+    return folder
 
 
 def _sort_metadata_(path: Path) -> None:
@@ -198,11 +212,11 @@ def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     Raises ``FileNotFoundError`` for a folder without ``config.json`` and ``ValueError`` for damaged
     weights and for a model without a classifier.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not (folder / "config.json").is_file():
         expected = "expected a folder that `xtc compress … --out` wrote"
         raise FileNotFoundError(f"no config.json in {folder}: {expected}")
-    _check_folder(folder)
+    read_config(folder)
     try:
         model, about = transformers.AutoModelForSequenceClassification.from_pretrained(
             folder, trust_remote_code=False, use_safetensors=True, local_files_only=True,
@@ -218,6 +232,7 @@ def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             f"{folder} holds no {sorted(about['missing_keys'])[0]!r}: it is no classifier; "
             "fine-tune it first (`xtc compress` makes one)"
         )
+    check_finite(model, str(folder))
     return model.eval(), _load_tokenizer(folder)
 
 
@@ -238,28 +253,30 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     )
 
 
-def _check_folder(folder: Path) -> None:
-    """Raises ``ValueError`` for a config that no model can be built from, or of other weights.
+def read_config(folder: Path) -> PretrainedConfig:
+    """The config of a saved model, an artefact or not, before anything is built from it.
 
-    Before anything is built: a config of a hundred thousand layers would take minutes.
+    Raises ``ValueError`` for one that no model can be built from or that is of other weights, and
+    for files that are not what their sums say.
     """
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # transformers raises of every kind here
-        raise ValueError(
-            f"config.json in {folder} cannot be read ({first_line(error)}): it was altered or "
-            "damaged, copy the artefact again"
-        ) from None
+    checks.check_sums(folder)
+    config = bert.read_config(folder)
+    said = getattr(config, "quantization_config", None)
+    if said is not None and not isinstance(said, dict):
+        raise ValueError(f"config.json in {folder}: quantization_config is {short(said)}, no names")
+    if isinstance(said, dict) and said.get("quant_method") == "xtc":
+        for name in XtcConfig(**said).techniques:
+            technique(name)
     path = folder / WEIGHTS
     if not path.is_file():
-        return  # the loader says so
+        return config  # the loader says so
     with opened(path) as file:
         if "xtc" not in (file.metadata() or {}):
-            return
-    held = getattr(config, "quantization_config", None) or {}
-    if (held.get("quant_method") if isinstance(held, dict) else "") != "xtc":
+            return config
+    if (said.get("quant_method") if isinstance(said, dict) else "") != "xtc":
         raise ValueError(
             f"{WEIGHTS} in {folder} is packed, but config.json does not say how: its "
             "quantization_config was altered, copy the artefact again"
         )
     checks.check_config(config, path)
+    return config

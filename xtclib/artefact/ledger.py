@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from xtclib.artefact.checks import WEIGHTS, make_room_
-from xtclib.artefact.format import sealed
+from xtclib.artefact.format import read_config, sealed
 from xtclib.cache import opened
 from xtclib.costs.architectures import build
 from xtclib.techniques.base import Held, Stored, Technique, held, technique
@@ -52,11 +52,11 @@ def byte_ledger(folder: str | Path) -> list[Entry]:
     Raises ``FileNotFoundError`` for a folder without an artefact, ``ValueError`` for a damaged or
     foreign one.
     """
-    path = Path(folder) / WEIGHTS
+    path = Path(folder).expanduser() / WEIGHTS
     for file in (path, path.with_name("config.json")):
         if not file.is_file():
             raise FileNotFoundError(f"no {file.name} in {folder}: expected an artefact's folder")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = read_config(path.parent)
     kind = (getattr(config, "quantization_config", None) or {}).get("quant_method", "xtc")
     if kind != "xtc":
         raise ValueError(f"{folder} was quantized by {kind!r}, not by xtclib")

@@ -17,6 +17,7 @@ import yaml
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
+from xtclib.bert import read_config
 from xtclib.techniques.pruning.surgery import resize_, saved_widths
 from xtclib.techniques.students import shallow  # noqa: F401 - registers its configs
 
@@ -118,7 +119,7 @@ def config_of(name: str | Path) -> PretrainedConfig | nn.Module:
     if known is not None:
         with torch.device("meta"):
             return known.make()
-    folder = Path(text)
+    folder = Path(text).expanduser()
     if not folder.exists() and text.startswith((".", "/", "~")):
         raise FileNotFoundError(f"no folder at {text!r}")
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -133,15 +134,7 @@ def config_of(name: str | Path) -> PretrainedConfig | nn.Module:
             f"unknown architecture {text!r}: {meant}`xtc breakdown --list` shows all "
             f"{len(ARCHITECTURES)}; a folder or a Hub id (owner/name) will do too"
         )
-    try:
-        return AutoConfig.from_pretrained(text, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        broken = f"{folder / 'config.json'} cannot be read"
-        what = broken if folder.is_dir() else f"no config for {text!r}"
-        raise ValueError(
-            f"{what}: expected a built-in name, a folder with a config.json, or a "
-            f"model of the Hub that can be reached ({str(error).strip().splitlines()[0]})"
-        ) from None
+    return read_config(folder if folder.is_dir() else text)
 
 
 def build(source: str | Path | PretrainedConfig | nn.Module) -> nn.Module:

@@ -177,7 +177,7 @@ def load(recipe: str | Recipe | Path) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
     if str(recipe).endswith((".yaml", ".yml")):
-        path = Path(recipe)
+        path = Path(recipe).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"no recipe file at {path}; built in are: {', '.join(names())}")
         try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,15 @@ import xtclib
 from xtclib import cache
 from xtclib.artefact import format
 from xtclib.costs import breakdown, latency
-from xtclib.files import check_new_folder, folder_bytes, write_json
+from xtclib.files import (
+    check_new_folder,
+    fault,
+    folder_bytes,
+    slug,
+    sweep,
+    write_json,
+    write_text,
+)
 from xtclib.recipes import recipe as recipes
 from xtclib.records import Record, circumstances, mean_score
 from xtclib.study import profiles
@@ -55,11 +64,12 @@ def compress(
     and no model of this shape has is an error before anything trains, the teacher too. ``out``
     takes the artefact; it must not exist or be empty, which is checked before training.
     ``teacher``: a folder or Hub id of a model fine-tuned for the task; by default the profile's
-    own. ``say`` prints what is done. ``report_to``: an integration of transformers that gets the
-    logs (``tensorboard``, ``mlflow``, ``wandb``, ``trackio``).
+    own. ``say`` prints what is done. Started again after it was cut off, the same call ends as it
+    would have, where ``out`` was reached too. ``report_to``: an integration of transformers that
+    gets the logs (``tensorboard``, ``mlflow``, ``wandb``, ``trackio``).
 
     Raises ``ValueError`` for unknown names, ``ImportError`` for an integration to install,
-    ``FileExistsError`` if ``out`` holds something.
+    ``FileExistsError`` if ``out`` holds something, ``OSError`` where it cannot be written.
     """
     recipe, chosen = recipes.load(recipe), profiles.profile(profile)
     find_task(task)
@@ -67,7 +77,11 @@ def compress(
     spent = chosen.budget(budget, recipe.name)
     budget_name = budget if isinstance(budget, str) else "custom"
     if out is not None:
-        check_new_folder(out)
+        out = Path(out).expanduser()
+        by = teacher.key if isinstance(teacher, Teacher) else teacher
+        claim = _claim(out, recipe.hash, task, chosen.name, asdict(spent), seed, by, glue_dir)
+        if not claim.is_file():
+            check_new_folder(out)
     data = profiles.data_for(task, chosen, glue_dir)
     say(f"data     {data.source}")
     arguments = recipe, chosen, spent, budget_name, seed, data
@@ -95,11 +109,16 @@ def compress(
         pair, notes = trained(job, pair, stage, done, stages)
         stages.append(notes)
     student = format.finalize(pair.student, done)
-    return _measure(job, student, stages, untrained, out, say)
+    return _measure(job, student, stages, untrained, out and (out, claim), say)
+
+
+def _claim(out: Path, *run: object) -> Path:
+    """What the cache holds once a run writes to ``out``: from then on what is there is its own."""
+    return cache.cache_dir() / "outs" / cache.key(str(out.resolve()), *run)
 
 
 def _measure(job: Job, student: PreTrainedModel, stages: list[dict], untrained: Pair,
-             out: str | Path | None, say: Callable[[str], object]) -> Result:  # fmt: skip
+             out: tuple[Path, Path] | None, say: Callable[[str], object]) -> Result:  # fmt: skip
     recipe, chosen, data, teacher = job.recipe, job.profile, job.data, job.teacher
     length, tokenizer = job.budget.max_length, untrained.tokenizer
     student = student.to("cpu").eval()
@@ -111,10 +130,7 @@ def _measure(job: Job, student: PreTrainedModel, stages: list[dict], untrained: 
     if recipe.trains:
         start = _scores(untrained.student, tokenizer, data, length, recipe.hash)
     made_from = cache.key(teacher.key, recipe.hash, [s["key"] for s in stages])
-    kept = cache.cache_dir() / "artefacts" / f"{chosen.name}-{recipe.name}-{made_from}"
-    target = Path(out) if out is not None else kept
-    with cache.locked(f"artefact-{target.name}"):
-        format.save(student, tokenizer, target, replace=out is None)
+    target, sizes = _save(student, tokenizer, f"{chosen.name}-{slug(recipe.name)}-{made_from}", out)
     batch, width = chosen.latency
     layer_flops = [breakdown.flops(m.config, 1, width) for m in (student, teacher_model)]
     times = latency.of_models({"teacher": teacher_model, "student": student}, batch, width)
@@ -123,8 +139,8 @@ def _measure(job: Job, student: PreTrainedModel, stages: list[dict], untrained: 
     record = Record(
         recipe=recipe.name, recipe_hash=recipe.hash, task=data.task.name, profile=chosen.name,
         budget=job.budget_name, seed=job.seed, metrics=metrics, teacher_metrics=teacher_metrics,
-        majority=floor, untrained=start, bytes=(target / format.WEIGHTS).stat().st_size,
-        folder_bytes=folder_bytes(target), teacher_bytes=_saved_bytes(teacher_model),
+        majority=floor, untrained=start, bytes=sizes[0], folder_bytes=sizes[1],
+        teacher_bytes=_saved_bytes(teacher_model),
         parameters=breakdown.parameters(student),
         teacher_parameters=breakdown.parameters(teacher_model),
         flops=layer_flops[0], teacher_flops=layer_flops[1], latency=times,
@@ -148,10 +164,11 @@ def _scores(model: PreTrainedModel, tokenizer, data: TaskData, length: int, made
     parts = type(model).__name__, config, made_by, held, tokenizer.get_vocab(), data.fingerprint
     versions = xtclib.__version__, torch.__version__, transformers.__version__
     name = cache.key(*parts, length, *versions, torch.backends.cpu.get_cpu_capability())
-    file = cache.cache_dir() / "scores" / f"{name}.json"
-    if not file.is_file():
-        write_json(file, evaluate(model, tokenizer, data, length))
-    return json.loads(file.read_text(encoding="utf-8"))
+    folder = cache.cache_dir() / "scores" / name
+    cache.keep(
+        folder, lambda p: write_json(p / "scores.json", evaluate(model, tokenizer, data, length))
+    )
+    return json.loads((folder / "scores.json").read_text(encoding="utf-8"))
 
 
 def verdict(recipe: recipes.Recipe, found: float, floor: float, untrained: float, steps: int,
@@ -186,7 +203,35 @@ def verdict(recipe: recipes.Recipe, found: float, floor: float, untrained: float
 
 
 def _saved_bytes(model: PreTrainedModel) -> int:
-    """The size of a model's fp32 ``model.safetensors``, written and read off the disk."""
-    with tempfile.TemporaryDirectory(dir=cache.cache_dir()) as folder:
-        model.save_pretrained(folder)
-        return (Path(folder) / format.WEIGHTS).stat().st_size
+    """The size of a model's fp32 ``model.safetensors``, written and read off the disk, once."""
+    shapes = {name: (str(t.dtype), t.shape) for name, t in model.state_dict().items()}
+    folder = cache.cache_dir() / "sizes" / cache.key(type(model).__name__, shapes)
+
+    def make(partial: Path) -> None:
+        model.save_pretrained(partial / "model")
+        size = (partial / "model" / format.WEIGHTS).stat().st_size
+        shutil.rmtree(partial / "model")
+        write_json(partial / "size.json", size)
+
+    cache.keep(folder, make)
+    return json.loads((folder / "size.json").read_text())
+
+
+def _save(student: PreTrainedModel, tokenizer, name: str, out: tuple[Path, Path] | None
+          ) -> tuple[Path, tuple[int, int]]:  # fmt: skip
+    """Writes the artefact to ``out``, else to the cache; with the bytes of its file and of all.
+
+    A cache that cannot be written to may hold it already: its name is made of all it depends on.
+    """
+    kept = cache.cache_dir() / "artefacts" / name
+    target, claim = out or (kept, None)
+    with cache.locked(cache.key("out", str(target.resolve()))):
+        sweep(target)
+        if claim is not None:
+            sweep(claim)
+            write_text(claim, f"{target}\n")
+            format.save(student, tokenizer, target, again=True)
+        elif os.access(cache.cache_dir(), os.W_OK) or fault(kept):
+            with cache.writing(kept):
+                format.save(student, tokenizer, kept, replace=True)
+        return target, ((target / format.WEIGHTS).stat().st_size, folder_bytes(target))

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForPreTraining
 
 from xtclib import cache, teachers
 from xtclib.cache import BUILT_IN, cache_dir, key
-from xtclib.files import staged_folder, unknown
+from xtclib.files import fault, unknown
 from xtclib.tasks.base import TaskData, find_task
 from xtclib.tasks.masked import unlabelled
 from xtclib.training import budget as training_budget
@@ -123,6 +123,7 @@ def data_for(task: str, profile_: Profile | str, glue_dir: str | Path | None = N
     folder = glue_dir or os.environ.get("XTC_GLUE_DIR")
     if folder is None:
         folder = BUILT_IN if chosen.data == "mini" else "hub"
+    folder = folder if folder == "hub" else Path(folder).expanduser()
     if chosen.data == "mini" and folder != "hub" and not Path(folder).is_dir():
         raise FileNotFoundError(
             f"the tasks are not at {folder}: work in a clone of the repository, generate the "
@@ -154,17 +155,18 @@ def _random_backbone() -> Path:
     """A random 12-layer BERT, 32 wide, with a head for masked words: made once, in a second."""
     tokenizer = teachers.load_tokenizer(BUILT_IN / "backbone", 48)
     folder = cache_dir() / "backbones" / f"random-12x32-mlm-{key(tokenizer.get_vocab())}"
-    with cache.locked(folder.name):
-        if not (folder / "model.safetensors").is_file():
-            torch.manual_seed(0)
-            model = BertForPreTraining(BertConfig(
-                vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=12,
-                num_attention_heads=2, intermediate_size=64, max_position_embeddings=64,
-                initializer_range=0.1,
-            ))  # fmt: skip
-            with staged_folder(folder) as partial:
-                model.save_pretrained(partial)
-                tokenizer.save_pretrained(partial)
+
+    def make(partial: Path) -> None:
+        torch.manual_seed(0)
+        model = BertForPreTraining(BertConfig(
+            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=12,
+            num_attention_heads=2, intermediate_size=64, max_position_embeddings=64,
+            initializer_range=0.1,
+        ))  # fmt: skip
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+
+    cache.keep(folder, make)
     return folder
 
 
@@ -181,7 +183,7 @@ def teacher_for(task: str, profile_: Profile | str | None = None, data: TaskData
 
 def stand_in(data: TaskData, chosen: Profile) -> teachers.Teacher | None:
     """A model of the teacher's shape, untrained; none where the cache has the teacher itself."""
-    if teachers.folder_of(data.task, teacher_key(data, chosen)).is_dir():
+    if not fault(teachers.folder_of(data.task, teacher_key(data, chosen))):
         return None
     path, _, budget, *_ = _teaching(data, chosen)
     tokenizer = teachers.load_tokenizer(path, budget.max_length)

@@ -26,7 +26,7 @@ from xtclib.artefact import format
 from xtclib.bert import encoder_layers
 from xtclib.config import written
 from xtclib.distillation.objective import Objective
-from xtclib.files import staged_folder, write_json
+from xtclib.files import slug, write_json
 from xtclib.recipes.recipe import Recipe, Stage
 from xtclib.study import profiles
 from xtclib.tasks import augmentation
@@ -148,13 +148,13 @@ def trained(job: Job, pair: Pair, stage: Stage, techniques: list[Technique], bef
         *(surgery.uneven(pair.student) or ()),  # what a criterion removed may change with its code
     )  # fmt: skip
     folder = cache.cache_dir() / "stages" / name
-    with cache.locked(name):
-        if not (folder / "notes.json").is_file():
-            _train(job, pair, stage, techniques, folder)
+    place = cache.cache_dir() / "runs" / f"{slug(job.recipe.name)}-{name}"
+    cache.keep(folder, lambda partial: _train(job, pair, stage, techniques, place, partial))
+    shutil.rmtree(place, ignore_errors=True)  # its checkpoints are three times the model
     if job.budget.dropout is not None:
         set_dropout_(pair.student, job.budget.dropout)
     pair.student.load_state_dict(load_file(folder / "student.safetensors"))
-    return pair, json.loads((folder / "notes.json").read_text())
+    return pair, {**json.loads((folder / "notes.json").read_text()), "key": name}
 
 
 def _start(job: Job, stage: Stage) -> list[str]:
@@ -167,22 +167,19 @@ def _start(job: Job, stage: Stage) -> list[str]:
     return [*found, stage.task, cache.key(kind.rows(job))] if kind.pretrains else found
 
 
-def _train(job: Job, pair: Pair, stage: Stage, techniques: list[Technique], folder: Path) -> None:
-    """Trains a stage and writes its folder whole or not at all."""
+def _train(job: Job, pair: Pair, stage: Stage, techniques: list[Technique], place: Path,
+           folder: Path) -> None:  # fmt: skip
+    """Trains a stage, with checkpoints at ``place``, and fills its folder."""
     start, kind = time.perf_counter(), KINDS[stage.task]
-    place = cache.cache_dir() / "runs" / f"{job.recipe.name}-{folder.name}"
-    precision = job.profile.precision
-    run = Run(place, job.seed, precision, job.device, job.progress, job.report_to)
+    run = Run(place, job.seed, job.profile.precision, job.device, job.progress, job.report_to)
     notes = kind.teach(job, stage, pair, run, lambda model: format.finalize(model, techniques))
     seconds = round(time.perf_counter() - start, 1)
-    notes |= {"name": stage.name, "key": folder.name, "seconds": seconds}
+    notes |= {"name": stage.name, "seconds": seconds}
     notes |= {"task": stage.task} if kind.pretrains else {}
-    with staged_folder(folder) as partial:
-        state = pair.student.state_dict()
-        tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-        save_file(tensors, partial / "student.safetensors")
-        write_json(partial / "notes.json", notes)
-    shutil.rmtree(run.folder, ignore_errors=True)  # its checkpoints are three times the model
+    state = pair.student.state_dict()
+    tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    save_file(tensors, folder / "student.safetensors")
+    write_json(folder / "notes.json", notes)
 
 
 def steps_of(job: Job, stage: Stage) -> int:
@@ -292,11 +289,13 @@ def _augmented(job: Job, how: augmentation.Augmentation) -> Split:
     """A task's rows with their copies, made once: all seeds share them."""
     path = job.backbone  # with its own tokenizer: rows are text
     name = cache.key(teachers.weights_id(path), job.data.train.fingerprint, written(how))
-    file = cache.cache_dir() / "augmented" / f"{name}.json"
-    with cache.locked(name):
-        if not file.is_file():
-            model = MASKED.load_model(path).to(job.device or default_device())
-            words, progress = teachers.load_tokenizer(path), job.progress
-            rows = augmentation.augment(job.data.train, words, model, how, progress=progress)
-            augmentation.write_rows(rows, file)
-    return augmentation.read_rows(file)
+    folder = cache.cache_dir() / "augmented" / name
+
+    def make(partial: Path) -> None:
+        model = MASKED.load_model(path).to(job.device or default_device())
+        words, progress = teachers.load_tokenizer(path), job.progress
+        rows = augmentation.augment(job.data.train, words, model, how, progress=progress)
+        augmentation.write_rows(rows, partial / "rows.json")
+
+    cache.keep(folder, make)
+    return augmentation.read_rows(folder / "rows.json")

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
+from xtclib.files import check_new_file
 from xtclib.recipes import recipe as recipes
 from xtclib.records import RESULTS, Record, record_path
 from xtclib.study import profiles
@@ -75,6 +76,7 @@ def sweep(
         record = one.record
         if record is None:
             say(f"\n{one}")
+            check_new_file(record_path(folder, chosen.name, one.task, one.recipe.name, "A", 0))
             record = compress(one.recipe, one.task, chosen, one.budget, one.seed, glue_dir,
                               progress=progress, say=say).record  # fmt: skip
             record.save(folder)

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from xtclib.bert import read_config
 from xtclib.cache import key
 from xtclib.files import unknown
 from xtclib.tasks.rows import Rows, Split, collate
@@ -59,6 +60,7 @@ class Task(ABC):
 
         The label names go into the config, so that a model says what its outputs mean.
         """
+        read_config(path)  # or an error, before anything is built
         torch.manual_seed(seed)
         names = dict(enumerate(self.labels))
         return self.model_class.from_pretrained(

@@ -6,14 +6,15 @@ the tasks.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xtclib.config import short
 from xtclib.files import unknown
 from xtclib.tasks.base import Task, TaskData, find_task, register
 from xtclib.tasks.classification import Classification, Regression
@@ -112,27 +113,28 @@ folder by --glue-dir or the environment variable XTC_GLUE_DIR, or use "hub"
         raise TypeError(f'received {source!r} as source, expected GLUE\'s folder or "hub"')
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise ValueError(f"received limit={limit!r}, expected a number of rows ≥ 1, or None")
+    notes = list[str]()
     if source == "hub":
-        where, splits, broken = f"Hub {HUB}", _from_hub(task), 0
-    elif not Path(source).is_dir():
+        where, splits = f"Hub {HUB}", _from_hub(task)
+    elif not (source := Path(source).expanduser()).is_dir():
         raise FileNotFoundError(
             f"received '{source}' as GLUE's folder, which is not a folder: {WHERE}, or use \"hub\""
         )
     else:
         where = f"GLUE folder {Path(source).resolve().name}"
-        splits, broken = _from_folder(task, Path(source), skip_broken)
+        splits = _from_folder(task, Path(source), skip_broken, notes)
     kept = {name: split.select(range(len(split))[:limit]) for name, split in splits.items()}
     counts = [
         f"{len(kept[name])}{'' if len(kept[name]) == len(split) else f' of {len(split)}'} {name}"
         for name, split in splits.items()
     ]
-    skipped = f", {broken} broken rows skipped" if broken else ""
-    sentence = f"{where}: {task.title}, {', '.join(counts)} rows{skipped}"
+    sentence = ", ".join([f"{where}: {task.title}", f"{', '.join(counts)} rows", *notes])
     train = kept.pop("train")
     return TaskData(task, train, kept, sentence, f"{task.title} {' and '.join(kept)}")
 
 
-def _from_folder(task: Task, folder: Path, skip_broken: bool) -> tuple[dict[str, Split], int]:
+def _from_folder(task: Task, folder: Path, skip_broken: bool, notes: list[str]) -> dict[str, Split]:
+    """The splits; what a reader has to know of their files is added to ``notes``."""
     splits, broken = {}, 0
     for name in ("train", *FILES[task.name].evaluations):
         file = f"{name if name in ('train', 'dev') else f'dev_{name}'}.tsv"
@@ -141,16 +143,19 @@ def _from_folder(task: Task, folder: Path, skip_broken: bool) -> tuple[dict[str,
             raise FileNotFoundError(
                 f"'{task.title}/{file}' is missing in '{folder}': put GLUE's file there, or {WHERE}"
             )
-        split, skipped = _read_tsv(task, path, skip_broken)
+        split, skipped, whole = _read_tsv(task, path, skip_broken)
+        if not whole:
+            notes.append(f"the last line of {file} has no end: it may be cut")
         if task.name == "mrpc" and name == "dev" and len(split) == MRPC_TEST_ROWS:
             name = "test"
         splits[name] = split
         broken += skipped
-    return splits, broken
+    notes[:0] = [f"{broken} broken rows skipped"] if broken else []
+    return splits
 
 
-def _read_tsv(task: Task, path: Path, skip_broken: bool) -> tuple[Split, int]:
-    """Rows of a tab-separated file without quoting, and the number of broken rows left out."""
+def _read_tsv(task: Task, path: Path, skip_broken: bool) -> tuple[Split, int, bool]:
+    """Rows of a tab-separated file without quoting, how many broken ones were left out, its end."""
     file, files = f"{task.title}/{path.name}", FILES[task.name]
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -159,6 +164,8 @@ def _read_tsv(task: Task, path: Path, skip_broken: bool) -> tuple[Split, int]:
             f"{file}: received byte {error.object[error.start]:#04x} at offset {error.start}, "
             "expected UTF-8: save the file as UTF-8"
         ) from None
+    if "\r" in text.partition("\n")[0].removesuffix("\r"):
+        raise ValueError(f"{file}: ends its lines by carriage returns alone: save it with \\n")
     # Only \n ends a row: str.splitlines would also cut at the \x85 or \u2028 inside a sentence.
     lines = [line.removesuffix("\r") for line in text.rstrip("\r\n").split("\n")]
     header, first_line = files.header, 1
@@ -184,13 +191,14 @@ def _read_tsv(task: Task, path: Path, skip_broken: bool) -> tuple[Split, int]:
         received = f"{broken} broken rows and no other" if broken else "no rows"
         raise ValueError(f"{file}: received {received}, expected at least one: fetch it again")
     columns = [list(column) for column in zip(*rows, strict=True)]
-    return Split(columns[0], columns[1] if files.is_pair else None, columns[-1]), broken
+    split = Split(columns[0], columns[1] if files.is_pair else None, columns[-1])
+    return split, broken, text.endswith("\n")
 
 
 def _check_columns(where: str, found: Sequence[str], wanted: Sequence[str], cure: str = "") -> None:
     absent = ", ".join(column for column in wanted if column not in found)
     if absent:
-        received = f"received the columns {', '.join(found)}"
+        received = f"received the columns {', '.join(column[:40] for column in found[:8])}"
         raise ValueError(f"{where}: {received}; expected {absent} too{cure}")
 
 
@@ -199,15 +207,18 @@ def _file_label(task: Task, cell: str, where: str) -> int | float:
     if known is None:
         return _sts_score(cell, where)
     if cell not in known:
-        raise ValueError(f"{where}: received the label {cell!r}, expected {' or '.join(known)}")
+        raise ValueError(
+            f"{where}: received the label {short(cell)}, expected {' or '.join(known)}"
+        )
     return known.index(cell)
 
 
 def _sts_score(given: float | str, where: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 <= (value := float(given)) <= 5:  # NaN fails too
-            return value
-    raise ValueError(f"{where}: received the score {given!r}, expected a number from 0 to 5")
+    # As files write it: `float` takes 0_3, infinity and other alphabets' digits too.
+    written = not isinstance(given, str) or re.fullmatch(r"[0-9]+(\.[0-9]*)?", given)
+    if written and 0 <= (value := float(given)) <= 5:  # NaN fails too
+        return value
+    raise ValueError(f"{where}: received the score {short(given)}, expected a number from 0 to 5")
 
 
 def _from_hub(task: Task) -> dict[str, Split]:

@@ -24,6 +24,7 @@ from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling, 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
+from xtclib.bert import read_config
 from xtclib.files import first_line
 from xtclib.tasks.base import Task, TaskData
 from xtclib.tasks.rows import Rows, Split
@@ -64,6 +65,7 @@ class MaskedWords(Task):
         whose output layer is the word embeddings; ``fresh_head`` says so. Raises ``TypeError`` for
         models without BERT's head.
         """
+        read_config(path)  # or an error, before anything is built
         torch.manual_seed(seed)
         before = logging.get_verbosity()
         logging.set_verbosity_error()  # that the head is new is expected here

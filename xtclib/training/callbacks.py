@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from transformers.integrations import integration_utils
 from transformers.trainer_callback import ProgressCallback
 
 from xtclib.bert import embeddings, encoder_layers
-from xtclib.files import unknown, write_json
+from xtclib.files import seal, staged_folder, unknown, write_json
 from xtclib.techniques.base import Technique
 
+BEST = "best"  # of a run's folder
 PROJECTIONS = "distillation_projections"  # a student's, while it trains
 # By name: importing the notebook's one would need IPython.
 PRINTERS = ("PrinterCallback", "ProgressCallback", "NotebookProgressCallback")
@@ -71,13 +73,26 @@ class StopOnDivergence(TrainerCallback):
             raise FloatingPointError(f"{at}: lower the learning rate (now {rate})")
 
 
+class Sealed(TrainerCallback):
+    """Has a checkpoint count once it lies on the disk with its sums; older ones then go."""
+
+    def on_save(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        place = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        seal(place)
+        for older in place.parent.glob("checkpoint-*"):
+            if older != place:
+                shutil.rmtree(older)
+
+
 class KeepBest(TrainerCallback):
     """Scores the finalized student now and then, and keeps the best weights beside the run."""
 
     def __init__(self, every: int, folder: Path, evaluate: Callable[[nn.Module], float],
                  settled: float) -> None:  # fmt: skip
         self.every, self.folder, self.evaluate, self.settled = every, folder, evaluate, settled
-        self.weights, self.note = folder / "best.safetensors", folder / "best.json"
+        self.weights, self.note = folder / BEST / "model.safetensors", folder / BEST / "score.json"
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % self.every and state.global_step < state.max_steps:
@@ -88,8 +103,10 @@ class KeepBest(TrainerCallback):
         found = self.evaluate(model)
         if found > best:
             tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-            save_file(tensors, self.weights)
-            write_json(self.note, {"score": found, "step": state.global_step})
+            with staged_folder(self.folder / BEST, replace=True) as partial:
+                save_file(tensors, partial / self.weights.name)
+                write_json(partial / self.note.name, {"score": found, "step": state.global_step})
+                seal(partial)
 
 
 class Progress(ProgressCallback):

@@ -23,14 +23,15 @@ from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint, set_seed
+from transformers.trainer_utils import set_seed
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from xtclib import attention
 from xtclib.bert import encoder_layers, is_berts
+from xtclib.cache import set_aside, writing
 from xtclib.distillation.objective import Objective, distillation_loss
 from xtclib.distillation.terms import Reader, Signals, projections
-from xtclib.files import unknown
+from xtclib.files import SUMS, fault, unknown
 from xtclib.tasks.base import Task, TaskData
 from xtclib.tasks.classification import CLASSES
 from xtclib.tasks.evaluation import evaluate
@@ -249,14 +250,18 @@ def train(student: nn.Module, lesson: Lesson, run: Run) -> tuple[nn.Module, dict
     set_seed(run.seed)
     arguments = _arguments(lesson.budget, run, len(rows))
     best = _best(lesson, run, arguments.max_steps, held_out)
+    config = copy.deepcopy(getattr(student, "config", None))
     trainer = _trainer(student, lesson, run, arguments, rows, best)
     checkpoint = _last_checkpoint(run.folder)
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with writing(run.folder):
+            trainer.train(resume_from_checkpoint=checkpoint)
         if best is not None and best.weights.exists():
             student.load_state_dict(load_file(best.weights))
     finally:
         trainer.close()
+        if hasattr(config, "use_cache"):  # Trainer's: a student read from the cache has its own
+            student.config.use_cache = config.use_cache
     return student.eval(), _notes(lesson, run, trainer, best, checkpoint is not None)
 
 
@@ -268,7 +273,7 @@ def _arguments(budget: Budget, run: Run, rows: int) -> TrainingArguments:
         per_device_train_batch_size=budget.batch_size, learning_rate=budget.learning_rate,
         weight_decay=budget.weight_decay, max_grad_norm=budget.clip,
         warmup_steps=round(budget.warmup * total), use_cpu=run.device == "cpu", seed=run.seed,
-        data_seed=run.seed, save_steps=max(-(-total // CHECKPOINTS), 1), save_total_limit=1,
+        data_seed=run.seed, save_steps=max(-(-total // CHECKPOINTS), 1),
         logging_steps=max(total // 20, 1), logging_nan_inf_filter=False, report_to=run.report_to,
         disable_tqdm=not run.progress, remove_unused_columns=False,
         dataloader_pin_memory=run.device != "cpu",
@@ -298,7 +303,7 @@ def _trainer(student: nn.Module, lesson: Lesson, run: Run, arguments: TrainingAr
     """A Trainer with what runs beside the optimizer, whose batches repeat when it is resumed."""
     objective, task = lesson.objective, lesson.data.task
     beside = [callbacks.StopOnDivergence(), callbacks.Steps(lesson.techniques)]
-    beside += [best] if best else []
+    beside += [callbacks.Sealed(), *([best] if best else [])]
     beside += [callbacks.InTurn()] if objective and objective.progressive else []
     sampler = LengthGroupedSampler(rows.lengths, lesson.budget.batch_size, run.seed)
 
@@ -324,11 +329,21 @@ def _trainer(student: nn.Module, lesson: Lesson, run: Run, arguments: TrainingAr
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint of a run, if it was cut off; those cut off themselves go."""
-    for partial in folder.glob("checkpoint-*"):  # the state is written last
-        if not (partial / "trainer_state.json").is_file():
-            shutil.rmtree(partial)
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    """The newest checkpoint of a run that was cut off; what was cut off while written goes.
+
+    One that no longer is what was written sets the run aside, to begin anew.
+    """
+    places = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    whole = [place for place in places if (place / SUMS).is_file()]
+    best = folder / callbacks.BEST
+    for place in (*whole[-1:], *([best] if best.exists() else ())):
+        if why := fault(place):
+            set_aside(folder, f"{place.name}, {why}")
+            return None
+    for place in places:
+        if place not in whole:
+            shutil.rmtree(place)
+    return str(whole[-1]) if whole else None
 
 
 def _notes(lesson: Lesson, run: Run, trainer: Trainer, best: KeepBest | None, resumed: bool):
