@@ -35,7 +35,7 @@ def main() -> None:
             module.integers = False
     models = {"fp32": model, "fake quantization": fake, "packed, floating point": floating,
               "packed, int8": packed}  # fmt: skip
-    trains = artefact.unpack(copy.deepcopy(packed))
+    trains = artefact.trainable(copy.deepcopy(packed))
     rows, all_same = [], True
     for batch, length in args.shapes:
         ids = latency.random_ids(model.config.vocab_size, batch, length)

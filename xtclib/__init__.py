@@ -13,6 +13,7 @@ __version__ = version("xtclib")
 
 _WHERE = {
     "compress": "study.compress",
+    "trainable": "artefact",
     "Record": "records",
     "fake_quantize": "techniques.quantization",
     "quantize": "techniques.quantization",

@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,14 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    Trainer,
+    TrainingArguments,
+)
 
 from xtclib import cache, files
 from xtclib.artefact import checks, format
@@ -39,6 +47,7 @@ from xtclib.techniques import (
     SmallVocabulary,
     Sparsify,
     SplitTernary,
+    Stored,
     apply_all,
 )
 from xtclib.techniques.pruning.depth import LayerReduction
@@ -179,7 +188,7 @@ def test_a_sealed_weight_opens_as_it_was(bert, tokenizer, batch, tmp_path):
     twice, _ = format.load(format.save(again, tokenizer, tmp_path / "twice"))
     with torch.no_grad():
         assert torch.equal(twice(**batch).logits, model(**batch).logits)
-    assert not hasattr(format.unpack(again).config, "quantization_config")
+    assert not hasattr(format.trainable(again, pack=False).config, "quantization_config")
 
 
 KINDS = {
@@ -476,7 +485,7 @@ def test_a_folder_without_an_artefact_says_what_is_missing(saved, tmp_path):
     with pytest.raises(FileNotFoundError, match="no config.json in .*nowhere: expected a folder"):
         format.load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no model.safetensors at .*nowhere"):
-        checks.check_file(tmp_path / "nowhere" / format.WEIGHTS)
+        checks.check_files([tmp_path / "nowhere" / format.WEIGHTS])
 
 
 @pytest.mark.parametrize("weights", ["binary", "ternary", "int4-row", "uint4-group8"])
@@ -505,16 +514,148 @@ def test_unpacking_trains_and_packs_to_the_same_model(weights, bert, batch):
     model = packed(bert, techniques)
     with torch.no_grad():
         wanted = model(**batch).logits
-    trainable = format.unpack(copy.deepcopy(model))
+    trainable = format.trainable(copy.deepcopy(model))
     kinds = {type(m) for m in trainable.modules()}
     assert not {PackedLinear, PackedEmbedding} & kinds
-    assert not hasattr(trainable.config, "quantization_config")
     trainable(**batch).logits.sum().backward()
     gradient = trainable.bert.encoder.layer[0].output.dense.weight.grad
     assert float(gradient.abs().max()) > 0
     again = format.finalize(trainable, techniques)
     with torch.no_grad():
         assert torch.equal(again(**batch).logits, wanted)
+
+
+def trained_on(model, data, tokenizer, folder, **arguments):
+    """A few steps of transformers' own Trainer, which also saves the model."""
+    rows = data.task.tokenize(data.train, tokenizer, 16)
+    arguments = TrainingArguments(
+        str(folder), max_steps=4, per_device_train_batch_size=8, learning_rate=1e-2,
+        report_to="none", use_cpu=True, disable_tqdm=True, remove_unused_columns=False, **arguments,
+    )  # fmt: skip
+    collate = partial(data.task.collate, tokenizer=tokenizer)
+    found = Trainer(model, arguments, train_dataset=rows, data_collator=collate)
+    found.train()
+    found.save_model(str(folder / "final"))
+    return found
+
+
+TRAINED_ON = {
+    "binary": [Quantize()],
+    "pruned": [PruneHeads(scope="model"), PruneNeurons(0.3)],
+    "pruned, binary": [PruneHeads(scope="model"), Quantize()],
+    "zeros, int8": [Sparsify(0.8), Quantize("int8-row", "int8-row", "int8-token")],
+    "positions": [Quantize(), Storage("int8-row", "int8-row", 32)],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TRAINED_ON)
+def test_a_reloaded_artefact_trains_on_and_is_packed_again(
+    kind, bert, tokenizer, data, batch, tmp_path
+):
+    model = packed(bert, TRAINED_ON[kind])
+    folder = format.save(model, tokenizer, tmp_path / "a")
+    again = format.trainable(AutoModelForSequenceClassification.from_pretrained(folder))
+    trained_on(again, data, tokenizer, tmp_path / "run", save_strategy="no")
+    reopened, _ = format.load(_with_tokenizer(tmp_path / "run" / "final", tokenizer))
+    with torch.no_grad():
+        found = reopened(**batch).logits
+        assert float((found - model(**batch).logits).abs().max()) > 1e-2  # it did learn
+        stored = format.finalize(copy.deepcopy(again), TRAINED_ON[kind])
+        assert torch.equal(found, stored(**batch).logits)
+    before, after = (f / format.WEIGHTS for f in (folder, tmp_path / "run" / "final"))
+    assert abs(after.stat().st_size - before.stat().st_size) < 200
+    assert {k: v.shape for k, v in load_file(after).items()} == {
+        k: v.shape for k, v in load_file(before).items()
+    }
+
+
+def _with_tokenizer(folder, tokenizer):
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["binary", "pruned", "pruned, binary"])
+def test_not_packed_it_saves_an_open_model_that_trainer_resumes(
+    kind, bert, tokenizer, data, batch, tmp_path
+):
+    folder = format.save(packed(bert, TRAINED_ON[kind]), tokenizer, tmp_path / "a")
+    model = format.trainable(format.load(folder)[0], pack=False)
+    found = trained_on(model, data, tokenizer, tmp_path / "run", save_steps=2)
+    found.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    final = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "final").eval()
+    assert not any(isinstance(m, Stored) for m in final.modules())
+    assert torch.isfinite(final(**batch).logits).all()
+
+
+def test_packed_weights_do_not_train_and_a_pruned_model_does(bert, tokenizer, data, tmp_path):
+    folder = format.save(packed(bert), tokenizer, tmp_path / "a")
+    with pytest.raises(ValueError, match=r"packed weights do not train: .*xtclib.trainable"):
+        trained_on(format.load(folder)[0], data, tokenizer, tmp_path / "run")
+    folder = format.save(packed(bert, TRAINED_ON["pruned"]), tokenizer, tmp_path / "b")
+    trained_on(format.load(folder)[0], data, tokenizer, tmp_path / "two", save_strategy="no")
+    assert format.load(_with_tokenizer(tmp_path / "two" / "final", tokenizer))
+
+
+def test_a_packed_checkpoint_is_not_resumed(bert, tokenizer, data, tmp_path):
+    folder = format.save(packed(bert), tokenizer, tmp_path / "a")
+    model = format.trainable(format.load(folder)[0])
+    found = trained_on(model, data, tokenizer, tmp_path / "run", save_steps=2)
+    with pytest.raises(ValueError, match="holds packed weights, from which training cannot go on"):
+        found.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+
+
+def test_saved_in_parts_it_opens(bert, tokenizer, batch, tmp_path):
+    model = packed(bert)
+    model.save_pretrained(tmp_path / "a", max_shard_size="10KB")
+    assert len(list((tmp_path / "a").glob("model-*.safetensors"))) > 1
+    again, _ = format.load(_with_tokenizer(tmp_path / "a", tokenizer))
+    with torch.no_grad():
+        assert torch.equal(again(**batch).logits, model(**batch).logits)
+    part = sorted((tmp_path / "a").glob("model-*.safetensors"))[0]
+    content = bytearray(part.read_bytes())
+    content[-1] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(ValueError, match="does not match its sha256"):
+        format.load(tmp_path / "a")
+
+
+def test_labels_may_be_renamed_and_a_head_replaced_at_loading(bert, tokenizer, batch, tmp_path):
+    model = packed(bert)
+    folder = format.save(model, tokenizer, tmp_path / "a")
+    names = {0: "bad", 1: "good"}
+    with pytest.warns(
+        UserWarning, match=r"\['negative', 'positive'\] are called \['bad', 'good'\]"
+    ):
+        renamed = AutoModelForSequenceClassification.from_pretrained(folder, id2label=names)
+    assert renamed.config.id2label == names
+    with torch.no_grad():
+        assert torch.equal(renamed.eval()(**batch).logits, model(**batch).logits)
+    five = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=5, ignore_mismatched_sizes=True
+    ).eval()
+    assert five(**batch).logits.shape == (3, 5)
+    with torch.no_grad():
+        states = five.bert(**batch).last_hidden_state
+        assert torch.equal(states, model.bert(**batch).last_hidden_state)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModelForSequenceClassification.from_pretrained(folder, num_labels=5)
+
+
+def test_roberta_s_states_open_by_auto_model(tmp_path):
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=42, type_vocab_size=1,
+    )  # fmt: skip
+    model = packed(RobertaForSequenceClassification(config).eval())
+    model.save_pretrained(tmp_path / "a")
+    ids = torch.tensor([[0, 7, 8, 9, 2]])
+    base = AutoModel.from_pretrained(tmp_path / "a").eval()
+    with torch.no_grad():
+        found, wanted = base(ids).last_hidden_state, model.roberta(ids).last_hidden_state
+    assert torch.equal(found, wanted)
 
 
 def test_saving_refuses_a_folder_that_holds_something(bert, tokenizer, tmp_path):
@@ -726,7 +867,7 @@ def test_a_packed_model_can_be_differentiated_after_inference(bert, batch):
 @pytest.mark.parametrize("name", ["xtc-1bit", "ternarybert", "xtc-2bit", "ptq-8bit"])
 def test_a_whole_model_gives_the_same_bits_on_integers_and_as_it_trains(name, bert, batch):
     model = packed(bert, recipe.load(name).techniques)
-    floating, trains = copy.deepcopy(model), format.unpack(copy.deepcopy(model)).eval()
+    floating, trains = copy.deepcopy(model), format.trainable(copy.deepcopy(model)).eval()
     layers = [m for m in floating.modules() if isinstance(m, PackedLinear)]
     for layer in layers:
         layer.integers = False

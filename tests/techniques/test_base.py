@@ -195,7 +195,7 @@ def test_weights_that_are_not_numbers_are_refused(bert):
 
 def test_a_packed_model_is_refused(bert):
     packed = finalize(Quantize().apply(bert), [Quantize()])
-    with pytest.raises(ValueError, match="already packed; apply `xtclib.artefact.unpack` first"):
+    with pytest.raises(ValueError, match="already packed; apply `xtclib.trainable` first"):
         Quantize().apply(packed)
 
 

@@ -179,7 +179,7 @@ def test_a_toy_technique_goes_from_recipe_to_file_and_back(toy, tmp_path):
 
     # and back to one that trains
     model, _ = artefact.load(tmp_path / "a")
-    model = artefact.unpack(model).train()
+    model = artefact.trainable(model).train()
     layers = [m for m in model.modules() if isinstance(m, toy.NibbleLinear)]
     assert len(layers) == 2
     with torch.no_grad():

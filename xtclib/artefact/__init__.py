@@ -2,6 +2,6 @@
 
 from xtclib.artefact import ledger
 from xtclib.artefact.checks import WEIGHTS
-from xtclib.artefact.format import FORMAT, finalize, load, save, unpack
+from xtclib.artefact.format import FORMAT, finalize, load, save, trainable
 
-__all__ = ["FORMAT", "WEIGHTS", "finalize", "ledger", "load", "save", "unpack"]
+__all__ = ["FORMAT", "WEIGHTS", "finalize", "ledger", "load", "save", "trainable"]

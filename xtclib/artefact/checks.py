@@ -6,14 +6,16 @@ against what it said when the weights were written. Every fault is a ``ValueErro
 
 from __future__ import annotations
 
+import copy
 import json
+import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from xtclib.bert import LARGEST
+from xtclib.bert import LARGEST, read_config
 from xtclib.cache import digest, opened
 from xtclib.config import short
 from xtclib.files import SUMS, fault
@@ -75,35 +77,41 @@ def check_sums(folder: Path) -> None:
             raise ValueError(f"{folder}: {name} is not listed in {SUMS}: remove it; {cure}")
 
 
-def check_file(path: Path) -> dict[str, Tensor]:
+def check_files(paths: list[Path]) -> dict[str, Tensor]:
     """Shapes and types of the tensors in an artefact's file, without values, after checking all.
 
-    Raises ``ValueError`` for a missing, truncated, foreign or altered file, and for NaN in it.
+    Or files, where they were saved in parts. Raises ``ValueError`` for a missing, truncated,
+    foreign or altered file, and for NaN in it.
     """
-    if not path.is_file():
-        raise ValueError(f"no {WEIGHTS} at {path.parent}: the artefact's folder is incomplete")
-    shapes = {}
-    with opened(path) as file:
-        sums = _metadata(file, "xtc")
-        if sums is None:
+    shapes: dict[str, Tensor] = {}
+    sums: dict[str, str] = {}
+    for path in paths:
+        if not path.is_file():
             raise ValueError(
-                f"{path.name} in {path.parent.name} carries no checksums of an xtc artefact: "
-                "it was written by another program; load it with its own, or pack it again"
+                f"no {path.name} at {path.parent}: the artefact's folder is incomplete"
             )
-        names = set(file.keys())
-        for name in sorted(names | set(sums)):
-            tensor = file.get_tensor(name) if name in names else None
-            fault = _fault(name, tensor, sums.get(name))
-            if fault or tensor is None:
-                raise ValueError(f"{path.name}: tensor {name!r} {fault}")
-            shapes[name] = tensor.to("meta")
+        with opened(path) as file:
+            found = _metadata(file, "xtc")
+            if found is None:
+                raise ValueError(
+                    f"{path.name} in {path.parent.name} carries no checksums of an xtc artefact: "
+                    "it was written by another program; load it with its own, or pack it again"
+                )
+            sums |= found  # the same in each
+            for name in sorted(file.keys()):
+                tensor = file.get_tensor(name)
+                if fault := _fault(name, tensor, sums.get(name)):
+                    raise ValueError(f"{path.name}: tensor {name!r} {fault}")
+                shapes[name] = tensor.to("meta")
+    if missing := sorted(sums.keys() - shapes):
+        raise ValueError(f"{paths[0].name}: tensor {missing[0]!r} is missing; {_ALTERED}")
     return shapes
 
 
-def _fault(name: str, tensor: Tensor | None, checksum: str | None) -> str:
+def _fault(name: str, tensor: Tensor, checksum: str | None) -> str:
     """What is wrong with a tensor of a file; empty where nothing is."""
-    if tensor is None or checksum is None:
-        return f"is {'missing' if tensor is None else 'extra'}; {_ALTERED}"
+    if checksum is None:
+        return f"is extra; {_ALTERED}"
     if digest(tensor) != checksum:
         return f"does not match its sha256; {_ALTERED}"
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -138,6 +146,22 @@ def check_config(config: PretrainedConfig, path: Path) -> None:
             )
 
 
+def check_given(config: PretrainedConfig, path: Path) -> None:
+    """The same for the config that a model is loaded with: other labels may be given there.
+
+    As many under other names are told in a warning; another number makes a new head, which
+    ``ignore_mismatched_sizes=True`` asks ``transformers`` for.
+    """
+    on_disk = read_config(path.parent)
+    check_config(on_disk, path)
+    if len(config.id2label) == len(on_disk.id2label) and config.id2label != on_disk.id2label:
+        before, now = (list(c.id2label.values()) for c in (on_disk, config))
+        warnings.warn(f"the labels {before} are called {now} here, as given", stacklevel=2)
+    given = copy.copy(config)
+    given.id2label = on_disk.id2label
+    check_config(given, path)
+
+
 def make_room_(model: PreTrainedModel, shapes: dict[str, Tensor]) -> None:
     """Some sizes are in the file alone, such as how many values a sparse matrix keeps."""
     own: dict[str, dict[str, tuple[int, ...]]] = {}
@@ -155,6 +179,8 @@ def check_tensors(model: PreTrainedModel, shapes: dict[str, Tensor], path: Path)
     base = model.base_model_prefix + "."
     if model.base_model is model:  # AutoModel: the same tensors without head and prefix
         shapes = {k.removeprefix(base): v for k, v in shapes.items() if k.startswith(base)}
+        # RoBERTa's classifiers have no pooler, and `transformers` makes and announces one.
+        wanted = {k: v for k, v in wanted.items() if k in shapes or not k.startswith("pooler.")}
     missing, unexpected = sorted(wanted.keys() - shapes), sorted(shapes.keys() - wanted)
     if missing or unexpected:
         raise ValueError(
@@ -163,6 +189,8 @@ def check_tensors(model: PreTrainedModel, shapes: dict[str, Tensor], path: Path)
             "all); its config.json may belong to another file, or the class to another head"
         )
     for name, tensor in wanted.items():
+        if model.base_model is not model and not name.startswith(base):
+            continue  # another number of labels: `transformers` refuses it, or makes a new head
         found, fault = shapes[name], ""
         kind = torch.float16 if tensor.is_floating_point() else tensor.dtype
         if found.shape != tensor.shape:

@@ -8,6 +8,7 @@ imported ``xtclib`` finds bytes of another shape where it expects a weight, and 
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -74,13 +75,24 @@ class XtcConfig(QuantizationConfigMixin):
 
 @register_quantizer("xtc")
 class XtcQuantizer(HfQuantizer):
-    """Loads and saves packed models inside ``from_pretrained`` and ``save_pretrained``."""
+    """Loads and saves packed models inside ``from_pretrained`` and ``save_pretrained``.
+
+    Models in the form that trains (:func:`trainable`) are packed as they are saved.
+    """
 
     requires_calibration = True
+    packed = True
 
     @property
     def is_trainable(self) -> bool:
         return False
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """What ``Trainer`` asks; ``ValueError`` for a model whose weights are packed."""
+        if self.packed:
+            raise ValueError("packed weights do not train: train xtclib.trainable(model) instead")
+        return True
 
     def is_serializable(self) -> bool:
         return True
@@ -91,8 +103,8 @@ class XtcQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model, checkpoint_files=(), **kwargs) -> None:
         path = Path((checkpoint_files or [""])[0])
-        shapes = checks.check_file(path)
-        checks.check_config(model.config, path)
+        shapes = checks.check_files(list(map(Path, checkpoint_files or [""])))
+        checks.check_given(model.config, path)
         widths = surgery.saved_widths(model.config)
         if widths:
             surgery.resize_(model, widths)
@@ -105,10 +117,15 @@ class XtcQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         _reshape_(model, self._sealed, lambda weight: weight.squeeze(-1))
+        _mark_(model, self)
+        model.register_load_state_dict_pre_hook(_read_checkpoint)
         return model
 
     def get_state_dict_and_metadata(self, model):
         """Floats as fp16, bytes as they are, a sha256 for each, and what the config must say."""
+        chosen = [technique(item) for item in self.quantization_config.techniques]
+        if chosen and any(hasattr(module, "stored") for module in model.modules()):
+            model = finalize(copy.deepcopy(model), chosen)
         tensors = {
             name: (t.detach().half() if t.is_floating_point() else t.detach()).cpu().contiguous()
             for name, t in model.state_dict().items()
@@ -136,6 +153,19 @@ def _reshape_(model: PreTrainedModel, name: str | None, change: Callable) -> Non
         module.weight = nn.Parameter(change(old.detach()), old.requires_grad)
 
 
+def _read_checkpoint(model: nn.Module, tensors: dict, prefix: str, *_: object) -> None:
+    """Fits the weights of ``Trainer``'s checkpoint, saved as an artefact, to the model again."""
+    column = sealed(model)
+    if column in tensors and tensors[column].ndim == 2:
+        tensors[column] = tensors[column].squeeze(-1)
+    trains = any(hasattr(module, "stored") for module in model.modules())
+    if trains and any(tensor.dtype == torch.uint8 for tensor in tensors.values()):
+        raise ValueError(
+            "this checkpoint holds packed weights, from which training cannot go on exactly: train "
+            "xtclib.trainable(model, pack=False), and pack at the end"
+        )
+
+
 def finalize(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrainedModel:
     """Rounds every tensor to the width it is stored in and marks the model as packed, in place.
 
@@ -152,19 +182,41 @@ def finalize(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrai
     if stored or layers:
         model = pack_(model)  # where nothing is quantized: rounds to fp16, as it is stored
         needed = max((m.format for m in model.modules() if isinstance(m, Stored)), default=1)
-        config.quantization_config = XtcConfig(stored, needed, layers)
-        model.hf_quantizer = XtcQuantizer(config.quantization_config, pre_quantized=True)
-        model.is_quantized = True
+        _mark_(model, XtcQuantizer(XtcConfig(stored, needed, layers), pre_quantized=True))
     return model
 
 
-def unpack(model: PreTrainedModel) -> PreTrainedModel:
-    """A packed model as one that trains: dequantized weights, same quantizers; in place."""
+def _mark_(model: PreTrainedModel, quantizer: XtcQuantizer) -> None:
+    """Says by what a model is saved, and whether it is packed now; in place."""
+    quantizer.packed = any(isinstance(module, Stored) for module in model.modules())
+    model.config.quantization_config = quantizer.quantization_config
+    model.hf_quantizer, model.is_quantized = quantizer, quantizer.packed
+
+
+def trainable(model: PreTrainedModel, pack: bool = True) -> PreTrainedModel:
+    """A loaded artefact as one that trains: dequantized weights, same quantizers; in place.
+
+    ``save_pretrained`` packs it again, as before. ``pack=False``: it writes ordinary weights, which
+    open as an unquantized model of the same structure; ``Trainer``'s own checkpoints need that.
+    A model without packed layers trains as it is.
+
+    >>> from xtclib.techniques import Quantize
+    >>> from transformers import BertConfig, BertForSequenceClassification
+    >>> tiny = BertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
+    >>> packed = finalize(Quantize().apply(BertForSequenceClassification(tiny)), [Quantize()])
+    >>> packed.is_quantized, trainable(packed).is_quantized
+    (True, False)
+    """
     for name, module in list(model.named_modules()):
         if isinstance(module, Stored):
             replace_module_(model, name, module.trainable())
-    if getattr(model, "hf_quantizer", None) is not None:
-        model.hf_quantizer.remove_quantization_config(model)
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None and not pack:
+        quantizer.remove_quantization_config(model)
+        layers = surgery.uneven(model)
+        quantizer = XtcQuantizer(XtcConfig(layers=layers), pre_quantized=True) if layers else None
+    if quantizer is not None:
+        _mark_(model, quantizer)
     return model
 
 

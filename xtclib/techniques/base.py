@@ -207,7 +207,7 @@ def pack_(model: PreTrainedModel) -> PreTrainedModel:
 def refuse_packed(model: nn.Module) -> None:
     """Raises ``ValueError`` for a model whose weights are stored, not trained."""
     if any(isinstance(module, Stored) for module in model.modules()):
-        change = "apply `xtclib.artefact.unpack` first to change it or train it on"
+        change = "apply `xtclib.trainable` first to change it or train it on"
         raise ValueError(f"the model is already packed; {change}")
 
 

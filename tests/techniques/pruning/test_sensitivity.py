@@ -83,7 +83,7 @@ def test_the_scorer_is_the_evaluation_on_those_rows(bert, tokenizer, data):
 def test_packed_models_are_refused(bert):
     packed = format.finalize(Quantize().apply(bert), [Quantize()])
     for look in (sensitivity.weights, sensitivity.heads):
-        with pytest.raises(ValueError, match="already packed; apply `xtclib.artefact.unpack`"):
+        with pytest.raises(ValueError, match="already packed; apply `xtclib.trainable`"):
             look(packed, lambda model: 1.0, progress=False)
 
 

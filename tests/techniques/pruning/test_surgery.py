@@ -178,7 +178,7 @@ def test_bad_settings(cls, values, message):
 
 def test_bad_uses(bert, make_bert):
     packed = finalized(make_bert(1), [Quantize()])
-    with pytest.raises(ValueError, match="already packed; apply `xtclib.artefact.unpack` first"):
+    with pytest.raises(ValueError, match="already packed; apply `xtclib.trainable` first"):
         PruneHeads().apply(packed)
     with pytest.raises(ValueError, match="prune_neurons comes before quantize: list it first"):
         apply_all(bert, [Quantize(), PruneNeurons()])

@@ -293,7 +293,7 @@ def test_every_sparse_model_saves_and_reloads_to_the_same_bits(
         gap = planned[tensor] - found[tensor]
         coded = "int" in name and tensor.endswith("_values")  # codes round some values to 0
         assert 0 <= gap <= (0.3 * planned[tensor] if coded else 0), tensor
-    trainable = format.unpack(again)
+    trainable = format.trainable(again)
     assert shares(trainable) == shares(model)
     kinds = {type(layer) for layer in layers(trainable)}
     assert kinds == ({QuantMaskedLinear} if "int" in name else {MaskedLinear})
@@ -425,7 +425,7 @@ def test_bad_uses(bert):
         ValueError, match="pattern 2:5 does not divide a weight of 32 outputs by 32"
     ):
         Sparsify(pattern="2:5").apply(bert)
-    with pytest.raises(ValueError, match="already packed; apply `xtclib.artefact.unpack` first"):
+    with pytest.raises(ValueError, match="already packed; apply `xtclib.trainable` first"):
         Sparsify(0.5).apply(finalized(bert, [Quantize()]))
     with pytest.raises(ValueError, match="sparsify comes before quantize: list it first"):
         apply_all(bert, [Quantize(), Sparsify(0.5)])

@@ -84,7 +84,7 @@ def test_ends_start_at_the_first_input_learn_and_are_stored(
         if hasattr(module, "integers"):
             module.integers = False
     assert torch.equal(logits(loaded, batch), wanted)  # both paths, the same bits
-    again = format.unpack(loaded)
+    again = format.trainable(loaded)
     torch.testing.assert_close(logits(again, batch), wanted, rtol=1e-4, atol=1e-5)
     exported = OnnxModel(onnx.export_onnx(packed, tmp_path / "m.onnx", "trained"))
     torch.testing.assert_close(exported(**batch).logits, wanted, rtol=1e-3, atol=1e-3)

@@ -80,7 +80,7 @@ def test_a_fresh_process_reads_split_layers(bert, tokenizer, batch, tmp_path, fr
     format.save(model, tokenizer, tmp_path / "a")
     found = fresh_logits(tmp_path / "a")
     assert found == wanted.tolist()
-    trainable = format.unpack(copy.deepcopy(model))
+    trainable = format.trainable(copy.deepcopy(model))
     torch.testing.assert_close(logits(trainable, batch), wanted, rtol=1e-4, atol=1e-5)
     entries = ledger.byte_ledger(tmp_path / "a")
     size = (tmp_path / "a" / "model.safetensors").stat().st_size

@@ -86,7 +86,7 @@ def test_an_artefact_with_storage_says_so_and_unpacks_to_train(bert, tmp_path):
     assert config["max_position_embeddings"] == 16
     model, ids = AutoModelForSequenceClassification.from_pretrained(tmp_path / "a"), torch.arange(9)
     before = model(ids[None]).logits
-    model = format.unpack(model)
+    model = format.trainable(model)
     assert not any(isinstance(m, (PackedLinear, PackedEmbedding)) for m in model.modules())
     assert torch.allclose(model(ids[None]).logits, before, atol=1e-4)
     model(ids[None]).logits.sum().backward()
