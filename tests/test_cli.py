@@ -17,6 +17,7 @@ from xtclib.study import compress as study
 from xtclib.study import profiles, sweep
 from xtclib.techniques.quantization.technique import Quantize
 
+BUILT_IN = ROOT / "data" / "mini"
 BACKBONE = ROOT / "data" / "mini" / "backbone" / "tokenizer.json"
 
 
@@ -156,6 +157,12 @@ def test_compress_then_evaluate(xtc, tmp_path):
     shown = text[text.index("{") : text.rindex("}") + 1]
     assert json.loads(shown) == record.metrics
     assert f"file     {record.bytes / 1e6:.2f} MB" in text
+    assert "length   48 tokens" in text and "note" not in text
+    code, own, err = xtc("evaluate", out)  # task, data and length are the artefact's
+    assert code == 0 and own == text, err
+    code, other, err = xtc("evaluate", out, "--profile", "minilm", "--glue-dir", BUILT_IN)
+    assert code == 0 and "note     it was trained on another max_length: 48 (GLUE folder" in other
+    assert "another data: " in other
     code, _, err = xtc("evaluate", out, "--task", "mnli", "--profile", "smoke")
     assert code == 2 and "has 2 labels, but mnli has 3" in err
 

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from xtclib import processes
 from xtclib.files import fault, first_line, seal, staged_folder, sweep
 
 
@@ -43,25 +45,32 @@ def locked(name: str) -> Iterator[None]:
         yield
 
 
-def keep(folder: Path, make: Callable[[Path], object]) -> bool:
+def keep(folder: Path, make: Callable[[Path], object], together: bool = False) -> bool:
     """Has the cache hold ``folder``, and says whether it did: else ``make`` fills an empty one.
 
     It is written whole, with sums of its files, or not at all. One that does not match them is set
-    aside with a warning, and made again.
+    aside with a warning, and made again. Of several processes the leading one makes it; all do what
+    they do ``together``, and what the others write is thrown away.
     """
-    if not fault(folder):
+    if processes.agreed(lambda: not fault(folder)):
         return True
-    with locked(folder.name):
-        if not (found := fault(folder)):
-            return True
-        if folder.exists():
-            set_aside(folder, found)
-        with writing(folder):
-            sweep(folder)
-            with staged_folder(folder) as partial:
-                make(partial)
-                seal(partial)
-    return False
+    with contextlib.ExitStack() as stack:
+        if processes.leads():
+            stack.enter_context(locked(folder.name))
+        found = processes.agreed(lambda: fault(folder))
+        if found and processes.leads():
+            if folder.exists():
+                set_aside(folder, found)
+            with writing(folder):
+                sweep(folder)
+                with staged_folder(folder) as partial:
+                    make(partial)
+                    seal(partial)
+        elif found and together:
+            with tempfile.TemporaryDirectory() as partial_:
+                make(Path(partial_))
+    processes.wait()
+    return not found
 
 
 def set_aside(folder: Path, why: str) -> None:

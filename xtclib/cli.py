@@ -51,7 +51,7 @@ def compress(
     report_to: ReportTo = "none",
 ) -> None:
     """Compress a teacher by a recipe, measure it, and save the artefact."""
-    from xtclib import files, records
+    from xtclib import files, processes, records
     from xtclib.artefact import ledger as ledgers
     from xtclib.recipes import recipe as book
     from xtclib.study import compress as study
@@ -64,6 +64,8 @@ def compress(
         )
     run = study.compress(recipe, task, profile, budget, seed, glue_dir, teacher, out,
                          progress=not quiet, report_to=report_to)  # fmt: skip
+    if not processes.leads():
+        return
     if out is not None:
         typer.echo("\n" + ledgers.table(ledgers.byte_ledger(out), rows=4) + "\n")
     typer.echo(run.record.table())
@@ -76,20 +78,21 @@ def evaluate(
     folder: Annotated[
         Path, Argument(parser=_path, help="A saved artefact or classifier, or an .onnx file.")
     ],
-    task: TaskName = "sst2",
-    profile: ProfileName = "mini",
+    task: Annotated[str | None, Option(help="One of GLUE's; else the artefact's own.")] = None,
+    profile: Annotated[
+        str | None, Option(help="Whose data and length; else the artefact's own.")
+    ] = None,
     glue_dir: GlueDir = None,
     tokenizer: Annotated[
         Path | None, Option(parser=_path, help="An .onnx file's tokenizer's folder.")
     ] = None,
 ) -> None:
-    """Score a saved model on a task and print its metrics and size."""
-    from xtclib import teachers
+    """Score a saved model on a task, its own unless told, and print its metrics and size."""
+    from xtclib import bert, teachers
     from xtclib.artefact import format
     from xtclib.study import profiles
     from xtclib.tasks import evaluation
 
-    data = profiles.data_for(task, profile, glue_dir)
     if folder.suffix == ".onnx":
         from xtclib.deployment import runtimes
 
@@ -98,12 +101,22 @@ def evaluate(
             cure = "name the artefact's folder by --tokenizer"
             raise FileNotFoundError(f"no tokenizer.json in {where}: {cure}")
         words, labels = teachers.load_tokenizer(where, model.max_length or 128), model.labels
+        own, longest = model.trained_on, model.max_length
     else:
         model, words = format.load(folder)
         file, labels = folder / format.WEIGHTS, list(model.config.id2label.values())
+        own, longest = getattr(model.config, "trained_on", None) or {}, bert.longest(model)
+    whose = profiles.profile(profile or own.get("profile"))
+    data = profiles.data_for(task or own.get("task", "sst2"), whose, glue_dir)
     data.task.check_labels(folder, labels)
-    length = profiles.profile(profile).teacher.max_length
+    length = whose.teacher.max_length if profile or not own else own["max_length"]
+    length = min(length, longest or length)
     typer.echo(f"data     {data.source}")
+    typer.echo(f"length   {length} tokens")
+    here = {"task": data.task.name, "max_length": length, "data": data.fingerprint}
+    for what in here.keys() & own.keys():
+        if own[what] != here[what]:
+            typer.echo(f"note     it was trained on another {what}: {own[what]} ({own['source']})")
     typer.echo(json.dumps(evaluation.evaluate(model, words, data, length), indent=2))
     typer.echo(f"file     {file.stat().st_size / 1e6:.2f} MB")
 

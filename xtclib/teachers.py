@@ -48,8 +48,9 @@ def minilm() -> str:
 
 def weights_id(backbone: str) -> str:
     """What identifies a backbone in a cache key: the sha256 of its weights, or its Hub id."""
-    file = Path(backbone) / "model.safetensors"
-    return sha256(file) if file.is_file() else backbone
+    files = sorted(Path(backbone).glob("model*.safetensors"))  # one, or parts
+    sums = [sha256(file) for file in files]
+    return (sums[0] if len(sums) == 1 else key(sums)) if sums else backbone
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def fine_tuned(backbone: str, data: TaskData, budget: Budget, seed: int = 0,
         tokenizer.save_pretrained(partial)
         write_json(partial / "made_from.json", {**made_from, "training": notes})
 
-    cached = keep(folder, make)
+    cached = keep(folder, make, together=True)
     shutil.rmtree(run.folder, ignore_errors=True)
     teacher = load_teacher(folder, data.task)
     return replace(teacher, key=name, made_from=made_from, cached=cached)
@@ -111,9 +112,14 @@ def fine_tuned(backbone: str, data: TaskData, budget: Budget, seed: int = 0,
 def load_tokenizer(path: str | Path, max_length: int = 128) -> PreTrainedTokenizerBase:
     """A tokenizer without the padding and truncation that its file may have stored.
 
-    It gives segments only to a model that knows more than one: BERT's give two to any.
+    It gives segments only to a model that knows more than one: BERT's give two to any. Raises
+    ``ValueError`` for a folder without one, for which transformers makes an empty one up.
     """
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    words = tokenizer.vocab_files_names.values()
+    if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in words):
+        copy = "copy tokenizer.json and tokenizer_config.json there, from where the model comes"
+        raise ValueError(f"no tokenizer in {path}: {copy}")
     tokenizer.model_max_length = max_length
     with contextlib.suppress(OSError, ValueError):  # a tokenizer may lie alone
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
@@ -135,16 +141,11 @@ def load_teacher(path: str | Path, task: Task | str, data: TaskData | None = Non
     """
     task = find_task(task)
     path = str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
-    file = Path(path) / "model.safetensors"
-    if Path(path).is_dir() and not file.is_file():
-        raise ValueError(f"no model.safetensors in {path}: a teacher is a folder saved by it")
-    if file.is_file():
-        with opened(file) as tensors:
-            if not set(task.heads).intersection(tensors.keys()):
-                raise ValueError(
-                    f"{path} holds no classifier: it was never fine-tuned for {task.name}; "
-                    "fine-tune it first (leave the teacher out and it is done for you)"
-                )
+    if Path(path).is_dir() and not set(task.heads).intersection(_held(Path(path))):
+        raise ValueError(
+            f"{path} holds no classifier: it was never fine-tuned for {task.name}; "
+            "fine-tune it first (leave the teacher out and it is done for you)"
+        )
     config = read_config(path)
     task.check_labels(path, [config.id2label[i] for i in range(config.num_labels)])
     model = task.load_model(path).eval()
@@ -161,3 +162,27 @@ def load_teacher(path: str | Path, task: Task | str, data: TaskData | None = Non
                 "labels are in another order"
             )
     return Teacher(model, tokenizer, key(weights_id(path)), {"path": path}, True)
+
+
+def _held(folder: Path) -> set[str]:
+    """The names of a folder's weights; ``ValueError`` that says what it holds instead of them."""
+    parts = sorted(folder.glob("model*.safetensors"))
+    if not parts:
+        raise ValueError(f"no model.safetensors in {folder}: {_instead(folder)}")
+    names = set()
+    for part in parts:
+        with opened(part) as tensors:
+            names |= set(tensors.keys())
+    return names
+
+
+def _instead(folder: Path) -> str:
+    if (folder / "adapter_config.json").is_file():
+        merge = "merge it (peft's `merge_and_unload`) and save the model"
+        return f"it holds an adapter of a model, {merge}"
+    if checkpoints := sorted(folder.glob("checkpoint-*"), key=lambda p: (len(p.name), p.name)):
+        return f"it holds a Trainer's checkpoints, name one: {checkpoints[-1]}"
+    if pickles := sorted(file.name for file in folder.glob("*.bin")):
+        again = "load it where you trust it, and save it by `save_pretrained`"
+        return f"{pickles[0]} is a pickle, which is not opened: {again}"
+    return "a teacher is a folder that `save_pretrained` wrote, of a fine-tuned classifier"

@@ -212,7 +212,8 @@ def test_the_file_holds_bits_and_the_runtime_int8_kernels(exported):
 def test_the_metadata_is_plain_json_and_the_model_is_left_as_it_was(exported, batch):
     model, path = exported
     entries = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    assert set(json.loads(entries.pop("xtc"))) == {"activations", "labels", "max_length"}
+    said = {"activations", "labels", "max_length", "trained_on"}
+    assert set(json.loads(entries.pop("xtc"))) == said
     assert list(entries) == ["xtc_sha256"] and len(entries["xtc_sha256"]) == 64
     assert model.config._attn_implementation == "sdpa"
     assert all(not type(m).__name__.startswith("_Onnx") for m in model.modules())

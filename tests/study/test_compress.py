@@ -1,5 +1,8 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -284,6 +287,13 @@ def test_a_verdict_is_empty_where_all_is_beaten():
     assert study.verdict(recipes.load("xtc-1bit"), 53.6, 50.0, 53.5, steps=200, rows=800) == ""
 
 
+def test_a_verdict_asks_nothing_of_a_perfect_start_and_tells_of_a_bad_teacher():
+    recipe = recipes.load("xtc-1bit")
+    assert study.verdict(recipe, 99.8, 50.0, 100.0, steps=200, rows=800) == ""
+    told = study.verdict(recipe, 50.0, 50.0, 40.0, steps=200, rows=800, taught=51.0)
+    assert told.endswith(": nor does its teacher (51.0), from which there is nothing to learn")
+
+
 def test_what_a_run_does_not_train_is_scored_once(runs, cache, monkeypatch):
     scored = []
     found = study.evaluate
@@ -439,3 +449,30 @@ def test_a_backbone_that_reads_other_words_than_the_teacher_is_refused(cache, ru
     teacher = replace(runs["rpp"].teacher, tokenizer=tokenizer)
     with pytest.raises(ValueError, match="vocabulary of 623 tokens is not its teacher's of 200"):
         run_smoke("nip", cache, teacher=teacher)
+
+
+@pytest.mark.slow
+def test_two_processes_end_as_one_does(tmp_path):
+    """Also where the teacher has to be made first: they train it together, and one writes it."""
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
+    chosen = ("xtc-1bit-half", "--profile", "smoke", "--budget", "4steps", "--quiet")
+    found = []
+    for name, start in (("one", ()), ("two", torchrun)):
+        own = {
+            "XTC_CACHE": str(tmp_path / name),
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", *start, "xtclib.cli", "compress", *chosen, "--out",
+             str(tmp_path / f"{name}-out")],
+            capture_output=True, text=True, timeout=500, env={**os.environ, **own},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("artefact ") == 1  # one of them speaks
+        found.append(format.load(tmp_path / f"{name}-out")[0])
+        assert not list(tmp_path.rglob("*partial*"))
+    ids = torch.arange(40).reshape(4, 10)
+    with torch.no_grad():
+        answers = [model(ids).logits for model in found]
+    torch.testing.assert_close(answers[1], answers[0], rtol=0.05, atol=0.05)

@@ -213,16 +213,25 @@ def test_not_utf8(tmp_path):
         load("sst2", tmp_path)
 
 
-def test_broken_rows_can_be_skipped_and_are_counted(tmp_path):
+def test_a_few_broken_rows_are_left_out_and_counted(tmp_path):
     write_task(tmp_path, "qqp", [*LAYOUT["qqp"], "2\t5\t6\tWhat", "is this?\t0"], only="train.tsv")
     with pytest.raises(ValueError, match="QQP/train.tsv, line 4: received 4 columns, expected 6"):
         load("qqp", tmp_path)
-    data = load("qqp", tmp_path, skip_broken=True)
-    assert data.train == Split(*EXPECTED["qqp"])
-    assert data.source.endswith("2 train, 2 dev rows, 2 broken rows skipped")
-    write_task(tmp_path, "qqp", [LAYOUT["qqp"][0], "2\t5\t6\tWhat"], only="train.tsv")
-    with pytest.raises(ValueError, match="received 1 broken rows and no other"):
-        load("qqp", tmp_path, skip_broken=True)
+    header, *rows = LAYOUT["qqp"]
+    write_task(tmp_path, "qqp", [header, *(rows * 1000), "2\t5\t6\tWhat"], only="train.tsv")
+    data = load("qqp", tmp_path)
+    assert len(data.train) == 1000 * len(rows)
+    assert data.source.endswith(f"{1000 * len(rows)} train, 2 dev rows, 1 broken rows skipped")
+    write_task(tmp_path, "qqp", [header, "2\t5\t6\tWhat"], only="train.tsv")
+    with pytest.raises(ValueError, match="line 2: received 4 columns, .* in 1 of 1 rows: mend"):
+        load("qqp", tmp_path)
+
+
+def test_texts_in_quotes_are_read_as_they_stand_and_told(tmp_path):
+    write_task(tmp_path, "sst2", ["sentence\tlabel", '"a good film"\t1', '"a bad film"\t0'])
+    data = load("sst2", tmp_path)
+    assert data.train.first == ['"a good film"', '"a bad film"']
+    assert "train.tsv has its texts in quotes, which are read as they stand" in data.source
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no GLUE files beside the project")

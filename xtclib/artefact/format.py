@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -221,12 +224,13 @@ def trainable(model: PreTrainedModel, pack: bool = True) -> PreTrainedModel:
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path,
-         replace: bool = False, again: bool = False) -> Path:  # fmt: skip
+         replace: bool = False, again: bool = False, reopen: bool = False) -> Path:  # fmt: skip
     """Writes an artefact whole or not at all, with the sums of its files.
 
     ``replace``: an older artefact there goes once the new one is complete; ``again``: the same one
     may be there; otherwise raises ``FileExistsError`` for a folder that is not empty. ``OSError``
-    if it cannot be written.
+    if it cannot be written. ``reopen``: a fresh process opens it first, and is compared
+    (:func:`check_reopens`).
     """
     folder = Path(folder).expanduser()
     try:
@@ -235,12 +239,51 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
             _sort_metadata_(partial / WEIGHTS)
             tokenizer.save_pretrained(partial)
             seal(partial)
+            if reopen:
+                check_reopens(model, partial, fresh=True)
     except FileExistsError:
         raise
     except (SafetensorError, OSError) as error:
         fault = f"cannot write the artefact to {folder}: {error}"
         raise OSError(f"{fault}; nothing there was changed") from None
     return folder
+
+
+_ANSWER = """
+import json, sys, torch, warnings
+warnings.simplefilter("ignore")
+from xtclib.artefact import format
+torch.set_num_threads(int(sys.argv[2]))
+print(json.dumps(format.answer(format.load(sys.argv[1])[0])))
+"""
+
+
+def answer(model: PreTrainedModel) -> list[float]:
+    """A model's logits for two rows of token ids, for two programs to compare."""
+    count = min(bert.longest(model) or 16, 16)
+    ids = torch.arange(2 * count).reshape(2, count) % min(model.config.vocab_size, 1000)
+    with torch.no_grad():
+        return model(input_ids=ids).logits.flatten().tolist()
+
+
+def check_reopens(model: PreTrainedModel, folder: Path, fresh: bool = False) -> None:
+    """Raises ``ValueError`` unless a folder opens to the answers of the model saved there.
+
+    ``fresh``: in a process of its own, where nothing is but what was saved.
+    """
+    wanted = answer(model)
+    if fresh:
+        command = [sys.executable, "-c", _ANSWER, str(folder), str(torch.get_num_threads())]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            why = (done.stderr.strip().splitlines() or ["it stopped"])[-1]
+            raise ValueError(f"the artefact does not open in a fresh process: {why}")
+        found = json.loads(done.stdout.splitlines()[-1])
+    else:
+        found = answer(load(folder)[0])
+    if not np.allclose(found, wanted, rtol=1e-3, atol=1e-4):
+        apart = float(np.abs(np.subtract(found, wanted)).max())
+        raise ValueError(f"the artefact opens to answers that are off by {apart:g}")
 
 
 def _sort_metadata_(path: Path) -> None:

@@ -281,7 +281,8 @@ def about(model: PreTrainedModel, activations: str) -> dict[str, str]:
     """The metadata that :class:`OnnxModel` reads."""
     config = model.config
     said = {"activations": activations, "labels": list(config.id2label.values()),
-            "max_length": longest(model)}  # fmt: skip
+            "max_length": longest(model),
+            "trained_on": getattr(config, "trained_on", None) or {}}  # fmt: skip
     return {"xtc": json.dumps(said)}
 
 

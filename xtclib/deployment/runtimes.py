@@ -230,6 +230,7 @@ class OnnxModel(nn.Module):
         self.labels: list[str] = about["labels"]
         self.max_length: int | None = about["max_length"]
         self.activations: str = about["activations"]
+        self.trained_on: dict = about.get("trained_on", {})  # task, data, source and length
         self.inputs = [value.name for value in self.session.get_inputs()]
 
     def forward(

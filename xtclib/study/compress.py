@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,12 +15,13 @@ import transformers
 from transformers import PreTrainedModel
 
 import xtclib
-from xtclib import cache
+from xtclib import bert, cache, processes
 from xtclib.artefact import format
 from xtclib.costs import breakdown, latency
 from xtclib.files import (
     check_new_folder,
     fault,
+    first_line,
     folder_bytes,
     slug,
     sweep,
@@ -71,6 +73,9 @@ def compress(
     Raises ``ValueError`` for unknown names, ``ImportError`` for an integration to install,
     ``FileExistsError`` if ``out`` holds something, ``OSError`` where it cannot be written.
     """
+    processes.join()
+    if not processes.leads():
+        progress, say = False, lambda _: None
     recipe, chosen = recipes.load(recipe), profiles.profile(profile)
     find_task(task)
     check_report_to(report_to)
@@ -81,7 +86,7 @@ def compress(
         by = teacher.key if isinstance(teacher, Teacher) else teacher
         claim = _claim(out, recipe.hash, task, chosen.name, asdict(spent), seed, by, glue_dir)
         if not claim.is_file():
-            check_new_folder(out)
+            processes.agreed(lambda: check_new_folder(out))
     data = profiles.data_for(task, chosen, glue_dir)
     say(f"data     {data.source}")
     arguments = recipe, chosen, spent, budget_name, seed, data
@@ -96,6 +101,16 @@ def compress(
     )
     job = Job(*arguments, teacher, progress, device, report_to)
     untrained, pair = check_applies(job), begun(job)
+    job = _fitted(job, untrained, say)
+    processes.agreed(lambda: _check_reopens(untrained))
+    teacher.model.to("cpu").eval()
+    taught = processes.agreed(
+        lambda: _scores(teacher.model, teacher.tokenizer, data, spent.max_length)
+    )
+    floors = {n: data.task.majority(s, data.train) for n, s in data.evaluation.items()}
+    if mean_score(taught) <= mean_score(floors):
+        majority = f"the majority class {mean_score(floors):.1f}"
+        say(f"         scores {mean_score(taught):.1f}, {majority}: nothing to learn from")
     done, stages = list[Technique](), list[dict]()
     for index, stage in enumerate(job.stages):
         pair = applied(job, pair, stage.techniques)
@@ -109,7 +124,11 @@ def compress(
         pair, notes = trained(job, pair, stage, done, stages)
         stages.append(notes)
     student = format.finalize(pair.student, done)
-    return _measure(job, student, stages, untrained, out and (out, claim), say)
+    measured, place = (taught, floors), (out, claim) if out else None
+    record, folder = processes.agreed(
+        lambda: _measure(job, student, stages, untrained, measured, place, say)
+    )
+    return Result(record, student, untrained.tokenizer, teacher, data, folder)
 
 
 def _claim(out: Path, *run: object) -> Path:
@@ -117,28 +136,52 @@ def _claim(out: Path, *run: object) -> Path:
     return cache.cache_dir() / "outs" / cache.key(str(out.resolve()), *run)
 
 
+def _fitted(job: Job, untrained: Pair, say: Callable[[str], object]) -> Job:
+    """The job with rows no longer than its student has positions for."""
+    longest, wanted = bert.longest(untrained.student), job.budget.max_length
+    if longest is None or wanted <= longest:
+        return job
+    say(f"length   {longest} tokens, not {wanted}: the student has no more positions")
+    return replace(job, budget=replace(job.budget, max_length=longest))
+
+
+def _check_reopens(pair: Pair) -> None:
+    """Raises ``ValueError`` before anything trains for a student whose file would not open."""
+    with tempfile.TemporaryDirectory() as folder:
+        format.save(pair.student, pair.tokenizer, Path(folder, "untrained"))
+        try:
+            format.check_reopens(pair.student, Path(folder, "untrained"))
+        except (ValueError, TypeError, KeyError, RuntimeError) as error:
+            kind = f"a {type(pair.student).__name__} of this recipe does not open once it is saved"
+            raise ValueError(f"{kind} ({first_line(error)}): choose other techniques") from None
+
+
 def _measure(job: Job, student: PreTrainedModel, stages: list[dict], untrained: Pair,
-             out: tuple[Path, Path] | None, say: Callable[[str], object]) -> Result:  # fmt: skip
+             measured: tuple[dict, dict], out: tuple[Path, Path] | None,
+             say: Callable[[str], object]) -> tuple[Record, Path]:  # fmt: skip
     recipe, chosen, data, teacher = job.recipe, job.profile, job.data, job.teacher
     length, tokenizer = job.budget.max_length, untrained.tokenizer
     student = student.to("cpu").eval()
     teacher_model = teacher.model.to("cpu").eval()
     metrics = evaluate(student, tokenizer, data, length)
-    teacher_metrics = _scores(teacher_model, teacher.tokenizer, data, length)
-    floor = {n: data.task.majority(s, data.train) for n, s in data.evaluation.items()}
+    taught, floor = measured
     start = metrics
     if recipe.trains:
         start = _scores(untrained.student, tokenizer, data, length, recipe.hash)
+    student.config.trained_on = {
+        "task": data.task.name, "data": data.fingerprint, "source": data.source,
+        "max_length": length, "profile": chosen.name,
+    }  # fmt: skip
     made_from = cache.key(teacher.key, recipe.hash, [s["key"] for s in stages])
     target, sizes = _save(student, tokenizer, f"{chosen.name}-{slug(recipe.name)}-{made_from}", out)
-    batch, width = chosen.latency
+    batch, width = chosen.latency[0], min(chosen.latency[1], bert.longest(student) or 10**9)
     layer_flops = [breakdown.flops(m.config, 1, width) for m in (student, teacher_model)]
     times = latency.of_models({"teacher": teacher_model, "student": student}, batch, width)
     steps, rows = sum(s["steps"] for s in stages), sum(map(len, data.evaluation.values()))
     scores = [mean_score(found) for found in (metrics, floor, start)]
     record = Record(
         recipe=recipe.name, recipe_hash=recipe.hash, task=data.task.name, profile=chosen.name,
-        budget=job.budget_name, seed=job.seed, metrics=metrics, teacher_metrics=teacher_metrics,
+        budget=job.budget_name, seed=job.seed, metrics=metrics, teacher_metrics=taught,
         majority=floor, untrained=start, bytes=sizes[0], folder_bytes=sizes[1],
         teacher_bytes=_saved_bytes(teacher_model),
         parameters=breakdown.parameters(student),
@@ -147,11 +190,11 @@ def _measure(job: Job, student: PreTrainedModel, stages: list[dict], untrained: 
         seconds=round(sum(s["seconds"] for s in stages), 1), stages=stages, data=data.source,
         data_fingerprint=data.fingerprint, teacher_key=teacher.key, left_out=recipe.left_out,
         selected_on=job.budget.keep if recipe.trains else "nothing is trained",
-        note=verdict(recipe, scores[0], scores[1], scores[2], steps, rows),
+        note=verdict(recipe, scores[0], scores[1], scores[2], steps, rows, mean_score(taught)),
         **circumstances(), training_budget=asdict(job.budget),
     )  # fmt: skip
     say(f"artefact {target} ({record.bytes / 1e6:.2f} MB, {record.ratio:.1f} × smaller)")
-    return Result(record, student, tokenizer, teacher, data, target)
+    return record, target
 
 
 def _scores(model: PreTrainedModel, tokenizer, data: TaskData, length: int, made_by: str = ""):
@@ -172,13 +215,13 @@ def _scores(model: PreTrainedModel, tokenizer, data: TaskData, length: int, made
 
 
 def verdict(recipe: recipes.Recipe, found: float, floor: float, untrained: float, steps: int,
-            rows: int) -> str:  # fmt: skip
+            rows: int, taught: float = 100.0) -> str:  # fmt: skip
     """What a student's score ``found`` does not beat, and why; empty where it beats all.
 
     The majority class's score ``floor`` counts as beaten by more than two standard errors of a
     share of ``rows`` answers, ``2·√(floor·(100 − floor) / rows)`` points, or of a correlation,
     whose floor is 0, ``2·100/√rows``; ``untrained`` is the score of the same student before its
-    ``steps``.
+    ``steps``, of which nothing is asked where it is 100. ``taught`` is the teacher's score.
 
     >>> verdict(recipes.load("cnn-kd"), 51.0, 50.0, 49.0, steps=200, rows=800)
     'does not beat the majority class (50.0 ± 3.5): 200 steps in all are few for new weights'
@@ -187,11 +230,13 @@ def verdict(recipe: recipes.Recipe, found: float, floor: float, untrained: float
     noise, missed = 2 * (variance / rows) ** 0.5, []
     if found <= floor + noise:
         missed.append(f"the majority class ({floor:.1f} ± {noise:.1f})")
-    if recipe.trains and found <= untrained:
+    if recipe.trains and found <= untrained < 100:
         missed.append(f"its untrained counterpart ({untrained:.1f})")
     if not missed:
         return ""
-    if not recipe.trains:
+    if taught <= floor + noise:
+        why = f"nor does its teacher ({taught:.1f}), from which there is nothing to learn"
+    elif not recipe.trains:
         why = "nothing was trained"
     elif any(technique.starts_anew for technique in recipe.techniques):
         why = f"{steps} steps in all are few for new weights"
@@ -230,7 +275,7 @@ def _save(student: PreTrainedModel, tokenizer, name: str, out: tuple[Path, Path]
         if claim is not None:
             sweep(claim)
             write_text(claim, f"{target}\n")
-            format.save(student, tokenizer, target, again=True)
+            format.save(student, tokenizer, target, again=True, reopen=True)
         elif os.access(cache.cache_dir(), os.W_OK) or fault(kept):
             with cache.writing(kept):
                 format.save(student, tokenizer, kept, replace=True)

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -149,7 +150,8 @@ def trained(job: Job, pair: Pair, stage: Stage, techniques: list[Technique], bef
     )  # fmt: skip
     folder = cache.cache_dir() / "stages" / name
     place = cache.cache_dir() / "runs" / f"{slug(job.recipe.name)}-{name}"
-    cache.keep(folder, lambda partial: _train(job, pair, stage, techniques, place, partial))
+    teach = partial(_train, job, pair, stage, techniques, place)
+    cache.keep(folder, teach, together=True)
     shutil.rmtree(place, ignore_errors=True)  # its checkpoints are three times the model
     if job.budget.dropout is not None:
         set_dropout_(pair.student, job.budget.dropout)

@@ -117,10 +117,12 @@ class Task(ABC):
                 "model that was fine-tuned for this task, or name its task by --task"
             )
         named, own = [str(label).lower() for label in labels], [n.lower() for n in self.labels]
-        if named != own and not all(name.startswith("label_") for name in named):
+        unnamed = [f"label_{i}" for i in range(len(named))], [str(i) for i in range(len(named))]
+        if named != own and named not in unnamed:
+            what = "orders its labels" if sorted(named) == sorted(own) else "has the labels"
             raise ValueError(
-                f"{path} orders its labels {named}, but {self.name} is {own}: permute the "
-                "classifier's rows or use another model"
+                f"{path} {what} {named}, but {self.name} is {own}: give its config these names in "
+                "the order of its outputs (id2label), or use another model"
             )
 
     def check(self, objective, student: PreTrainedModel, teacher: PreTrainedModel) -> None:

@@ -94,14 +94,13 @@ FILES = {
 }  # fmt: skip
 
 
-def load(task: str | Task, source: str | os.PathLike[str], limit: int | None = None, *,
-         skip_broken: bool = False) -> TaskData:  # fmt: skip
+def load(task: str | Task, source: str | os.PathLike[str], limit: int | None = None) -> TaskData:
     """Read a task from a folder in GLUE's layout, or from the Hub where `source` is "hub".
 
     `limit` keeps the first rows of train and of each evaluation split. A row with too few or too
-    many columns is an error; copies of QQP are known to hold a few, and `skip_broken=True` leaves
-    them out and counts them in the `source` sentence. Raises `FileNotFoundError` for a missing
-    folder or file and `ValueError`, with file and line, for content that is not as GLUE writes it.
+    many columns is an error; where there are up to one in a thousand, as in copies of QQP, they are
+    left out, which the `source` sentence says. Raises `FileNotFoundError` for a missing folder or
+    file and `ValueError`, with file and line, for content that is not as GLUE writes it.
 
     >>> load("rte", "nowhere")
     Traceback (most recent call last):
@@ -122,7 +121,7 @@ folder by --glue-dir or the environment variable XTC_GLUE_DIR, or use "hub"
         )
     else:
         where = f"GLUE folder {Path(source).resolve().name}"
-        splits = _from_folder(task, Path(source), skip_broken, notes)
+        splits = _from_folder(task, Path(source), notes)
     kept = {name: split.select(range(len(split))[:limit]) for name, split in splits.items()}
     counts = [
         f"{len(kept[name])}{'' if len(kept[name]) == len(split) else f' of {len(split)}'} {name}"
@@ -133,7 +132,7 @@ folder by --glue-dir or the environment variable XTC_GLUE_DIR, or use "hub"
     return TaskData(task, train, kept, sentence, f"{task.title} {' and '.join(kept)}")
 
 
-def _from_folder(task: Task, folder: Path, skip_broken: bool, notes: list[str]) -> dict[str, Split]:
+def _from_folder(task: Task, folder: Path, notes: list[str]) -> dict[str, Split]:
     """The splits; what a reader has to know of their files is added to ``notes``."""
     splits, broken = {}, 0
     for name in ("train", *FILES[task.name].evaluations):
@@ -143,7 +142,10 @@ def _from_folder(task: Task, folder: Path, skip_broken: bool, notes: list[str]) 
             raise FileNotFoundError(
                 f"'{task.title}/{file}' is missing in '{folder}': put GLUE's file there, or {WHERE}"
             )
-        split, skipped, whole = _read_tsv(task, path, skip_broken)
+        split, skipped, whole = _read_tsv(task, path)
+        quoted = sum(len(text) > 1 and text[0] == text[-1] == '"' for text in split.first)
+        if quoted > 0.9 * len(split):
+            notes.append(f"{file} has its texts in quotes, which are read as they stand")
         if not whole:
             notes.append(f"the last line of {file} has no end: it may be cut")
         if task.name == "mrpc" and name == "dev" and len(split) == MRPC_TEST_ROWS:
@@ -154,7 +156,7 @@ def _from_folder(task: Task, folder: Path, skip_broken: bool, notes: list[str]) 
     return splits
 
 
-def _read_tsv(task: Task, path: Path, skip_broken: bool) -> tuple[Split, int, bool]:
+def _read_tsv(task: Task, path: Path) -> tuple[Split, int, bool]:
     """Rows of a tab-separated file without quoting, how many broken ones were left out, its end."""
     file, files = f"{task.title}/{path.name}", FILES[task.name]
     try:
@@ -174,25 +176,26 @@ def _read_tsv(task: Task, path: Path, skip_broken: bool) -> tuple[Split, int, bo
     cure = ": keep GLUE's header line, with tabs between the columns"
     _check_columns(f"{file}, line 1", header, files.file_columns, cure)
     *texts, label = (header.index(column) for column in files.file_columns)
-    rows, broken = [], 0
+    rows, broken = [], []
     for number, line in enumerate(lines if lines != [""] else [], first_line):
         cells = line.split("\t")
         if len(cells) == len(header):
             value = _file_label(task, cells[label], f"{file}, line {number}")
             rows.append((*(cells[column] for column in texts), value))
-        elif skip_broken:
-            broken += 1
         else:
-            raise ValueError(
-                f"{file}, line {number}: received {len(cells)} columns, expected {len(header)} "
-                f"({', '.join(header)}): mend the row, or pass skip_broken=True to leave it out"
-            )
+            broken.append((number, len(cells)))
+    if len(broken) > len(rows) / 1000:
+        number, count = broken[0]
+        raise ValueError(
+            f"{file}, line {number}: received {count} columns, expected {len(header)} "
+            f"({', '.join(header)}), in {len(broken)} of {len(rows) + len(broken)} rows: mend or "
+            "remove them, or fetch the file again"
+        )
     if not rows:
-        received = f"{broken} broken rows and no other" if broken else "no rows"
-        raise ValueError(f"{file}: received {received}, expected at least one: fetch it again")
+        raise ValueError(f"{file}: received no rows, expected at least one: fetch it again")
     columns = [list(column) for column in zip(*rows, strict=True)]
     split = Split(columns[0], columns[1] if files.is_pair else None, columns[-1])
-    return split, broken, text.endswith("\n")
+    return split, len(broken), text.endswith("\n")
 
 
 def _check_columns(where: str, found: Sequence[str], wanted: Sequence[str], cure: str = "") -> None:

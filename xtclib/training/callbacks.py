@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 from transformers.trainer_callback import ProgressCallback
 
+from xtclib import processes
 from xtclib.bert import embeddings, encoder_layers
 from xtclib.files import seal, staged_folder, unknown, write_json
 from xtclib.techniques.base import Technique
@@ -77,7 +78,8 @@ class Sealed(TrainerCallback):
     """Has a checkpoint count once it lies on the disk with its sums; older ones then go."""
 
     def on_save(self, args, state, control, **kwargs):
-        if not state.is_world_process_zero:
+        processes.wait()  # each writes a file of its own
+        if not processes.leads():
             return
         place = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         seal(place)
@@ -99,6 +101,8 @@ class KeepBest(TrainerCallback):
             return
         if state.global_step <= min(round(self.settled * state.max_steps), state.max_steps - 1):
             return  # still on its way to its size: a bigger student may not win
+        if not processes.leads():
+            return
         best = json.loads(self.note.read_text())["score"] if self.note.exists() else -math.inf
         found = self.evaluate(model)
         if found > best:

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_utils import set_seed
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from xtclib import attention
+from xtclib import attention, processes
 from xtclib.bert import encoder_layers, is_berts
 from xtclib.cache import set_aside, writing
 from xtclib.distillation.objective import Objective, distillation_loss
@@ -242,6 +242,7 @@ def train(student: nn.Module, lesson: Lesson, run: Run) -> tuple[nn.Module, dict
     Raises ``FloatingPointError`` if the loss diverges, ``ValueError`` for an objective that needs
     another teacher.
     """
+    processes.join()
     keep_freed_memory()
     taught, held_out = _cut_held_out(lesson.data.train, lesson.budget, run.seed)
     rows = lesson.data.task.tokenize(taught, lesson.tokenizer, lesson.budget.max_length)
@@ -252,16 +253,17 @@ def train(student: nn.Module, lesson: Lesson, run: Run) -> tuple[nn.Module, dict
     best = _best(lesson, run, arguments.max_steps, held_out)
     config = copy.deepcopy(getattr(student, "config", None))
     trainer = _trainer(student, lesson, run, arguments, rows, best)
-    checkpoint = _last_checkpoint(run.folder)
+    checkpoint = processes.agreed(lambda: _last_checkpoint(run.folder))
     try:
         with writing(run.folder):
             trainer.train(resume_from_checkpoint=checkpoint)
+        processes.wait()
         if best is not None and best.weights.exists():
             student.load_state_dict(load_file(best.weights))
     finally:
         trainer.close()
-        if hasattr(config, "use_cache"):  # Trainer's: a student read from the cache has its own
-            student.config.use_cache = config.use_cache
+        if config is not None and hasattr(config, "use_cache"):
+            student.config.use_cache = config.use_cache  # Trainer's; a cached student has its own
     return student.eval(), _notes(lesson, run, trainer, best, checkpoint is not None)
 
 
@@ -277,6 +279,8 @@ def _arguments(budget: Budget, run: Run, rows: int) -> TrainingArguments:
         logging_steps=max(total // 20, 1), logging_nan_inf_filter=False, report_to=run.report_to,
         disable_tqdm=not run.progress, remove_unused_columns=False,
         dataloader_pin_memory=run.device != "cpu",
+        # Several processes share each batch, so that its size does not depend on how many.
+        accelerator_config={"split_batches": True},
     )  # fmt: skip
 
 
