@@ -141,6 +141,8 @@ def main(count: int, seed: int) -> int:
                     flush=True,
                 )
             shutil.rmtree(place)
+            if chains % 50 == 0:
+                print(f"… {kills} kills in {chains} chains, {faults} faults", flush=True)
     print(f"{kills} kills in {chains} chains of seed {seed}: {faults} did not end as undisturbed")
     return 1 if faults else 0
 

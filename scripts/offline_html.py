@@ -163,7 +163,7 @@ def _figure(bundle: dict, name: str) -> str:
     figure = {key: bundle[key] for key in ("data", "layout", "frames") if key in bundle}
     figure["config"] = {"responsive": True, "displaylogo": False, "displayModeBar": False}
     height = bundle.get("layout", {}).get("height", 450)
-    code = json.dumps(figure).replace("</", r"<\/")
+    code = json.dumps(figure).replace("<", r"\u003c")  # no name in it ends or opens a script
     return (
         f'<div id="{name}" style="min-height:{height}px"></div>'
         f'<script>Plotly.newPlot("{name}", {code})</script>'

@@ -115,3 +115,92 @@ def test_nearest_and_unknown():
     assert "Known granularities: row" in str(files.unknown("granularity", "x", ["row"]))
     assert "Known keys of sparsify: a" in str(files.unknown("key of sparsify", "x", ["a"]))
     assert "Known arrays: a" in str(files.unknown("array", "x", iter(["a"])))
+
+
+def test_sums_are_checked_line_by_line(tmp_path):
+    files.write_text(tmp_path / "a" / "b.txt", "abc")
+    assert files.fault(tmp_path / "none") == "no folder"
+    assert files.fault(tmp_path) == "no SHA256SUMS"
+    files.seal(tmp_path)
+    assert files.fault(tmp_path) == ""
+    sums = tmp_path / files.SUMS
+    line = sums.read_text()
+    assert line == f"{hashlib.sha256(b'abc').hexdigest()}  a/b.txt\n"
+    for text, fault in [
+        ("", "SHA256SUMS is empty"),
+        (line + "x", "line 2 of SHA256SUMS cannot be read"),
+        (line.replace("a/b", "../b"), "line 1 of SHA256SUMS cannot be read"),
+        (line.replace("a/b", "/etc/b"), "line 1 of SHA256SUMS cannot be read"),
+        (line.replace("b.txt", "c.txt"), "a/c.txt is missing"),
+        (f"{'0' * 64}  a/b.txt\n", "a/b.txt does not match its sha256"),
+    ]:
+        sums.write_text(text)
+        assert files.fault(tmp_path) == fault
+    sums.write_bytes(b"\xff")
+    assert files.fault(tmp_path) == "SHA256SUMS cannot be read"
+    sums.unlink()
+    (tmp_path / "a" / "b.txt").unlink()
+    os.mkfifo(tmp_path / "a" / "b.txt")
+    sums.write_text(line)
+    assert files.fault(tmp_path) == "a/b.txt is missing"  # and nothing hangs
+
+
+def test_modes_follow_the_umask_and_an_existing_folder_keeps_its_own(tmp_path):
+    (there := tmp_path / "there").mkdir(mode=0o700)
+    old = os.umask(0o027)
+    try:
+        for target in (tmp_path / "new", there):
+            with files.staged_folder(target) as folder:
+                (folder / "a").touch(mode=0o600)  # as some libraries write
+            assert stat.S_IMODE((target / "a").stat().st_mode) == 0o640
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(there.stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o750
+    with files.staged_folder(there, replace=True) as folder:
+        files.write_text(folder / "b", "b")
+    assert os.listdir(there) == ["b"] and stat.S_IMODE(there.stat().st_mode) == 0o700
+
+
+def test_contents_are_replaced_where_a_folder_cannot_be_renamed(tmp_path, monkeypatch):
+    files.write_text(tmp_path / "here" / "old" / "a.txt", "old")
+    monkeypatch.chdir(tmp_path / "here")
+    inode = os.stat(".").st_ino
+    with files.staged_folder(".", replace=True) as folder:
+        files.write_text(folder / "sub" / "a.txt", "new")
+    assert os.listdir(".") == ["sub"] and os.stat(".").st_ino == inode
+
+
+def test_the_same_files_may_be_there_again_and_no_others(tmp_path):
+    files.write_text(tmp_path / "out" / "a.txt", "a")
+    files.write_text(tmp_path / "out" / "mine.txt", "mine")
+    with files.staged_folder(tmp_path / "out", again=True) as folder:
+        files.write_text(folder / "a.txt", "a")
+        files.write_text(folder / "b.txt", "b")
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.txt", "b.txt", "mine.txt"]
+    with (
+        pytest.raises(FileExistsError, match="holds another a.txt: remove it, or name another"),
+        files.staged_folder(tmp_path / "out", again=True) as folder,
+    ):
+        files.write_text(folder / "a.txt", "other")
+    assert (tmp_path / "out" / "a.txt").read_text() == "a"
+
+
+def test_what_killed_writers_left_is_swept_and_no_hindrance(tmp_path):
+    target = tmp_path / "out"
+    (target / ".partial-1").mkdir(parents=True)
+    (tmp_path / ".out.partial-2").mkdir()
+    (tmp_path / ".other.partial-3").touch()
+    files.check_new_folder(target)
+    files.sweep(target)
+    assert sorted(os.listdir(tmp_path)) == [".other.partial-3", "out"] and not os.listdir(target)
+
+
+def test_a_place_is_tried_and_left_as_it_was(tmp_path):
+    files.check_new_folder(tmp_path / "a" / ("b" * 245))
+    files.check_new_file(tmp_path / "c" / "d.json")
+    (tmp_path / "file").touch()
+    for check in (files.check_new_folder, files.check_new_file):
+        with pytest.raises(NotADirectoryError, match="cannot write to .*: Not a directory; name"):
+            check(tmp_path / "file" / "below" / "it")
+    assert os.listdir(tmp_path) == ["file"]

@@ -1,8 +1,11 @@
 """The committed records: readable, current, honest about their floors; and one measured again."""
 
+import json
+import os
 import re
 
 import pytest
+from made import made
 
 from xtclib import records
 from xtclib.recipes import recipe
@@ -56,3 +59,44 @@ def test_a_committed_record_is_found_again_when_measured_again():
     # Bits agree on one machine; another processor sums in another order, through 120 steps.
     assert new.teacher_score == pytest.approx(old.teacher_score, abs=3.0)
     assert new.score == pytest.approx(old.score, abs=4.0)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"bytes": 0}, "bytes of record .* from 1, received 0"),
+        ({"metrics": {}}, "metrics of record .* lacks a split"),
+        ({"metrics": {"dev": {"accuracy": 1.0}}}, "metrics of record .* lacks a `score`"),
+        ({"majority": {"dev": {}}}, "majority of record .* lacks a `score`"),
+        ({"latency": {"batch": 1}}, "latency of record .* lacks batch, length or milliseconds"),
+        ({"flops": -1}, "flops of record .* must be a whole number from 0, received -1"),
+        ({"seconds": float("nan")}, "seconds of record .* received nan"),
+    ],
+)
+def test_a_record_that_no_table_can_show_names_its_field(tmp_path, change, message):
+    path = made().save(tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=f"xtc-1bit-A-s0.json is no record: {message}"):
+        records.Record.read(path)
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "[]", '"a"', "\xff"])
+def test_what_is_no_record_is_one_short_error(tmp_path, text):
+    path = tmp_path / "r.json"
+    path.write_bytes(text.encode("latin1"))
+    with pytest.raises(ValueError, match="r.json is no record: ") as error:
+        records.Record.read(path)
+    assert len(str(error.value)) < 300
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="r.json is no record: it is no file"):
+        records.Record.read(path)
+
+
+def test_a_record_without_floors_or_times_is_shown(tmp_path):
+    bare = made(teacher_metrics={}, latency={}, teacher_flops=0)
+    assert "nan" in bare.table() and "nan" in records.comparison([bare])
+    hostile = made(recipe="../../<script>")
+    assert hostile.save(tmp_path).name == ".._.._<script>-A-s0.json".replace("<", "_").replace(
+        ">", "_"
+    )

@@ -60,7 +60,7 @@ READ = _Read()
 def _tuple(value: object) -> object:
     if isinstance(value, (list, tuple, range)):
         return tuple(value)
-    hint = f": write [{value}]" if isinstance(value, str) else ""
+    hint = f": write [{value[:80]}]" if isinstance(value, str) else ""
     raise PydanticCustomError("list", "must be a list{hint}", {"hint": hint})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import subprocess
 from collections.abc import Iterable
@@ -17,7 +18,7 @@ import transformers
 
 import xtclib
 from xtclib.cache import ROOT, key, locked
-from xtclib.config import Count, config
+from xtclib.config import Count, Whole, config, short
 from xtclib.files import slug, sweep, write_json
 
 RESULTS = ROOT / "data" / "results"
@@ -78,12 +79,12 @@ class Record:
     teacher_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     majority: dict[str, dict[str, float]] = field(default_factory=dict)
     untrained: dict[str, dict[str, float]] = field(default_factory=dict)
-    folder_bytes: int = 0
-    teacher_bytes: int = 0
-    parameters: int = 0
-    teacher_parameters: int = 0
-    flops: int = 0
-    teacher_flops: int = 0
+    folder_bytes: Whole = 0
+    teacher_bytes: Whole = 0
+    parameters: Whole = 0
+    teacher_parameters: Whole = 0
+    flops: Whole = 0
+    teacher_flops: Whole = 0
     latency: dict = field(default_factory=dict)
     seconds: float = 0.0
     stages: list[dict] = field(default_factory=list)
@@ -100,6 +101,24 @@ class Record:
     training_budget: dict = field(default_factory=dict)
     measures: dict = field(default_factory=dict)
     extra: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """What tables and figures read is there, or a ``ValueError`` that names the field."""
+        lacking = f"of record {short(self.recipe)} lacks"
+        for name in ("metrics", "teacher_metrics", "majority", "untrained"):
+            found = getattr(self, name)
+            if not all("score" in metrics for metrics in found.values()):
+                raise ValueError(f"{name} {lacking} a `score` of each split")
+        if not self.metrics:
+            raise ValueError(f"metrics {lacking} a split")
+        for model in ("teacher", "student") if self.latency else ():
+            try:
+                right = self.latency["milliseconds"][model]["median"] > 0
+            except (KeyError, TypeError):
+                right = False
+            if not right or not {"batch", "length"} <= self.latency.keys():
+                known = "batch, length or milliseconds of both models, with medians above 0"
+                raise ValueError(f"latency {lacking} {known}")
 
     @property
     def score(self) -> float:
@@ -119,15 +138,16 @@ class Record:
     def table(self) -> str:
         """The run against its teacher, as text."""
         latency = self.latency
-        times = [latency["milliseconds"][name]["median"] for name in ("teacher", "student")]
         rows = [
             (f"{self.task}, score", self.teacher_score, self.score, 1),
             ("file on disk, MB", self.teacher_bytes / 1e6, self.bytes / 1e6, 2),
             ("times smaller", 1, self.ratio, 1),
             ("parameters, M", self.teacher_parameters / 1e6, self.parameters / 1e6, 2),
             ("GFLOPs, one row", self.teacher_flops / 1e9, self.flops / 1e9, 3),
-            (f"ms, batch {latency['batch']} × {latency['length']}", *times, 1),
         ]
+        if latency:
+            times = [latency["milliseconds"][name]["median"] for name in ("teacher", "student")]
+            rows.append((f"ms, batch {latency['batch']} × {latency['length']}", *times, 1))
         lines = [f"{self.recipe} · {self.profile} · budget {self.budget} · seed {self.seed}",
                  f"{'':<24}{'teacher':>10}{'student':>10}"]  # fmt: skip
         lines += [f"{name:<24}{a:>10.{digits}f}{b:>10.{digits}f}" for name, a, b, digits in rows]
@@ -147,12 +167,16 @@ class Record:
 
         Raises ``ValueError`` with file and field for what no record can be made of.
         """
+        if Path(path).exists() and not Path(path).is_file():
+            raise ValueError(f"{path} is no record: it is no file")
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise ValueError(f"expected names with values, received {short(values)}")
             known = {f.name for f in fields(cls)} - {"extra"}
             extra = {name: values.pop(name) for name in values.keys() - known}
             return cls(**values, extra=extra)
-        except (ValueError, AttributeError) as error:  # no JSON, no mapping, or no such values
+        except (ValueError, RecursionError) as error:  # no JSON, no mapping, or no such values
             raise ValueError(f"{path} is no record: {error}") from None
 
 
@@ -174,8 +198,8 @@ def read(profile: str, folder: str | Path = RESULTS, **where: object) -> list[Re
 
 
 def mean_score(metrics: dict[str, dict[str, float]]) -> float:
-    """The mean over evaluation splits of the task's number."""
-    return sum(m["score"] for m in metrics.values()) / len(metrics)
+    """The mean over evaluation splits of the task's number; NaN where there are none."""
+    return mean(m["score"] for m in metrics.values()) if metrics else math.nan
 
 
 @dataclass(frozen=True)
@@ -279,9 +303,10 @@ def comparison(records: Iterable[Record]) -> str:
     lines = [f"{'recipe':<{wide}}{columns}"]
     for group in sorted(grouped(records), key=lambda found: -found.mean):
         own = [r for r in records if r.recipe == group.recipe and r.budget == group.budget]
-        times = [r.latency["milliseconds"] for r in own]
-        time = median(t["student"]["median"] / t["teacher"]["median"] for t in times)
-        work = median(r.flops / r.teacher_flops for r in own)
+        times = [r.latency["milliseconds"] for r in own if r.latency]
+        shares = [t["student"]["median"] / t["teacher"]["median"] for t in times]
+        time = median(shares or [math.nan])
+        work = median(r.flops / (r.teacher_flops or math.nan) for r in own)
         spread = f"{group.low:.1f} to {group.high:.1f}"
         lines.append(
             f"{group.recipe:<{wide}}{group.n:>2}{group.mean:>7.1f}  {spread:<14}"

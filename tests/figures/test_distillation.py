@@ -56,7 +56,8 @@ def test_the_explorer_follows_its_controls():
 
 
 def test_the_comparison_puts_the_best_first():
-    times = {"milliseconds": {"teacher": {"median": 10.0}, "student": {"median": 4.0}}}
+    medians = {"teacher": {"median": 10.0}, "student": {"median": 4.0}}
+    times = {"batch": 8, "length": 32, "milliseconds": medians}
     told = (("xtc-half", 0, 80.0), ("xtc-1bit", 0, 90.0), ("xtc-1bit", 1, 92.0))
     records = [
         made(recipe=name, seed=seed, metrics={"dev": {"score": score}}, latency=times)

@@ -12,10 +12,12 @@ import results
 import run_notebooks
 import strip_notebooks
 import typer
+from made import made
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from xtclib import cli
 from xtclib.cache import ROOT
+from xtclib.figures.records import bars
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -213,3 +215,12 @@ def test_the_readmes_commands_and_their_options_exist():
         assert {word for word in words if word.startswith("--")} <= known, line
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"make ([a-z]+)(?=`| +#)", README)) <= targets
+
+
+def test_a_hostile_name_in_a_figure_stays_text():
+    """What a record says of itself is no markup of a built page."""
+    bad = "</script><!--<script>alert(1)</script><img src=x onerror=alert(2)>"
+    figure = bars([made(recipe=bad), made(recipe="b", score=80.0)])
+    text = offline_html._figure(figure.to_plotly_json(), "one")
+    assert text.count("<script>") == text.count("</script>") == 1
+    assert "<!--" not in text and "<img" not in text and r"\u003cimg" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
@@ -58,7 +59,7 @@ def quantization_explorer(tensor: Tensor, bits: int = 2) -> ui.VBox:
         chosen = scheme(slider.value, groups.value, clip)
         error = 100 * relative_error(tensor, chosen)
         sentence.value = (
-            f"<b>{chosen}</b>: relative error {error:.3g} %, {slider.value} bit"
+            f"<b>{html.escape(str(chosen))}</b>: relative error {error:.3g} %, {slider.value} bit"
             f"{'s' * (slider.value > 1)} a weight"
         )
         return quantization.quantization_curve(tensor, chosen)

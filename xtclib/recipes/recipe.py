@@ -182,7 +182,7 @@ def load(recipe: str | Recipe | Path) -> Recipe:
             raise FileNotFoundError(f"no recipe file at {path}; built in are: {', '.join(names())}")
         try:
             return from_dict(path.stem, yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
         except RecursionError:
             raise ValueError(f"{path} is nested too deeply to be a recipe") from None

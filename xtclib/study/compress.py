@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -273,8 +274,9 @@ def _save(student: PreTrainedModel, tokenizer, name: str, out: tuple[Path, Path]
     with cache.locked(cache.key("out", str(target.resolve()))):
         sweep(target)
         if claim is not None:
-            sweep(claim)
-            write_text(claim, f"{target}\n")
+            with contextlib.suppress(PermissionError):  # a cache that is only read
+                sweep(claim)
+                write_text(claim, f"{target}\n")
             format.save(student, tokenizer, target, again=True, reopen=True)
         elif os.access(cache.cache_dir(), os.W_OK) or fault(kept):
             with cache.writing(kept):
