@@ -452,6 +452,19 @@ def test_a_backbone_that_reads_other_words_than_the_teacher_is_refused(cache, ru
 
 
 @pytest.mark.slow
+def test_a_student_with_fewer_positions_reads_fewer_tokens(cache, tmp_path):
+    stages = [{"short": {"techniques": [{"storage": {"length": 12}}], "objective": {"logits": 1}}}]
+    said = []
+    run = compress(recipes.from_dict("short", {"stages": stages}), profile="smoke",
+                   budget="2steps", progress=False, say=said.append, out=tmp_path / "a")  # fmt: skip
+    assert "length   12 tokens, not 48: the student has no more positions" in said
+    assert run.record.latency["length"] == 12 and run.record.training_budget["max_length"] == 12
+    model, _ = format.load(tmp_path / "a")
+    assert model.config.max_position_embeddings == 12
+    assert model.config.trained_on["max_length"] == 12
+
+
+@pytest.mark.slow
 def test_two_processes_end_as_one_does(tmp_path):
     """Also where the teacher has to be made first: they train it together, and one writes it."""
     torchrun = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
