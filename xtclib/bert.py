@@ -75,7 +75,7 @@ def check_config_values(values: object, where: str) -> None:
             )
     for name in _ACTIVATIONS:
         if isinstance(value := values.get(name), str) and value not in ACT2FN:
-            raise ValueError(f"{where}: {unknown(name, value[:40], sorted(ACT2FN))}")
+            raise ValueError(f"{where}: {unknown(name, value, sorted(ACT2FN))}")
 
 
 def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:

@@ -313,7 +313,7 @@ def nearest(name: object, names: Iterable[str], known: str = "Known") -> str:
     names = list(names)
     everything = f"{known}: {', '.join(names) or 'none'}"
     by_lower = {each.lower(): each for each in reversed(names)}
-    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
+    close = difflib.get_close_matches(str(name)[:100].lower(), by_lower, n=1)
     return f"did you mean '{by_lower[close[0]]}'? {everything}" if close else everything
 
 
@@ -323,7 +323,8 @@ def unknown(kind: str, name: object, names: Iterable[str]) -> ValueError:
     >>> unknown("task", "sst3", ["cola", "sst2"])
     ValueError("unknown task 'sst3': did you mean 'sst2'? Known tasks: cola, sst2")
     """
-    return ValueError(f"unknown {kind} {name!r}: {nearest(name, names, f'Known {_plural(kind)}')}")
+    shown = repr(name) if len(repr(name)) <= 120 else f"{repr(name)[:119]}…"
+    return ValueError(f"unknown {kind} {shown}: {nearest(name, names, f'Known {_plural(kind)}')}")
 
 
 def _beside(path: Path) -> Path:

@@ -49,14 +49,15 @@ def numeric(config: PretrainedConfig) -> dict:
 def check_layers(layers: object) -> list[dict[str, int]]:
     """``layers`` of a ``quantization_config``; ``ValueError`` for what are no widths of layers."""
     names = {"heads", "neurons", "head_size"}
-    for width in layers if isinstance(layers, (list, tuple)) else [layers]:
+    found: list = list(layers) if isinstance(layers, (list, tuple)) else [layers]
+    for width in found:
         right = isinstance(width, dict) and {"heads", "neurons"} <= width.keys() <= names
         if not right or not all(type(n) is int and 0 < n <= LARGEST for n in width.values()):
             raise ValueError(
                 "layers of quantization_config must be a list of {heads, neurons[, head_size]}, "
                 f"whole numbers from 1, received {short(width)}: {_ALTERED}"
             )
-    return list(layers)  # type: ignore[call-overload]
+    return found
 
 
 def check_sums(folder: Path) -> None:

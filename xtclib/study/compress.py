@@ -78,10 +78,12 @@ def compress(
     check_report_to(report_to)
     spent = training_budget.budget(budget, chosen.budgets)
     budget_name = budget if isinstance(budget, str) else "custom"
+    target = None
     if out is not None:
         out = Path(out).expanduser()
         by = teacher.key if isinstance(teacher, Teacher) else teacher
         claim = _claim(out, recipe.hash, task, chosen.name, asdict(spent), seed, by, glue_dir)
+        target = out, claim
         if not claim.is_file():
             check_new_folder(out)
     data = profiles.data_for(task, chosen, glue_dir)
@@ -111,7 +113,7 @@ def compress(
         pair, notes = trained(job, pair, stage, done, stages)
         stages.append(notes)
     student = format.finalize(pair.student, done)
-    return _measure(job, student, stages, untrained, out and (out, claim), say)
+    return _measure(job, student, stages, untrained, target, say)
 
 
 def _claim(out: Path, *run: object) -> Path:
