@@ -295,7 +295,8 @@ def main() -> None:
         interrupted.append(True)  # libraries make other errors of it while they import
         raise KeyboardInterrupt
 
-    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, xtclib._interrupted):
+    before = signal.getsignal(signal.SIGINT)
+    if before in (signal.default_int_handler, xtclib._interrupted):
         signal.signal(signal.SIGINT, interrupt)
     warnings.showwarning = _one_line
     try:
@@ -312,6 +313,8 @@ def main() -> None:
             raise
         typer.secho(f"xtc: {' '.join(str(error).split())}", fg="red", err=True)
         sys.exit(2)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _one_line(message, *where, **how) -> None:

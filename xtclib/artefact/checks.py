@@ -60,15 +60,16 @@ def check_layers(layers: object) -> list[dict[str, int]]:
     return found
 
 
-def check_sums(folder: Path) -> None:
+def check_sums(folder: Path, but: str = "") -> None:
     """Raises ``ValueError`` for a file that is not what ``SHA256SUMS`` says, if there is one.
 
-    And for one that it does not list, which would change what the others mean.
+    And for one that it does not list, which would change what the others mean. ``but``: packed
+    weights, whose tensors have sums of their own, checked as they are read.
     """
     if not (folder / SUMS).is_file():
         return
     cure = f"if you changed it, renew the sums: (cd {folder} && sha256sum * > {SUMS})"
-    if why := fault(folder):
+    if why := fault(folder, but):
         raise ValueError(f"{folder}: {why}: copy the artefact again; {cure}")
     listed = {line[66:] for line in (folder / SUMS).read_text(encoding="utf-8").splitlines()}
     for name in sorted({file.name for file in folder.iterdir()} - listed):
