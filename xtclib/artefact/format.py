@@ -264,8 +264,8 @@ def read_config(folder: Path, whole: bool = True) -> PretrainedConfig:
     said = getattr(config, "quantization_config", None)
     if said is not None and not isinstance(said, dict):
         raise ValueError(f"config.json in {folder}: quantization_config is {short(said)}, no names")
-    ours = bool(said) and said.get("quant_method") == "xtc"
-    if ours:
+    ours = said is not None and said.get("quant_method") == "xtc"
+    if said is not None and ours:
         for name in XtcConfig(**said).techniques:
             technique(name)
     packed = False
