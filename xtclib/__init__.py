@@ -6,8 +6,22 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
+import signal
+import sys
 from importlib.metadata import version
+
+
+def _interrupted(*_: object) -> None:
+    """Ctrl-C while the command `xtc` still imports; then `cli.main` takes over."""
+    os.write(2, b"xtc: interrupted; the same command goes on where it was\n")
+    os._exit(130)
+
+
+_command = "xtclib.cli" in sys.orig_argv or os.path.basename((sys.argv or [""])[0]) == "xtc"
+if _command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not under nohup
+    signal.signal(signal.SIGINT, _interrupted)
 
 __version__ = version("xtclib")
 

@@ -73,9 +73,13 @@ def check_config_values(values: object, where: str) -> None:
             raise ValueError(
                 f"{where} says {name}={short(value)}, expected a whole number up to {most}"
             )
+    for name in (name for name in values if "dropout" in name and values[name] is not None):
+        value = values[name]
+        if type(value) not in (int, float) or not 0 <= value <= 1:  # NaN fails too
+            raise ValueError(f"{where} says {name}={short(value)}, expected a number from 0 to 1")
     for name in _ACTIVATIONS:
         if isinstance(value := values.get(name), str) and value not in ACT2FN:
-            raise ValueError(f"{where}: {unknown(name, value[:40], sorted(ACT2FN))}")
+            raise ValueError(f"{where}: {unknown(name, value, sorted(ACT2FN))}")
 
 
 def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:

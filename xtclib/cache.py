@@ -139,6 +139,6 @@ def opened(path: Path) -> Iterator[safe_open]:
             yield file
     except SafetensorError as error:
         raise ValueError(
-            f"{path.name} in {path.parent.name} cannot be read ({error}); the file is damaged, "
-            "truncated or no safetensors file, copy it again"
+            f"{path.name} in {path.parent.name} cannot be read ({first_line(error)[:160]}); the "
+            "file is damaged, truncated or no safetensors file, copy it again"
         ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import warnings
 from dataclasses import asdict
@@ -11,6 +12,8 @@ from typing import Annotated
 
 import typer
 from typer import Argument, Option
+
+import xtclib
 
 app = typer.Typer(
     help="Compress BERT: quantize, prune, distill, and measure what is left.",
@@ -302,6 +305,15 @@ def results(
 
 def main() -> None:
     """Runs the command line; a bad input is one line, not a traceback."""
+    interrupted = []
+
+    def interrupt(*_: object) -> None:
+        interrupted.append(True)  # libraries make other errors of it while they import
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before in (signal.default_int_handler, xtclib._interrupted):
+        signal.signal(signal.SIGINT, interrupt)
     warnings.showwarning = _one_line
     try:
         from transformers.utils import logging
@@ -309,14 +321,16 @@ def main() -> None:
         logging.disable_progress_bar()  # of loading and saving; training keeps its own
         logging.set_verbosity_error()
         app()
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+    except BaseException as error:
+        if interrupted or isinstance(error, KeyboardInterrupt):
+            typer.secho("xtc: interrupted; the same command goes on where it was", err=True)
+            sys.exit(130)
+        if not isinstance(error, (ValueError, TypeError, OSError, ImportError, FloatingPointError)):
+            raise
         typer.secho(f"xtc: {' '.join(str(error).split())}", fg="red", err=True)
         sys.exit(2)
-    except (KeyboardInterrupt, SystemExit) as end:
-        if isinstance(end, SystemExit) and end.code != 130:  # what typer makes of Ctrl-C
-            raise
-        typer.secho("xtc: interrupted; the same command goes on where it was", err=True)
-        sys.exit(130)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _one_line(message, *where, **how) -> None:

@@ -230,8 +230,11 @@ def seal(folder: str | os.PathLike[str]) -> Path:
     return write_text(folder / SUMS, "".join(lines))
 
 
-def fault(folder: str | os.PathLike[str]) -> str:
-    """How a folder differs from its `SHA256SUMS`; empty if in nothing. Other files may be there."""
+def fault(folder: str | os.PathLike[str], but: str = "") -> str:
+    """How a folder differs from its `SHA256SUMS`; empty if in nothing. Other files may be there.
+
+    `but`: a file whose content is checked elsewhere.
+    """
     folder, listed = Path(folder), 0
     try:
         text = (folder / SUMS).read_text(encoding="utf-8")
@@ -248,7 +251,7 @@ def fault(folder: str | os.PathLike[str]) -> str:
         file = folder / found[2]
         if not file.is_file():
             return f"{found[2]} is missing"
-        if sha256(file) != found[1]:
+        if found[2] != but and sha256(file) != found[1]:
             return f"{found[2]} does not match its sha256"
     return "" if listed else f"{SUMS} is empty"
 
@@ -313,7 +316,7 @@ def nearest(name: object, names: Iterable[str], known: str = "Known") -> str:
     names = list(names)
     everything = f"{known}: {', '.join(names) or 'none'}"
     by_lower = {each.lower(): each for each in reversed(names)}
-    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
+    close = difflib.get_close_matches(str(name)[:100].lower(), by_lower, n=1)
     return f"did you mean '{by_lower[close[0]]}'? {everything}" if close else everything
 
 
@@ -323,7 +326,8 @@ def unknown(kind: str, name: object, names: Iterable[str]) -> ValueError:
     >>> unknown("task", "sst3", ["cola", "sst2"])
     ValueError("unknown task 'sst3': did you mean 'sst2'? Known tasks: cola, sst2")
     """
-    return ValueError(f"unknown {kind} {name!r}: {nearest(name, names, f'Known {_plural(kind)}')}")
+    shown = repr(name) if len(repr(name)) <= 120 else f"{repr(name)[:119]}…"
+    return ValueError(f"unknown {kind} {shown}: {nearest(name, names, f'Known {_plural(kind)}')}")
 
 
 def _beside(path: Path) -> Path:

@@ -455,8 +455,9 @@ def test_a_backbone_that_reads_other_words_than_the_teacher_is_refused(cache, ru
 def test_a_student_with_fewer_positions_reads_fewer_tokens(cache, tmp_path):
     stages = [{"short": {"techniques": [{"storage": {"length": 12}}], "objective": {"logits": 1}}}]
     said = []
-    run = compress(recipes.from_dict("short", {"stages": stages}), profile="smoke",
-                   budget="2steps", progress=False, say=said.append, out=tmp_path / "a")  # fmt: skip
+    short = recipes.from_dict("short", {"stages": stages})
+    run = compress(short, profile="smoke", budget="2steps", progress=False, say=said.append,
+                   out=tmp_path / "a")  # fmt: skip
     assert "length   12 tokens, not 48: the student has no more positions" in said
     assert run.record.latency["length"] == 12 and run.record.training_budget["max_length"] == 12
     model, _ = format.load(tmp_path / "a")

@@ -51,26 +51,27 @@ def numeric(config: PretrainedConfig) -> dict:
 def check_layers(layers: object) -> list[dict[str, int]]:
     """``layers`` of a ``quantization_config``; ``ValueError`` for what are no widths of layers."""
     names = {"heads", "neurons", "head_size"}
-    listed: list = list(layers) if isinstance(layers, (list, tuple)) else [layers]
-    for width in listed:
+    found: list = list(layers) if isinstance(layers, (list, tuple)) else [layers]
+    for width in found:
         right = isinstance(width, dict) and {"heads", "neurons"} <= width.keys() <= names
         if not right or not all(type(n) is int and 0 < n <= LARGEST for n in width.values()):
             raise ValueError(
                 "layers of quantization_config must be a list of {heads, neurons[, head_size]}, "
                 f"whole numbers from 1, received {short(width)}: {_ALTERED}"
             )
-    return listed
+    return found
 
 
-def check_sums(folder: Path) -> None:
+def check_sums(folder: Path, but: str = "") -> None:
     """Raises ``ValueError`` for a file that is not what ``SHA256SUMS`` says, if there is one.
 
-    And for one that it does not list, which would change what the others mean.
+    And for one that it does not list, which would change what the others mean. ``but``: packed
+    weights, whose tensors have sums of their own, checked as they are read.
     """
     if not (folder / SUMS).is_file():
         return
     cure = f"if you changed it, renew the sums: (cd {folder} && sha256sum * > {SUMS})"
-    if why := fault(folder):
+    if why := fault(folder, but):
         raise ValueError(f"{folder}: {why}: copy the artefact again; {cure}")
     listed = {line[66:] for line in (folder / SUMS).read_text(encoding="utf-8").splitlines()}
     for name in sorted({file.name for file in folder.iterdir()} - listed):

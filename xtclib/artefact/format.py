@@ -311,13 +311,14 @@ def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if not (folder / "config.json").is_file():
         expected = "expected a folder that `xtc compress … --out` wrote"
         raise FileNotFoundError(f"no config.json in {folder}: {expected}")
-    read_config(folder)
+    read_config(folder, whole=False)
     try:
         model, about = transformers.AutoModelForSequenceClassification.from_pretrained(
             folder, trust_remote_code=False, use_safetensors=True, local_files_only=True,
             output_loading_info=True,
         )  # fmt: skip
-    except RuntimeError as error:  # what transformers raises for weights of other shapes
+    # What transformers raises for weights of other shapes, and for values that make no model.
+    except (RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise ValueError(
             f"{WEIGHTS} in {folder} does not fit config.json: one of them was altered, copy the "
             f"artefact again ({first_line(error)})"
@@ -348,30 +349,30 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     )
 
 
-def read_config(folder: Path) -> PretrainedConfig:
+def read_config(folder: Path, whole: bool = True) -> PretrainedConfig:
     """The config of a saved model, an artefact or not, before anything is built from it.
 
     Raises ``ValueError`` for one that no model can be built from or that is of other weights, and
-    for files that are not what their sums say.
+    for files that are not what their sums say; not ``whole``: packed weights check themselves.
     """
-    checks.check_sums(folder)
-    config = bert.read_config(folder)
+    config, path = bert.read_config(folder), folder / WEIGHTS
     said = getattr(config, "quantization_config", None)
     if said is not None and not isinstance(said, dict):
         raise ValueError(f"config.json in {folder}: quantization_config is {short(said)}, no names")
-    if isinstance(said, dict) and said.get("quant_method") == "xtc":
+    ours = said is not None and said.get("quant_method") == "xtc"
+    if said is not None and ours:
         for name in XtcConfig(**said).techniques:
             technique(name)
-    path = folder / WEIGHTS
-    if not path.is_file():
-        return config  # the loader says so
-    with opened(path) as file:
-        if "xtc" not in (file.metadata() or {}):
-            return config
-    if (said.get("quant_method") if isinstance(said, dict) else "") != "xtc":
+    packed = False
+    if path.is_file():  # else the loader says so
+        with opened(path) as file:
+            packed = "xtc" in (file.metadata() or {})
+    if packed and not ours:
         raise ValueError(
             f"{WEIGHTS} in {folder} is packed, but config.json does not say how: its "
             "quantization_config was altered, copy the artefact again"
         )
-    checks.check_config(config, path)
+    if packed:
+        checks.check_config(config, path)
+    checks.check_sums(folder, WEIGHTS if packed and not whole else "")
     return config

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from xtclib.artefact.checks import WEIGHTS, make_room_
+from xtclib.artefact.checks import WEIGHTS, check_files, make_room_
 from xtclib.artefact.format import read_config, sealed
 from xtclib.cache import opened
 from xtclib.costs.architectures import build
@@ -60,6 +60,8 @@ def byte_ledger(folder: str | Path) -> list[Entry]:
     kind = (getattr(config, "quantization_config", None) or {}).get("quant_method", "xtc")
     if kind != "xtc":
         raise ValueError(f"{folder} was quantized by {kind!r}, not by xtclib")
+    if held(config):
+        check_files([path])
     model = build(config)
     for item in held(config):
         technique(item).rebuild(model)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
 from xtclib.bert import read_config
+from xtclib.files import first_line
 from xtclib.techniques.pruning.surgery import resize_, saved_widths
 from xtclib.techniques.students import shallow  # noqa: F401 - registers its configs
 
@@ -154,8 +155,12 @@ def build(source: str | Path | PretrainedConfig | nn.Module) -> nn.Module:
     values.pop("quantization_config", None)
     config = type(found).from_dict(values)
     config._attn_implementation = "eager"
-    with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config).eval()
+    try:
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config).eval()
+    except (RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        kind = type(config).__name__
+        raise ValueError(f"no model can be built from this {kind}: {first_line(error)}") from None
     widths = saved_widths(found)
     if widths:
         resize_(model, widths)

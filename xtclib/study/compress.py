@@ -82,10 +82,12 @@ def compress(
     check_report_to(report_to)
     spent = chosen.budget(budget, recipe.name)
     budget_name = budget if isinstance(budget, str) else "custom"
+    target = None
     if out is not None:
         out = Path(out).expanduser()
         by = teacher.key if isinstance(teacher, Teacher) else teacher
         claim = _claim(out, recipe.hash, task, chosen.name, asdict(spent), seed, by, glue_dir)
+        target = out, claim
         if not claim.is_file():
             processes.agreed(lambda: check_new_folder(out))
     data = profiles.data_for(task, chosen, glue_dir)
@@ -125,9 +127,9 @@ def compress(
         pair, notes = trained(job, pair, stage, done, stages)
         stages.append(notes)
     student = format.finalize(pair.student, done)
-    measured, place = (taught, floors), (out, claim) if out else None
+    measured = taught, floors
     record, folder = processes.agreed(
-        lambda: _measure(job, student, stages, untrained, measured, place, say)
+        lambda: _measure(job, student, stages, untrained, measured, target, say)
     )
     return Result(record, student, untrained.tokenizer, teacher, data, folder)
 

@@ -251,7 +251,8 @@ def train(student: nn.Module, lesson: Lesson, run: Run) -> tuple[nn.Module, dict
     set_seed(run.seed)
     arguments = _arguments(lesson.budget, run, len(rows))
     best = _best(lesson, run, arguments.max_steps, held_out)
-    config = copy.deepcopy(getattr(student, "config", None))
+    config = getattr(student, "config", None)
+    use_cache = getattr(config, "use_cache", None)
     trainer = _trainer(student, lesson, run, arguments, rows, best)
     checkpoint = processes.agreed(lambda: _last_checkpoint(run.folder))
     try:
@@ -262,8 +263,8 @@ def train(student: nn.Module, lesson: Lesson, run: Run) -> tuple[nn.Module, dict
             student.load_state_dict(load_file(best.weights))
     finally:
         trainer.close()
-        if config is not None and hasattr(config, "use_cache"):
-            student.config.use_cache = config.use_cache  # Trainer's; a cached student has its own
+        if config is not None and use_cache is not None:  # Trainer's is of training alone
+            config.use_cache = use_cache
     return student.eval(), _notes(lesson, run, trainer, best, checkpoint is not None)
 
 
