@@ -64,7 +64,32 @@ def test_a_backbone_without_a_classifier_is_refused(backbone):
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no model.safetensors in .*: a teacher is a folder saved"):
+    def refused(message):
+        with pytest.raises(ValueError, match=message):
+            teachers.load_teacher(tmp_path, "sst2")
+
+    refused("no model.safetensors in .*: a teacher is a folder that `save_pretrained` wrote")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    refused("pytorch_model.bin is a pickle, which is not opened: load it where you trust it")
+    for step in (500, 1000):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    refused("holds a Trainer's checkpoints, name one: .*checkpoint-1000")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    refused("holds an adapter of a model, merge it")
+
+
+def test_a_teacher_s_labels_may_be_numbers_and_its_weights_in_parts(bert, tokenizer, tmp_path):
+    bert.config.id2label, bert.config.label2id = {0: "0", 1: "1"}, {"0": 0, "1": 1}
+    bert.save_pretrained(tmp_path, max_shard_size="20KB")
+    with pytest.raises(ValueError, match="no tokenizer in .*: copy tokenizer.json"):
+        teachers.load_teacher(tmp_path, "sst2")
+    tokenizer.save_pretrained(tmp_path)
+    assert teachers.load_teacher(tmp_path, "sst2").model.config.num_labels == 2
+    bert.config.id2label = {0: "good", 1: "bad"}
+    bert.config.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"has the labels \['good', 'bad'\], but sst2 is .*id2label"
+    ):
         teachers.load_teacher(tmp_path, "sst2")
 
 

@@ -80,9 +80,7 @@ class Rows(Dataset):
         out = tokenizer(
             list(split.first), None if split.second is None else list(split.second),
             truncation=True, max_length=max_length, return_attention_mask=False,
-            return_token_type_ids=(
-                split.second is not None and "token_type_ids" in tokenizer.model_input_names
-            ),
+            return_token_type_ids=split.second is not None and not _one_segment(tokenizer),
         )  # fmt: skip
         return cls(out["input_ids"], out.get("token_type_ids"), list(split.labels))
 
@@ -92,6 +90,12 @@ class Rows(Dataset):
     def __getitem__(self, index: int) -> dict:
         row = {"input_ids": self.ids[index], "labels": self.labels[index]}
         return row if self.types is None else {**row, "token_type_ids": self.types[index]}
+
+
+def _one_segment(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer whose kind gives segments was told to give none."""
+    kind, own = type(tokenizer).model_input_names, tokenizer.model_input_names
+    return "token_type_ids" in kind and "token_type_ids" not in own
 
 
 def collate(rows: list[dict], pad_id: int, dtype: torch.dtype = torch.int64) -> dict[str, Tensor]:
