@@ -180,7 +180,7 @@ def test_missing_folder_and_files(tmp_path):
     "task, lines, message",
     [
         ("sst2", ["sentence\tlabel", "good\t1", "bad"],
-         r"SST-2/dev.tsv, line 3: received 1 columns, expected 2 \(sentence, label\), in 1 of 2 rows"),
+         r"SST-2/dev.tsv, line 3: received 1 columns, expected 2 .*, in 1 of 2 rows"),
         ("sst2", ["sentence\tlabel", "good\t1\t"], "line 2: received 3 columns, expected 2"),
         ("sst2", ["sentence\tlabel", "", "good\t1"], "line 2: received 1 columns"),
         ("sst2", ["sentence\tlabel", "good\t2"],
