@@ -124,16 +124,19 @@ def size_and_speed(
 def side_by_side(
     wanted: np.ndarray, found: np.ndarray, names: tuple[str, str], title: str | None = None
 ) -> go.Figure:
-    """Two runtimes' margins (logit of class 1 less that of class 0) for the same rows.
+    """Two runtimes' margins for the same rows; logits of shape (rows, classes).
 
-    Crosses mark rows whose label differs.
+    A margin is the logit of class 1 less that of class 0; of several classes, the logit of the
+    first runtime's label less the largest other one; of one, the value itself. Crosses mark rows
+    whose label differs.
     """
-    x, y = (logits[:, 1] - logits[:, 0] for logits in (wanted, found))
-    same = (x > 0) == (y > 0)
+    what, (x, y) = _margins(wanted, found)
+    same = wanted.argmax(-1) == found.argmax(-1)
     apart = np.abs(x - y)
+    agree = f"{100 * same.mean():.1f} % of {len(x)} labels agree; " if what == "margin" else ""
     figure = new_figure(
-        title or f"{100 * same.mean():.1f} % of {len(x)} labels agree; margins differ by "
-        f"{np.median(apart):.1g} in the median, {apart.max():.1g} at most", 340,
+        title or f"{agree}{what}s differ by {np.median(apart):.1g} in the median, "
+        f"{apart.max():.1g} at most", 340,
     )  # fmt: skip
     ends = [float(min(x.min(), y.min())), float(max(x.max(), y.max()))]
     figure.add_scatter(x=ends, y=ends, mode="lines", line={"color": GREY, "dash": "dot"},
@@ -145,9 +148,20 @@ def side_by_side(
                 marker={"symbol": symbol, "size": 8, "color": COLOURS[int(symbol == "x")]},
                 hovertemplate="%{x:.3f} and %{y:.3f}<extra></extra>",
             )  # fmt: skip
-    figure.update_xaxes(title_text=f"margin in {names[0]}")
-    figure.update_yaxes(title_text=f"margin in {names[1]}")
+    figure.update_xaxes(title_text=f"{what} in {names[0]}")
+    figure.update_yaxes(title_text=f"{what} in {names[1]}")
     return figure.update_layout(margin_b=85)
+
+
+def _margins(wanted: np.ndarray, found: np.ndarray) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
+    if wanted.shape[1] == 1:
+        return "value", (wanted[:, 0], found[:, 0])
+    if wanted.shape[1] == 2:
+        return "margin", (wanted[:, 1] - wanted[:, 0], found[:, 1] - found[:, 0])
+    label = wanted.argmax(-1)[:, None] == np.arange(wanted.shape[1])
+    x, y = (np.where(label, m, -np.inf).max(-1) - np.where(label, -np.inf, m).max(-1)
+            for m in (wanted, found))  # fmt: skip
+    return "margin", (x, y)
 
 
 def noise(lines: Mapping[str, Sequence[float]], title: str | None = None) -> go.Figure:

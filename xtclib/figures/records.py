@@ -258,6 +258,8 @@ def loss_curves(records: Record | Iterable[Record], title: str | None = None) ->
         steps = max(steps, offset)
     if not lines:
         raise ValueError("received no record with losses, expected one of a recipe that trains")
+    if len(lines) == 2:
+        lines.pop("loss", None)  # the sum of one term is that term
     order = [t for t in _TERMS if t in lines] + sorted(set(lines) - set(_TERMS))
     figure = new_figure(title or _loss_takeaway(lines, order))
     for i, term in enumerate(order):
