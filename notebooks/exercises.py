@@ -16,9 +16,7 @@ from xtclib.techniques.pruning import masks
 from xtclib.techniques.quantization import Scheme, packing, quantize, relative_error, split
 
 UNSURE, TEACHER = torch.zeros(1, 2), torch.tensor([[0.9, 0.1]]).log()
-SPLIT = split(
-    torch.tensor([[0.1, -1.0, 2.0, -0.2]], dtype=torch.float64), Scheme.parse("ternary")
-)
+SPLIT = split(torch.tensor([[0.1, -1.0, 2.0, -0.2]], dtype=torch.float64), Scheme.parse("ternary"))
 
 
 def encoder_flops(f):
@@ -49,8 +47,10 @@ def masked_scores_mse(f):
         ("padding at the end", torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])),
     ):
         yield words, f(a, b, mask), attention_mse(a, b, mask)
-        yield f"two heads, {words}", f(a.repeat(1, 2, 1, 1), b.repeat(1, 2, 1, 1), mask), (
-            attention_mse(a.repeat(1, 2, 1, 1), b.repeat(1, 2, 1, 1), mask)
+        yield (
+            f"two heads, {words}",
+            f(a.repeat(1, 2, 1, 1), b.repeat(1, 2, 1, 1), mask),
+            (attention_mse(a.repeat(1, 2, 1, 1), b.repeat(1, 2, 1, 1), mask)),
         )
 
 
