@@ -20,6 +20,7 @@ from xtclib.figures.style import (
     log_axis,
     marker_of,
     new_figure,
+    plain,
 )
 from xtclib.techniques.quantization.packing import TRIT, storage_bits
 from xtclib.techniques.quantization.quantizers import Scheme
@@ -51,7 +52,7 @@ def widths(title: str | None = None) -> go.Figure:
         figure.add_annotation(x=max(bits, limit), y=name, showarrow=False, xanchor="left",
                               xshift=10, text=f"{100 * (bits / limit - 1):.1f} % over")  # fmt: skip
     figure.update_yaxes(autorange="reversed", ticks="")
-    figure.update_xaxes(title_text="bits a value", range=[0, 9.9], tickvals=list(range(9)))
+    figure.update_xaxes(title_text="bits a value", range=[0, 11], tickvals=list(range(9)))
     return figure.update_layout(margin_b=85, bargap=0.45)
 
 
@@ -113,10 +114,10 @@ def size_and_speed(
         figure.add_scatter(
             x=[x], y=[y], mode="markers", marker=marker_of(i), name=row["runtime"],
             showlegend=False,
-            hovertemplate=f"{row['runtime']}<br>%{{x:.3g}} MB, %{{y:.2f}} ×<extra></extra>",
+            hovertemplate=f"{row['runtime']}<br>%{{x:,.3r}} MB, %{{y:.2f}} ×<extra></extra>",
         )  # fmt: skip
     label_points(figure, points, 360)
-    figure.update_xaxes(title_text="file, MB", **log_axis([p[0] for p in points], 1.5, 1.8))
+    figure.update_xaxes(title_text="file, MB", **log_axis([p[0] for p in points], 1.5, 2.6))
     figure.update_yaxes(title_text=f"× as fast as {base}, batch {batch}, length {length}")
     return figure
 
@@ -229,5 +230,5 @@ def _place(tensor: str) -> str:
 def _bytes(size: float) -> str:
     for unit, scale in (("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
-            return f"{size / scale:.3g} {unit}"
+            return f"{plain(size / scale)} {unit}"
     return f"{size:.0f} B"

@@ -125,6 +125,16 @@ def whiskers(
     }  # fmt: skip
 
 
+def plain(value: float) -> str:
+    """A number as people write it: three digits or more, none of them an exponent.
+
+    >>> [plain(v) for v in (1310, 39, 6.388, 0.0263, 0)]
+    ['1,310', '39.0', '6.39', '0.0263', '0']
+    """
+    places = 2 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:,.{max(0, places)}f}"
+
+
 def label_bars(figure: go.Figure, texts: Mapping[str, str]) -> None:
     """The value of each horizontal bar, named as on the y axis, at the figure's right edge."""
     for name, text in texts.items():
