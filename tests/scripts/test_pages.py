@@ -14,7 +14,8 @@ from xtclib.figures import records
 
 pytestmark = pytest.mark.slow
 playwright = pytest.importorskip("playwright.sync_api", reason="pages: pip install -e '.[browser]'")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 FORMULA = r"$$L = \frac{1}{n} \sum_i x_i + " + " + ".join(f"a_{{{i}}}" for i in range(40)) + "$$"
 # Boxes past the window's right edge that nothing around them scrolls. Figures cut their own.
 WIDE = """() => [...document.querySelectorAll("main *")].filter(e => {
