@@ -27,6 +27,7 @@ PLOTLY = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 PLOTLY_FILE = "_static/plotly.min.js"
+LEFT = shutil.ignore_patterns(".buildinfo", "_sources", "objects.inv")
 LIVE = (
     '<p class="widget-note">Controls that move in the notebook (<code>make lab</code>), as they '
     "stand here: {}.</p>"
@@ -85,12 +86,14 @@ def build(notebooks: dict[str, nbformat.NotebookNode], index: str, out: Path) ->
         contents = f"\n```{{toctree}}\n:hidden:\n\n{names}\n```\n" if notebooks else ""
         (source / "index.md").write_text(index + contents, encoding="utf-8")
         with patch_docutils(), docutils_namespace():
+            # MyST-NB writes beside the folder it is given: one here, the pages are copied out.
+            built = Path(folder, "built", "html")
             app = Sphinx(
-                source, None, out, Path(folder, "trees"), "html", CONFIG, status=None,
-                freshenv=True, parallel=1,
+                source, None, built, Path(folder, "trees"), "html", CONFIG, status=None,
+                freshenv=True,
             )  # fmt: skip
             app.build()
-    shutil.rmtree(out / "_sources", ignore_errors=True)
+        shutil.copytree(built, out, dirs_exist_ok=True, ignore=LEFT)
     for name in [*notebooks, "index"]:
         check_offline((out / f"{name}.html").read_text(encoding="utf-8"), name)
 
