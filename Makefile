@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[all]'
 	@touch $@
 
-run: setup has-notebooks  ## every notebook, `mini` profile: executed copies and HTML in build/
+run: setup has-notebooks  ## every notebook, `mini` profile: executed copies and pages in build/
 	$(BIN)/python scripts/run_notebooks.py --profile mini --out build
 
 quick: lint  ## linters and the unit tests that take under a second, in 90 s
@@ -73,8 +73,8 @@ figures: setup  ## the gallery in figures/, RESULTS.md and the README's table, f
 	$(BIN)/python scripts/figures.py
 	$(BIN)/python scripts/results.py
 
-lab: setup  ## JupyterLab on notebooks/
-	$(BIN)/jupyter lab notebooks
+lab: setup  ## JupyterLab on the repository, opened at notebooks/, so that links to ../ work
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 format: setup  ## ruff's fixes and formatting
 	$(BIN)/ruff check --fix .

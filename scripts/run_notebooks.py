@@ -3,14 +3,13 @@
     python scripts/run_notebooks.py --profile mini --out build
     python scripts/run_notebooks.py 02 05_xtc_pipeline --profile smoke --parameter SEED=3
 
-For each notebook, OUT holds the executed copy and an HTML page that opens offline; index.html
-lists them with their times. A notebook that fails leaves `NAME.failed.ipynb` and no page, the
-others still run, and the exit status is 1.
+For each notebook, OUT holds the executed copy, its widgets' state included, and an HTML page that
+opens offline; index.html lists them with their times. A notebook that fails leaves
+`NAME.failed.ipynb` and no page, the others still run, and the exit status is 1.
 """
 
 import argparse
 import ast
-import html
 import os
 import platform
 import re
@@ -25,11 +24,11 @@ from itertools import repeat
 from pathlib import Path
 
 import nbformat
+import pages
 import papermill
 import yaml
 from nbclient import NotebookClient
 from nbclient.output_widget import OutputWidget
-from offline_html import page, without_widgets, write_plotly
 from strip_notebooks import serialize, strip_, write
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
@@ -128,13 +127,10 @@ def execute(run: Run, out: Path, given: dict, timeout: int, cwd: Path) -> Run:
             run.path, partial, parameters=given, kernel_name="python3", cwd=cwd, progress_bar=False,
             execution_timeout=timeout, start_timeout=180, extra_arguments=QUIET,
         )  # fmt: skip
-        notebook = without_widgets(nbformat.read(partial, as_version=4))
+        notebook = nbformat.read(partial, as_version=4)
         notebook.metadata.pop("papermill", None)  # holds paths of this machine
         nbformat.write(notebook, partial)
-        made = partial.with_suffix(".html")
-        made.write_text(page(notebook, run.title, cwd), encoding="utf-8")
         partial.replace(done)
-        made.replace(built)
         run.status = "ok"
     except Exception as error:  # whatever a notebook raises, the next one still runs
         run.status, run.error = "failed", describe(error)
@@ -166,27 +162,22 @@ def describe(error: Exception, lines: int = 20) -> str:
     return "\n".join([type(error).__name__ + ":", *ANSI.sub("", str(error)).splitlines()[-lines:]])
 
 
-def write_index(runs: list[Run], out: Path, profile: str) -> None:
-    """index.html: one row per notebook, with only finished ones as links."""
-    rows = []
+def index(runs: list[Run], profile: str) -> str:
+    """The index page in Markdown: one row per notebook, with only finished ones as links."""
+    rows, errors = [], []
     for run in runs:
-        text = html.escape(run.title)
-        if run.status == "ok":
-            text = f'<a href="{html.escape(run.path.stem)}.html">{text}</a>'
+        name = f"[{run.title}]({run.path.stem}.html)" if run.status == "ok" else run.title
+        rows.append(f"| {run.path.stem[:2]} | {name} | {run.seconds:.1f} | {run.status} |")
         if run.error:
-            text += f"<pre>{html.escape(run.error)}</pre>"
-        seconds = f"{run.seconds:.1f}" if run.status != "not run" else ""
-        kind = run.status.replace(" ", "-")
-        rows.append(
-            f'<tr class="{kind}"><td>{html.escape(run.path.stem[:2])}</td><td>{text}</td>'
-            f'<td class="number">{seconds}</td><td>{run.status}</td></tr>'
-        )
+            errors.append(f"## {run.path.stem} failed\n\n````text\n{run.error}\n````\n")
     done, total = sum(run.status == "ok" for run in runs), sum(run.seconds for run in runs)
-    body = INDEX.format(
-        profile=html.escape(profile), versions=html.escape(", ".join(versions())),
-        summary=f"{done} of {len(runs)} notebooks ran, {total:.0f} s in all", rows="\n".join(rows),
-    )  # fmt: skip
-    write(out / "index.html", body)
+    return "\n".join([
+        "# Notebooks\n",
+        f"Profile `{profile}`: {done} of {len(runs)} notebooks ran, {total:.0f} s in all.\n",
+        "|  | Notebook | Seconds | Status |\n|---|---|---|---|", *rows, "",
+        f"{', '.join(versions())}. The executed notebooks lie beside these pages; `make lab` opens "
+        "the ones to work in, where the sliders move.\n", *errors,
+    ])  # fmt: skip
 
 
 def versions() -> list[str]:
@@ -198,41 +189,6 @@ def versions() -> list[str]:
         except PackageNotFoundError:
             found.append(f"{name} (not installed)")
     return found
-
-
-INDEX = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Notebooks ({profile})</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto;
-  padding: 0 1rem; }}
-table {{ border-collapse: collapse; width: 100%; }}
-th, td {{ text-align: left; vertical-align: top; padding: 0.4rem 0.6rem;
-  border-bottom: 1px solid #8884; }}
-.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
-.failed td:last-child {{ color: #c62828; font-weight: 600; }}
-.not-run td {{ opacity: 0.6; }}
-pre {{ overflow-x: auto; font-size: 0.8rem; }}
-footer {{ margin-top: 1rem; opacity: 0.7; font-size: 0.85rem; }}
-</style>
-</head>
-<body>
-<h1>Notebooks</h1>
-<p>Profile <code>{profile}</code>: {summary}.</p>
-<table>
-<thead><tr><th></th><th>Notebook</th><th class="number">Seconds</th><th>Status</th></tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table>
-<footer>{versions}</footer>
-</body>
-</html>
-"""
 
 
 def key_value(text: str) -> tuple:
@@ -281,14 +237,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     args.out.mkdir(parents=True, exist_ok=True)
-    write_plotly(args.out)
-    write_index(runs, args.out, args.profile)
     with ProcessPoolExecutor(args.jobs) as pool:
         rest = args.out, given, args.execution_timeout, args.folder.resolve()
         for i, run in enumerate(pool.map(execute, runs, *map(repeat, rest))):
             runs[i] = run
             print(f"{run.path.stem:<32}{run.seconds:8.1f} s  {run.status}", flush=True)
-            write_index(runs, args.out, args.profile)
+    ran = {run.path.stem: args.out / f"{run.path.stem}.ipynb" for run in runs if run.status == "ok"}
+    read = {name: nbformat.read(path, as_version=4) for name, path in ran.items()}
+    pages.build(read, index(runs, args.profile), args.out)
 
     failed = [run for run in runs if run.status != "ok"]
     if failed:

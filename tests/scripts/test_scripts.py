@@ -6,7 +6,7 @@ import re
 import shlex
 
 import nbformat
-import offline_html
+import pages
 import pytest
 import results
 import run_notebooks
@@ -75,23 +75,15 @@ def test_a_failing_notebook_leaves_no_page_and_the_next_one_runs(tmp_path, capsy
     assert run(tmp_path, "--parameter", "SEED=3", "--profile", "smoke") == 1
     error = capsys.readouterr().err
     assert "1 of 2 notebooks failed: 01_bad" in error and "KeyError: 'gone'" in error
-    assert {path.name for path in out.iterdir()} == {
-        "01_bad.failed.ipynb",
-        "02_good.ipynb",
-        "02_good.html",
-        "assets",
-        "index.html",
-    }
+    assert not list(out.glob("01_bad.[!f]*")) and (out / "01_bad.failed.ipynb").is_file()
     page = (out / "02_good.html").read_text()
-    offline_html.check_offline(page)
-    assert page.count("Plotly.newPlot") == 1 and page.count(offline_html.PLOTLY_FILE) == 1
-    assert (
-        "(3, 'smoke')"
-        in nbformat.read(out / "02_good.ipynb", 4).cells[-1].outputs[-1].data["text/plain"]
-    )
+    assert page.count("Plotly.newPlot") == 1 and page.count(pages.PLOTLY_FILE) == 1
+    assert (out / pages.PLOTLY_FILE).is_file() and (out / "_static/mathjax/tex-chtml.js").is_file()
+    (shown,) = nbformat.read(out / "02_good.ipynb", 4).cells[-1].outputs[-1:]
+    assert "(3, 'smoke')" in shown.data["text/plain"]
     index = (out / "index.html").read_text()
     assert 'href="02_good.html"' in index and 'href="01_bad.html"' not in index
-    assert "1 of 2 notebooks ran" in index
+    assert "1 of 2 notebooks ran" in index and "KeyError" in index
 
 
 @pytest.mark.parametrize(
@@ -106,29 +98,33 @@ def test_a_failing_notebook_leaves_no_page_and_the_next_one_runs(tmp_path, capsy
 )
 def test_a_page_that_needs_the_network_is_refused(tag):
     with pytest.raises(ValueError, match="must open offline"):
-        offline_html.check_offline(f"<html>{tag}</html>")
-    offline_html.check_offline('<a href="https://arxiv.org/abs/2206.01859">a paper</a>')
+        pages.check_offline(f"<html>{tag}</html>")
+    pages.check_offline('<a href="https://arxiv.org/abs/2206.01859">a paper</a>')
 
 
-def test_formulas_become_mathml(tmp_path):
-    notebook = new_notebook(cells=[new_markdown_cell(r"Half: $\frac{1}{2}$, not $\left( x$")])
-    page = offline_html.page(notebook, "t", tmp_path)
-    assert "<mfrac>" in page and r"$\left( x$" in page
-
-
-def test_a_widget_is_shown_as_what_it_holds(tmp_path):
+def test_a_page_shows_what_a_widget_holds_and_where_it_moves():
     view = {"model_id": "box", "version_major": 2, "version_minor": 0}
-    output = new_output("display_data", {offline_html.WIDGET: view})
+    output = new_output("display_data", {pages.WIDGET: view})
     inner = new_output("stream", text="inside\n")
+    children = ["IPY_MODEL_s", "IPY_MODEL_o"]
     state = {
-        "box": {"model_name": "VBoxModel", "state": {"children": ["IPY_MODEL_s", "IPY_MODEL_o"]}},
-        "s": {"model_name": "IntSliderModel", "state": {"description": "bits", "value": 4}},
+        "box": {"model_name": "VBoxModel", "state": {"children": children}},
+        "s": {"model_name": "IntSliderModel", "state": {"description": "<b>its", "value": 4}},
         "o": {"model_name": "OutputModel", "state": {"outputs": [inner]}},
     }
     notebook = new_notebook(cells=[new_code_cell("slider", outputs=[output])])
-    notebook.metadata.widgets = {offline_html.WIDGET_STATE: {"state": state}}
-    page = offline_html.page(notebook, "t", tmp_path)
-    assert "bits 4" in page and "inside" in page
+    notebook.metadata.widgets = {pages.WIDGET_STATE: {"state": state}}
+    note, shown = pages.without_widgets(notebook).cells[0].outputs
+    assert "make lab" in note.data["text/html"] and "&lt;b&gt;its 4" in note.data["text/html"]
+    assert shown.text == "inside\n" and "widgets" in notebook.metadata
+
+
+def test_a_figures_title_is_text_that_fills_the_width():
+    layout = {"title": {"text": "a <<br>b"}, "height": 394, "margin": {"t": 74}}
+    bundle = {"data": [], "layout": layout}
+    page = pages._figure(bundle, 1)
+    assert '<p class="figure-title">a &lt; b</p>' in page and "a <<br>" not in page
+    assert '"height": 330' in page and '"t": 10' in page and "<script src" not in page
 
 
 def test_strip_keeps_the_marked_text_and_nothing_else(tmp_path, capsys):
@@ -221,6 +217,6 @@ def test_a_hostile_name_in_a_figure_stays_text():
     """What a record says of itself is no markup of a built page."""
     bad = "</script><!--<script>alert(1)</script><img src=x onerror=alert(2)>"
     figure = bars([made(recipe=bad), made(recipe="b", score=80.0)])
-    text = offline_html._figure(figure.to_plotly_json(), "one")
+    text = pages._figure(figure.to_plotly_json(), 1)
     assert text.count("<script>") == text.count("</script>") == 1
     assert "<!--" not in text and "<img" not in text and r"\u003cimg" in text

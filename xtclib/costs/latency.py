@@ -137,8 +137,8 @@ class ComponentLatency:
         """Components or layers as text: milliseconds, shares, how the sum compares to the whole."""
         lines = [
             f"{self.model}, batch {self.batch}, length {self.length}: {self.whole:.1f} ms "
-            f"({self.low:.1f} to {self.high:.1f}), {self.device}, {self.threads} threads, fp32, "
-            f"median of {self.repeats}"
+            f"({self.low:.1f} to {self.high:.1f}), {self.device}, {self.threads} "
+            f"thread{'s' * (self.threads > 1)}, fp32, median of {self.repeats}"
         ]
         total = sum(self.components.values())
         parts = self.components if key == "component" else self.layers

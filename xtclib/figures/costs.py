@@ -24,6 +24,7 @@ from xtclib.figures.style import (
     log_ticks,
     marker_of,
     new_figure,
+    plain,
 )
 
 # Patterns repeat what the colours say.
@@ -63,14 +64,14 @@ def shares(
 ) -> go.Figure:
     """A bar each for parameters, operations, activations and time, cut into components."""
     bars = {
-        f"parameters<br>{costs.parameters / 1e6:.3g} M": costs.by("component"),
-        f"operations<br>{costs.flops() / 1e9:.3g} GFLOPs": costs.by("component", Part.flops),
-        f"activations<br>{costs.total('activations') * 4 / 1e6:.3g} MB": costs.by(
+        f"parameters<br>{plain(costs.parameters / 1e6)} M": costs.by("component"),
+        f"operations<br>{plain(costs.flops() / 1e9)} GFLOPs": costs.by("component", Part.flops),
+        f"activations<br>{plain(costs.total('activations') * 4 / 1e6)} MB": costs.by(
             "component", "activations"
         ),
     }
     if latency is not None:
-        bars[f"time<br>{latency.whole:.3g} ms"] = latency.components
+        bars[f"time<br>{plain(latency.whole)} ms"] = latency.components
     cut = [merged(parts) for parts in bars.values()]
     part = [{c: v / sum(p.values()) for c, v in p.items()} for p in cut]
     most = max(part[0], key=lambda name: part[0][name])
@@ -146,7 +147,7 @@ def layers(costs: Breakdown, title: str | None = None) -> go.Figure:
         figure.add_bar(
             y=names, x=[v / scale for v in sums.values()], orientation="h", row=1, col=column,
             marker={"color": [GREY if k is None else COLOURS[0] for k in sums]}, showlegend=False,
-            hovertemplate="%{y}: %{x:.3g}<extra></extra>",
+            hovertemplate="%{y}: %{x:,.3r}<extra></extra>",
         )  # fmt: skip
         figure.update_xaxes(title_text=unit, row=1, col=column)
     figure.update_yaxes(autorange="reversed", row=1, col=1)
@@ -171,7 +172,7 @@ def architectures(found: Iterable[Breakdown], title: str | None = None) -> go.Fi
     for i, (x, y, name) in enumerate(points):
         figure.add_scatter(
             x=[x], y=[y], mode="markers", marker=marker_of(i), showlegend=False, name=name,
-            hovertemplate=f"{name}<br>%{{x:.3g}} M, {10**y:.3g} GFLOPs<extra></extra>",
+            hovertemplate=f"{name}<br>%{{x:,.3r}} M, {plain(10**y)} GFLOPs<extra></extra>",
         )  # fmt: skip
     label_points(figure, points, 400)
     xs = [p[0] for p in points]
@@ -204,12 +205,12 @@ def roofline(
     figure.add_scatter(
         x=roof, y=[min(limits["gbytes"] * x, limits["gflops"]) for x in roof], mode="lines",
         line={"color": GREY, "width": 3}, showlegend=False,
-        hovertemplate="at most %{y:.3g} GFLOP/s<extra></extra>",
+        hovertemplate="at most %{y:,.3r} GFLOP/s<extra></extra>",
     )  # fmt: skip
     for i, (name, (x, y)) in enumerate(points.items()):
         figure.add_scatter(
             x=[x], y=[y], mode="markers", marker=marker_of(i, size=11), name=name,
-            hovertemplate=f"{name}<br>%{{x:.3g}} operations a byte, %{{y:.3g}} GFLOP/s"
+            hovertemplate=f"{name}<br>%{{x:,.3r}} operations a byte, %{{y:,.3r}} GFLOP/s"
             "<extra></extra>",
         )  # fmt: skip
     ys = [y for _, y in points.values()] + [limits["gflops"]]
@@ -297,7 +298,7 @@ def _pairs(figure: go.Figure, points: Sequence[tuple], unit: str) -> None:
         ):
             figure.add_scatter(
                 x=[x], y=[score], mode="markers", marker=marker, name=name, showlegend=False,
-                hovertemplate=f"{name}, {how}<br>%{{x:.3g}} {unit}, %{{y}}<extra></extra>",
+                hovertemplate=f"{name}, {how}<br>%{{x:,.3r}} {unit}, %{{y}}<extra></extra>",
             )  # fmt: skip
 
 

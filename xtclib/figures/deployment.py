@@ -20,6 +20,7 @@ from xtclib.figures.style import (
     log_axis,
     marker_of,
     new_figure,
+    plain,
 )
 from xtclib.techniques.quantization.packing import TRIT, storage_bits
 from xtclib.techniques.quantization.quantizers import Scheme
@@ -51,7 +52,7 @@ def widths(title: str | None = None) -> go.Figure:
         figure.add_annotation(x=max(bits, limit), y=name, showarrow=False, xanchor="left",
                               xshift=10, text=f"{100 * (bits / limit - 1):.1f} % over")  # fmt: skip
     figure.update_yaxes(autorange="reversed", ticks="")
-    figure.update_xaxes(title_text="bits a value", range=[0, 9.9], tickvals=list(range(9)))
+    figure.update_xaxes(title_text="bits a value", range=[0, 11], tickvals=list(range(9)))
     return figure.update_layout(margin_b=85, bargap=0.45)
 
 
@@ -113,10 +114,10 @@ def size_and_speed(
         figure.add_scatter(
             x=[x], y=[y], mode="markers", marker=marker_of(i), name=row["runtime"],
             showlegend=False,
-            hovertemplate=f"{row['runtime']}<br>%{{x:.3g}} MB, %{{y:.2f}} ×<extra></extra>",
+            hovertemplate=f"{row['runtime']}<br>%{{x:,.3r}} MB, %{{y:.2f}} ×<extra></extra>",
         )  # fmt: skip
     label_points(figure, points, 360)
-    figure.update_xaxes(title_text="file, MB", **log_axis([p[0] for p in points], 1.5, 1.8))
+    figure.update_xaxes(title_text="file, MB", **log_axis([p[0] for p in points], 1.5, 2.6))
     figure.update_yaxes(title_text=f"× as fast as {base}, batch {batch}, length {length}")
     return figure
 
@@ -124,16 +125,19 @@ def size_and_speed(
 def side_by_side(
     wanted: np.ndarray, found: np.ndarray, names: tuple[str, str], title: str | None = None
 ) -> go.Figure:
-    """Two runtimes' margins (logit of class 1 less that of class 0) for the same rows.
+    """Two runtimes' margins for the same rows; logits of shape (rows, classes).
 
-    Crosses mark rows whose label differs.
+    A margin is the logit of class 1 less that of class 0; of several classes, the logit of the
+    first runtime's label less the largest other one; of one, the value itself. Crosses mark rows
+    whose label differs.
     """
-    x, y = (logits[:, 1] - logits[:, 0] for logits in (wanted, found))
-    same = (x > 0) == (y > 0)
+    what, (x, y) = _margins(wanted, found)
+    same = wanted.argmax(-1) == found.argmax(-1)
     apart = np.abs(x - y)
+    agree = f"{100 * same.mean():.1f} % of {len(x)} labels agree; " if what == "margin" else ""
     figure = new_figure(
-        title or f"{100 * same.mean():.1f} % of {len(x)} labels agree; margins differ by "
-        f"{np.median(apart):.1g} in the median, {apart.max():.1g} at most", 340,
+        title or f"{agree}{what}s differ by {np.median(apart):.1g} in the median, "
+        f"{apart.max():.1g} at most", 340,
     )  # fmt: skip
     ends = [float(min(x.min(), y.min())), float(max(x.max(), y.max()))]
     figure.add_scatter(x=ends, y=ends, mode="lines", line={"color": GREY, "dash": "dot"},
@@ -145,9 +149,20 @@ def side_by_side(
                 marker={"symbol": symbol, "size": 8, "color": COLOURS[int(symbol == "x")]},
                 hovertemplate="%{x:.3f} and %{y:.3f}<extra></extra>",
             )  # fmt: skip
-    figure.update_xaxes(title_text=f"margin in {names[0]}")
-    figure.update_yaxes(title_text=f"margin in {names[1]}")
+    figure.update_xaxes(title_text=f"{what} in {names[0]}")
+    figure.update_yaxes(title_text=f"{what} in {names[1]}")
     return figure.update_layout(margin_b=85)
+
+
+def _margins(wanted: np.ndarray, found: np.ndarray) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
+    if wanted.shape[1] == 1:
+        return "value", (wanted[:, 0], found[:, 0])
+    if wanted.shape[1] == 2:
+        return "margin", (wanted[:, 1] - wanted[:, 0], found[:, 1] - found[:, 0])
+    label = wanted.argmax(-1)[:, None] == np.arange(wanted.shape[1])
+    x, y = (np.where(label, m, -np.inf).max(-1) - np.where(label, -np.inf, m).max(-1)
+            for m in (wanted, found))  # fmt: skip
+    return "margin", (x, y)
 
 
 def noise(lines: Mapping[str, Sequence[float]], title: str | None = None) -> go.Figure:
@@ -215,5 +230,5 @@ def _place(tensor: str) -> str:
 def _bytes(size: float) -> str:
     for unit, scale in (("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
-            return f"{size / scale:.3g} {unit}"
+            return f"{plain(size / scale)} {unit}"
     return f"{size:.0f} B"

@@ -18,6 +18,7 @@ from xtclib.costs.breakdown import break_down
 from xtclib.distillation.losses import layer_map
 from xtclib.distillation.terms import LAYER_MAPS
 from xtclib.figures import costs, deployment, distillation, pruning, quantization
+from xtclib.figures.style import plain
 from xtclib.techniques.base import apply_all, technique
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.pruning.structured import PruneHeads
@@ -98,8 +99,8 @@ def breakdown_explorer(
         )  # fmt: skip
         found = break_down(config, batch, length, extend=True)
         sentence.value = (
-            f"<b>{found.parameters / 1e6:.1f} M parameters, {found.flops() / 1e9:.3g} GFLOPs</b>; "
-            "a head is 64 wide, feed-forward 4 × the width"
+            f"<b>{found.parameters / 1e6:.1f} M parameters, {plain(found.flops() / 1e9)} GFLOPs"
+            "</b>; a head is 64 wide, feed-forward 4 × the width"
         )
         return costs.shares(replace(found, model="this BERT"))
 

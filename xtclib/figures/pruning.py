@@ -161,7 +161,7 @@ def over_sparsity(
     spread = f"range of {seeds} seeds" if seeds > 1 else "one seed"
     shares = sorted({share for line in lines.values() for share, _ in line})
     figure.update_xaxes(
-        title_text=f"zeros among the encoder's weights, % ({spread})", tickvals=shares,
+        title_text=f"zeros among the encoder's<br>weights, % ({spread})", tickvals=shares,
         range=[shares[0] - 4, shares[-1] + 4],
     )  # fmt: skip
     return figure.update_yaxes(title_text="score, %")

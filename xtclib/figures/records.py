@@ -22,6 +22,7 @@ from xtclib.figures.style import (
     log_axis,
     marker_of,
     new_figure,
+    plain,
     whiskers,
 )
 from xtclib.records import Group, Record, grouped
@@ -77,7 +78,7 @@ def size_accuracy(
         figure.add_scatter(
             x=[g.bytes / 1e6], y=[g.mean], name=name, mode="markers", marker=marker_of(i),
             error_y=bars if g.n > 1 else None, showlegend=False,
-            hovertemplate=f"{name}<br>%{{x:.3g}} MB, %{{y:.1f}} % (n = {g.n})<extra></extra>",
+            hovertemplate=f"{name}<br>%{{x:,.3r}} MB, %{{y:.1f}} % (n = {g.n})<extra></extra>",
             **at,
         )  # fmt: skip
         points.append((g.bytes / 1e6, g.mean, name))
@@ -85,7 +86,7 @@ def size_accuracy(
     figure.add_scatter(
         x=[size], y=[score], name="teacher", mode="markers", showlegend=False,
         marker={"symbol": "star", "size": 14, "color": GREY},
-        hovertemplate="teacher<br>%{x:.3g} MB, %{y:.1f} %<extra></extra>", **at,
+        hovertemplate="teacher<br>%{x:,.3r} MB, %{y:.1f} %<extra></extra>", **at,
     )  # fmt: skip
     points.append((size, score, "teacher"))
     label = f"file on disk, MB ({_seeds(groups)})"
@@ -103,7 +104,7 @@ def _published_panel(figure: go.Figure, rows: Sequence[Mapping]) -> None:
         y = [row["value"] for row in own]
         figure.add_scatter(
             x=x, y=y, name=system, mode="markers", marker=marker_of(i, hollow=True), row=2, col=1,
-            showlegend=False, hovertemplate="%{x:.3g} MB, %{y:.1f} %",
+            showlegend=False, hovertemplate="%{x:,.3r} MB, %{y:.1f} %",
         )  # fmt: skip
         for a, b, row in zip(x, y, own, strict=True):
             bits = f", {row['weight_bits']}-bit" if row["weight_bits"] != 32 else ""
@@ -158,7 +159,7 @@ def bars(records: Iterable[Record], title: str | None = None) -> go.Figure:
             annotation_position="top", annotation_xanchor=anchor,
         )  # fmt: skip
     label = f"{_score_axis(groups)} (circles: seeds)"
-    figure.update_xaxes(title_text=label, range=[0, 116], tickvals=[0, 20, 40, 60, 80, 100])
+    figure.update_xaxes(title_text=label, range=[0, 122], tickvals=[0, 20, 40, 60, 80, 100])
     return figure.update_yaxes(showgrid=False, ticks="")
 
 
@@ -258,6 +259,8 @@ def loss_curves(records: Record | Iterable[Record], title: str | None = None) ->
         steps = max(steps, offset)
     if not lines:
         raise ValueError("received no record with losses, expected one of a recipe that trains")
+    if len(lines) == 2:
+        lines.pop("loss", None)  # the sum of one term is that term
     order = [t for t in _TERMS if t in lines] + sorted(set(lines) - set(_TERMS))
     figure = new_figure(title or _loss_takeaway(lines, order))
     for i, term in enumerate(order):
@@ -304,7 +307,7 @@ def latency(source: Iterable[Record] | Mapping, title: str | None = None) -> go.
                          color=COLOURS[1], thickness=2, width=5),
         showlegend=False, hovertemplate="%{y}: %{x:.2f} ms<extra></extra>",
     )  # fmt: skip
-    label_bars(figure, {name: f"{times[name]['median']:.3g}" for name in names})
+    label_bars(figure, {name: plain(times[name]["median"]) for name in names})
     batch, length, device, threads = settings
     figure.update_xaxes(
         title_text=f"ms a batch of {batch} × {length} tokens<br>{device}, {threads} "
@@ -338,6 +341,6 @@ def _times(source: Iterable[Record] | Mapping) -> tuple[tuple, dict[str, dict[st
 def _latency_takeaway(times: Mapping[str, Mapping[str, float]]) -> str:
     name = min(times, key=lambda n: times[n]["median"])
     if "teacher" not in times or name == "teacher":
-        return f"{name} is the fastest: {times[name]['median']:.3g} ms"
+        return f"{name} is the fastest: {plain(times[name]['median'])} ms"
     ratio = times["teacher"]["median"] / times[name]["median"]
     return f"{name} is the fastest, {ratio:.1f} times as fast as its teacher"

@@ -1,0 +1,151 @@
+"""Answers and hidden tests of the notebooks' exercises: `xtclib.notebook.check` reads them.
+
+You are about to see the solutions; each notebook has a hint and the solution folded away.
+Names are ``NN name``, NN the notebook. `ANSWERS` computes what is right and says to how many digits
+it is compared; `TESTS` calls a reader's function and yields (words, what it gave, what is right).
+"""
+
+from numbers import Real
+
+import torch
+
+from xtclib import LayerReduction, Match, recipes
+from xtclib.costs import architectures, breakdown, claims
+from xtclib.distillation import attention_mse, kl_divergence, layer_map, soft_cross_entropy
+from xtclib.techniques.pruning import masks
+from xtclib.techniques.quantization import Scheme, packing, quantize, relative_error, split
+
+UNSURE, TEACHER = torch.zeros(1, 2), torch.tensor([[0.9, 0.1]]).log()
+SPLIT = split(torch.tensor([[0.1, -1.0, 2.0, -0.2]], dtype=torch.float64), Scheme.parse("ternary"))
+
+
+def encoder_flops(f):
+    for layers, h, n in ((12, 768, 128), (24, 1024, 320), (4, 312, 64)):
+        right = layers * (24 * n * h**2 + 4 * n**2 * h)
+        yield f"{layers} layers, width {h}, {n} tokens", f(layers, h, n), right
+
+
+def by_row(f):
+    rows = torch.randn(6, 32, generator=torch.Generator().manual_seed(5))
+    for words, scale in (("rows alike", 1.0), ("one row 20 times larger", 20.0)):
+        x = torch.cat([rows[:1] * scale, rows[1:]])
+        for bits in (4, 8):
+            yield f"{words}, {bits} bits", f(x, bits), quantize(x, f"int{bits}-row").dequantize()
+
+
+def two_of_four(f):
+    for shape in ((8, 16), (3, 4)):
+        w = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        (right,) = masks.masks([w.abs()], 0.5, pattern="2:4")
+        yield f"weights of shape {shape}", f(w), right
+
+
+def masked_scores_mse(f):
+    a, b = torch.arange(32.0).reshape(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)
+    for words, mask in (
+        ("nothing padded", torch.ones(2, 4).long()),
+        ("padding at the end", torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])),
+    ):
+        yield words, f(a, b, mask), attention_mse(a, b, mask)
+        yield (
+            f"two heads, {words}",
+            f(a.repeat(1, 2, 1, 1), b.repeat(1, 2, 1, 1), mask),
+            (attention_mse(a.repeat(1, 2, 1, 1), b.repeat(1, 2, 1, 1), mask)),
+        )
+
+
+def unpack_signs(f):
+    for n in (8, 10, 23):
+        signs = torch.randn(n, generator=torch.Generator().manual_seed(n)).sign()
+        yield f"{n} signs", f(packing.encode(signs, 1, 1), n), signs
+
+
+def open_row(f):
+    table = packing.byte_table(1, 1)
+    for n in (8, 10, 23):
+        signs = torch.randn(n, generator=torch.Generator().manual_seed(n)).sign()
+        yield f"{n} signs", f(packing.encode(signs, 1, 1), table, n), signs
+
+
+ANSWERS = {  # name: (what is right, digits after the point; None: exactly)
+    "01 overtaken": (lambda: 4 * architectures.config_of("bert-large").hidden_size, None),
+    "01 megabytes": (lambda: claims.backbone_parameters("pkd-6l") * 2 / 8 / 1e6, 1),
+    "01 convention": (
+        lambda: min(
+            ("FLOPs", "MACs", "weights only", "everything", "one-hot lookups"),
+            key=lambda name: abs(breakdown.break_down("bert-base").flops(name) - 11.2e9),
+        ),
+        None,
+    ),
+    "02 alpha": (lambda: quantize(torch.tensor([0.1, -0.4, 0.7, -0.8]), "binary").scale, 3),
+    "02 error": (lambda: relative_error(torch.tensor([0.1, -0.4, 0.7, -0.8]), "binary"), 3),
+    "02 binary bytes": (lambda: 3072 * packing.packed_length(768, 1) + 2, None),
+    "02 ternary bytes": (lambda: 3072 * packing.packed_length(768, 2) + 2 * 3072, None),
+    "03 bits": (lambda: 1 + 4 * 0.2, 2),
+    "03 density": (lambda: (4 - 1) / 4, 2),
+    "03 steps": (lambda: 0.1**2 / (2 * 1e-5), 0),
+    "04 cross-entropy": (lambda: soft_cross_entropy(UNSURE, TEACHER), 3),
+    "04 divergence": (lambda: kl_divergence(UNSURE, TEACHER), 3),
+    "04 gradient": (lambda: 0.5 - 0.9, 3),
+    "04 uniform": (lambda: layer_map(8, 12), None),
+    "04 unused": (lambda: 12 - max(layer_map(8, 12, "release")), None),
+    "04 skip": (lambda: [j for _, j in Match("patience", layers="uniform").pairs(4, 12)], None),
+    "04 last": (lambda: [j for _, j in Match("patience", layers="last").pairs(4, 12)], None),
+    "04 beta": (lambda: SPLIT[0][0, 3], 3),
+    "04 half scale": (lambda: quantize(SPLIT[1], "binary").scale, 3),
+    "05 mebibytes": (
+        lambda: (claims.backbone_parameters("bert-base") - 7 * 7_087_872) * 2 / 8 / 2**20,
+        2,
+    ),
+    "05 kept": (lambda: LayerReduction(layers=4).indices(12), None),
+    "05 followed": (lambda: layer_map(4, 12), None),
+    "05 recipe": (lambda: recipes.load("xtc-2bit-5of12").hash, None),
+    "06 trit bytes": (lambda: 3072 * packing.packed_length(768, 1.6) + 2 * 3072, None),
+    "06 bits each": (lambda: (packing.packed_length(768, 1.6) + 2) * 8 / 768, 3),
+    "06 zero point": (lambda: quantize(torch.tensor([-1.0, 3.0]), "uint8-tensor").zero_point, None),
+    "06 zero becomes": (lambda: 0.0, 3),
+}
+TESTS = {
+    "01 encoder_flops": encoder_flops,
+    "02 by_row": by_row,
+    "03 two_of_four": two_of_four,
+    "04 masked_scores_mse": masked_scores_mse,
+    "05 unpack_signs": unpack_signs,
+    "06 open_row": open_row,
+}
+
+
+def verdict(name, answer):
+    """What to tell a reader who answered the exercise ``name``: right, or not yet and why."""
+    if name in TESTS:
+        return _tested(TESTS[name], answer)
+    compute, digits = ANSWERS[name]
+    right = compute()
+    if isinstance(right, str):
+        return "right" if answer == right else "not yet"
+    if isinstance(right, list):
+        return "right" if isinstance(answer, (list, tuple)) and [*answer] == right else "not yet"
+    if not isinstance(answer, Real):
+        return f"not yet: expected a number, received {type(answer).__name__}"
+    if digits is None:
+        return "right" if answer == float(right) else "not yet: it is a whole number, exactly"
+    near = abs(answer - float(right)) <= 0.6 * 10**-digits
+    return "right" if near else f"not yet (compared to {digits} digits after the point)"
+
+
+def _tested(cases, function):
+    passed = 0
+    try:
+        for words, given, right in cases(function):
+            if given is None:
+                return "not yet: the function returns None; write it above"
+            given, right = (torch.as_tensor(x).double() for x in (given, right))
+            if given.shape != right.shape:
+                shapes = f"shape {tuple(given.shape)}, expected {tuple(right.shape)}"
+                return f"not yet: {words}: {shapes}"
+            if not torch.allclose(given, right, rtol=1e-5, atol=1e-5):
+                return f"not yet: {words}: the values differ ({passed} cases passed)"
+            passed += 1
+    except Exception as error:  # whatever a reader's code raises
+        return f"not yet: it raises {type(error).__name__}: {str(error)[:200]}"
+    return f"right, in {passed} cases"
