@@ -67,6 +67,7 @@ def open_row(f):
         yield f"{n} signs", f(packing.encode(signs, 1, 1), table, n), signs
 
 
+KEPT = [0, 2, 3, 5, 6, 8, 9, 11]  # of twelve layers, by a student of eight
 ANSWERS = {  # name: (what is right, digits after the point; None: exactly)
     "01 overtaken": (lambda: 4 * architectures.config_of("bert-large").hidden_size, None),
     "01 megabytes": (lambda: claims.backbone_parameters("pkd-6l") * 2 / 8 / 1e6, 1),
@@ -88,7 +89,7 @@ ANSWERS = {  # name: (what is right, digits after the point; None: exactly)
     "04 divergence": (lambda: kl_divergence(UNSURE, TEACHER), 3),
     "04 gradient": (lambda: 0.5 - 0.9, 3),
     "04 uniform": (lambda: layer_map(8, 12), None),
-    "04 unused": (lambda: 12 - max(layer_map(8, 12, "release")), None),
+    "04 release": (lambda: layer_map(8, 12, "release", KEPT), None),
     "04 skip": (lambda: [j for _, j in Match("patience", layers="uniform").pairs(4, 12)], None),
     "04 last": (lambda: [j for _, j in Match("patience", layers="last").pairs(4, 12)], None),
     "04 beta": (lambda: SPLIT[0][0, 3], 3),
