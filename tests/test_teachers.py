@@ -3,9 +3,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import (
+    AutoTokenizer,
+    BertTokenizer,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from xtclib import cache, teachers
+from xtclib.tasks.evaluation import predict
 from xtclib.tasks.glue import TASKS
+from xtclib.tasks.rows import Split
 from xtclib.training.budget import Budget
 
 BUDGET = Budget(steps=2, batch_size=8, max_length=16)
@@ -195,3 +203,21 @@ def test_a_regression_teacher_has_no_label_order(make_bert, tokenizer, tmp_path)
     make_bert(2, 1).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert teachers.load_teacher(tmp_path, TASKS["stsb"]).model.config.num_labels == 1
+
+
+def test_a_body_with_one_segment_reads_pairs_of_a_tokenizer_that_gives_two(tmp_path):
+    """RoBERTa's body under a WordPiece tokenizer: segments 1 have no row in its table."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
+    BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(tmp_path)
+    config = RobertaConfig(
+        vocab_size=7, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0,
+        intermediate_size=8, max_position_embeddings=42, type_vocab_size=1,
+        id2label={0: "not_equivalent", 1: "equivalent"},
+    )  # fmt: skip
+    model = RobertaForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    teacher = teachers.load_teacher(tmp_path, "mrpc")
+    pairs = Split(["a b", "b"], ["b", "a"], [0, 1])
+    assert predict(teacher.model, teacher.tokenizer, pairs).shape == (2, 2)
+    teacher.tokenizer.save_pretrained(tmp_path / "again")
+    assert "token_type_ids" not in AutoTokenizer.from_pretrained(tmp_path / "again")("a", "b")

@@ -124,8 +124,8 @@ def load_tokenizer(path: str | Path, max_length: int = 128) -> PreTrainedTokeniz
     with contextlib.suppress(OSError, ValueError):  # a tokenizer may lie alone
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
         if getattr(config, "type_vocab_size", 2) < 2:
-            names = tokenizer.model_input_names
-            tokenizer.model_input_names = [name for name in names if name != "token_type_ids"]
+            names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+            tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.backend_tokenizer.no_truncation()
