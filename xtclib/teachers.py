@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +16,7 @@ import transformers
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from xtclib.bert import read_config
-from xtclib.cache import cache_dir, keep, key, opened
+from xtclib.cache import ROOT, cache_dir, keep, key, opened
 from xtclib.distillation.objective import Objective
 from xtclib.files import sha256, write_json
 from xtclib.tasks.base import Task, TaskData, find_task
@@ -25,6 +26,7 @@ from xtclib.training.budget import Budget
 from xtclib.training.trainer import Lesson, Run, train
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+ADAPTERS = ROOT / "data" / "teachers"  # of the profile reviews, made by scripts/adapters.py
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -107,6 +109,31 @@ def fine_tuned(backbone: str, data: TaskData, budget: Budget, seed: int = 0,
     shutil.rmtree(run.folder, ignore_errors=True)
     teacher = load_teacher(folder, data.task)
     return replace(teacher, key=name, made_from=made_from, cached=cached)
+
+
+def shipped(backbone: str, data: TaskData) -> Teacher | None:
+    """The teacher that comes with the repository as an adapter, merged; ``None`` where none does.
+
+    Raises ``ValueError`` for an adapter of other weights than the backbone's, ``ImportError``
+    without ``peft``.
+    """
+    folder = ADAPTERS / data.task.name
+    if not (folder / "adapter_model.safetensors").is_file():
+        return None
+    made_from = json.loads((folder / "made_from.json").read_text(encoding="utf-8"))
+    if made_from["backbone"] != weights_id(backbone):
+        raise ValueError(f"the adapter in {folder} is of other weights than {backbone}'s")
+    if made_from["data"] != data.fingerprint:
+        return None  # other rows than it was fine-tuned on
+    try:
+        import peft
+    except ImportError:
+        raise ImportError("the shipped teachers need peft: pip install 'xtclib[minilm]'") from None
+    model = peft.PeftModel.from_pretrained(data.task.load_model(backbone), str(folder))
+    model = model.merge_and_unload().eval()
+    name = key(made_from, sha256(folder / "adapter_model.safetensors"))
+    tokenizer = load_tokenizer(backbone, made_from["budget"]["max_length"])
+    return Teacher(model, tokenizer, name, made_from, True)
 
 
 def load_tokenizer(path: str | Path, max_length: int = 128) -> PreTrainedTokenizerBase:

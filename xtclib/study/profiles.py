@@ -14,6 +14,7 @@ from transformers import BertConfig, BertForPreTraining
 from xtclib import cache, teachers
 from xtclib.cache import BUILT_IN, cache_dir, key
 from xtclib.files import fault, unknown
+from xtclib.tasks import reviews
 from xtclib.tasks.base import TaskData, find_task
 from xtclib.tasks.masked import unlabelled
 from xtclib.training import budget as training_budget
@@ -59,6 +60,7 @@ def _lengths(unit: str, a: float, b: float, c: float, base: Budget) -> dict[str,
 
 _SMALL = Budget(steps=1, learning_rate=5e-4, max_length=48, dropout=0.0)
 _GLUE = Budget(epochs=3, max_length=128)
+_REVIEWS = Budget(steps=1, learning_rate=2e-4, max_length=64, dropout=0.0)
 _MINILM = replace(_GLUE, learning_rate=2e-4, dropout=0.0)
 # XTC, arXiv:2206.01859, section 3: budgets of 3, 9 and 18 epochs; lr 5e-5, one warm-up epoch.
 _PAPER = replace(_GLUE, learning_rate=5e-5, keep="evaluation", evaluations=20)
@@ -82,6 +84,11 @@ PROFILES = {
             _lengths("steps", 200, 600, 1200, _SMALL),
             # The backbone knows this task best: a teacher of 400 steps would leave no row wrong.
             teacher_by_task={"sst2": replace(_SMALL, steps=120, learning_rate=1e-4, dropout=0.1)},
+        ),
+        Profile(
+            "reviews", "the real 6-layer MiniLM on real movie reviews", "minilm", "reviews",
+            replace(_GLUE, epochs=4, learning_rate=1e-4, max_length=64),
+            _lengths("steps", 150, 400, 1200, _REVIEWS), latency=(8, 32),
         ),
         Profile(
             "minilm", "the real 6-layer MiniLM on GLUE", "minilm", "glue",
@@ -117,9 +124,17 @@ def data_for(task: str, profile_: Profile | str, glue_dir: str | Path | None = N
     """A task's rows, from where the profile says: built in, a GLUE folder, or the Hub.
 
     ``glue_dir`` (else ``XTC_GLUE_DIR``) names a folder in GLUE's official layout and wins. Without
-    one the built-in profiles read the committed tasks, the others the Hub.
+    one the built-in profiles read the committed tasks, the others the Hub. ``reviews`` and
+    ``ratings`` are read from where they were fetched, whatever folder is named.
     """
-    chosen = profile(profile_)
+    chosen, wanted = profile(profile_), find_task(task)
+    if wanted.name in ("reviews", "ratings"):
+        return wanted.load("movies", limit=chosen.rows)
+    if chosen.data == "reviews":
+        raise ValueError(
+            f"the profile {chosen.name} has the tasks reviews and ratings, received {wanted.name}: "
+            "choose the profile minilm (with --glue-dir) or mini for it"
+        )
     folder = glue_dir or os.environ.get("XTC_GLUE_DIR")
     if folder is None:
         folder = BUILT_IN if chosen.data == "mini" else "hub"
@@ -129,7 +144,7 @@ def data_for(task: str, profile_: Profile | str, glue_dir: str | Path | None = N
             f"the tasks are not at {folder}: work in a clone of the repository, generate the "
             "built-in ones by `python scripts/pretrain_mini.py`, or name a GLUE folder (--glue-dir)"
         )
-    return find_task(task).load(str(folder), limit=chosen.rows)
+    return wanted.load(str(folder), limit=chosen.rows)
 
 
 def backbone_for(profile_: Profile | str) -> str:
@@ -148,6 +163,8 @@ def texts_for(chosen: Profile, data: TaskData) -> list[str]:
     """What the ``mlm`` task reads: the built-in corpus, else the task's own training sentences."""
     if chosen.data == "mini":
         return unlabelled(BUILT_IN / "corpus.txt")[: chosen.rows]
+    if data.task.name in ("reviews", "ratings"):
+        return [*data.train.first, *reviews.unlabelled()][: chosen.rows]
     return [*data.train.first, *(data.train.second or ())]
 
 

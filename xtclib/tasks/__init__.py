@@ -1,6 +1,6 @@
 """What is asked of a model. Importing the folder makes the tasks that come with it known."""
 
-from xtclib.tasks import glue  # noqa: F401
+from xtclib.tasks import glue, reviews  # noqa: F401
 from xtclib.tasks.base import Task, TaskData, find_task, register
 from xtclib.tasks.masked import MaskedWords
 from xtclib.tasks.rows import Calibration, Split

@@ -143,6 +143,7 @@ class TaskData:
     evaluation: dict[str, Split]
     source: str
     evaluation_name: str
+    held_out: Split | None = None  # labelled rows of neither, where the task has some
 
     @property
     def fingerprint(self) -> str:

@@ -244,7 +244,7 @@ def train(student: nn.Module, lesson: Lesson, run: Run) -> tuple[nn.Module, dict
     """
     processes.join()
     keep_freed_memory()
-    taught, held_out = _cut_held_out(lesson.data.train, lesson.budget, run.seed)
+    taught, held_out = _held_out(lesson.data, lesson.budget, run.seed)
     rows = lesson.data.task.tokenize(taught, lesson.tokenizer, lesson.budget.max_length)
     if lesson.budget.dropout is not None:
         set_dropout_(student, lesson.budget.dropout)
@@ -374,10 +374,13 @@ def set_dropout_(model: nn.Module, probability: float) -> nn.Module:
     return model
 
 
-def _cut_held_out(train: Split, budget: Budget, seed: int) -> tuple[Split, Split | None]:
-    """For ``keep='held-out'``: a twentieth of the training rows, at most 1000, kept apart."""
+def _held_out(data: TaskData, budget: Budget, seed: int) -> tuple[Split, Split | None]:
+    """For ``keep='held-out'``: the task's own, or a twentieth of the training rows, up to 1000."""
+    train = data.train
     if budget.keep != "held-out":
         return train, None
+    if data.held_out is not None:
+        return train, data.held_out
     count = min(max(len(train) // 20, 1), 1000)
     order = np.random.default_rng(seed).permutation(len(train)).tolist()
     return train.select(order[count:]), train.select(order[:count])

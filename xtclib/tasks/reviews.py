@@ -1,0 +1,183 @@
+"""Real sentences that come by pip: movie reviews, rated by twenty people each.
+
+The source archive of ``vaderSentiment`` 0.5 (MIT licence) holds 10,605 sentences of movie reviews
+with their mean rating from −4 to 4, and tweets, product reviews and editorials rated the same way:
+Hutto and Gilbert 2014, *VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social
+Media Text*, ICWSM. Two tasks: ``reviews``, positive or negative, and ``ratings``, the mean itself.
+
+The movie reviews are those of SST as well: a model trained on one may not be scored on the other.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from xtclib import cache
+from xtclib.files import first_line, sha256
+from xtclib.tasks.base import Task, TaskData, register
+from xtclib.tasks.classification import Classification, Regression
+from xtclib.tasks.rows import Split
+
+ARCHIVE = "vaderSentiment==0.5"
+ARCHIVE_SHA256 = "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a"
+INNER = "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz"
+# The rated texts by what they are, with the sha256 of their file.
+FILES = {
+    "movies": ("movieReviewSnippets_GroundTruth.txt",
+               "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350"),
+    "products": ("amazonReviewSnippets_GroundTruth.txt",
+                 "11a9807a0974a2506a2d3b4851eaf69b3d6d20688ce4923adda2312a4f6dd6c2"),
+    "editorials": ("nytEditorialSnippets_GroundTruth.txt",
+                   "7d8fbcce7dde5d716da53e78f4ef4be6b706e9ef1e1d51887e6d0ad4b69cc27e"),
+    "tweets": ("tweets_GroundTruth.txt",
+               "dfbe7102e2f92579ed8b19df9a3822491880697c67adf712fb66e520cc05102f"),
+}  # fmt: skip
+TEST, HELD_OUT = 1600, 500  # texts, of 10,603
+CLEAR = 0.5  # from where a mean rating counts as positive or negative
+FETCH = "fetch it by `xtc fetch` (`make setup` does)"
+
+
+def folder() -> Path:
+    """Where the rated texts lie, once they were fetched."""
+    return cache.cache_dir() / "data" / "vader-0.5"
+
+
+def fetched() -> bool:
+    """Whether they are there."""
+    return all((folder() / name).is_file() for name, _ in FILES.values())
+
+
+def fetch() -> Path:
+    """Downloads the archive by pip, as pip is set up here, and keeps its rated texts.
+
+    pip checks the archive's sha256, and the texts are checked by theirs. Raises ``ConnectionError``
+    where pip cannot get it, ``ValueError`` for one that holds other texts.
+    """
+
+    def make(place: Path) -> None:
+        with tempfile.TemporaryDirectory() as download:
+            _read(_download(Path(download)), place)
+
+    cache.keep(folder(), make)
+    return folder()
+
+
+def _download(place: Path) -> Path:
+    wanted = place / "wanted.txt"
+    wanted.write_text(f"{ARCHIVE} --hash=sha256:{ARCHIVE_SHA256}\n")
+    # No build isolation, which would download setuptools to read the archive's metadata.
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--require-hashes", "--no-deps",
+               "--no-binary", ":all:", "--disable-pip-version-check", "--dest", str(place),
+               "--requirement", str(wanted)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    archives = sorted(place.glob("vaderSentiment-*.zip"))
+    if done.returncode or not archives:
+        said = [line for line in done.stderr.splitlines() if "ERROR" in line] or ["nothing came"]
+        raise ConnectionError(
+            f"pip could not download {ARCHIVE} ({first_line(Exception(said[-1]))}): look at pip's "
+            "index and network; without it the generated tasks stand in"
+        )
+    return archives[0]
+
+
+def _read(archive: Path, place: Path) -> None:
+    """Takes the rated texts out of the archive, and nothing else."""
+    if (found := sha256(archive)) != ARCHIVE_SHA256:
+        raise ValueError(f"{archive.name} has sha256 {found}, expected {ARCHIVE_SHA256}")
+    with zipfile.ZipFile(archive) as outer:
+        content = outer.read(INNER)
+    with tarfile.open(fileobj=BytesIO(content)) as inner:
+        for name, wanted in FILES.values():
+            member = inner.getmember(f"hutto_ICWSM_2014/{name}")
+            member.name = name
+            inner.extract(member, place, filter="data")
+            if (found := sha256(place / name)) != wanted:
+                raise ValueError(f"{name} has sha256 {found}, expected {wanted}")
+
+
+def rated(source: str = "movies") -> tuple[list[str], list[float]]:
+    """Texts and mean ratings, each text once; a name in ``FILES``.
+
+    Raises ``FileNotFoundError`` where they were not fetched.
+    """
+    path = folder() / FILES[source][0]
+    if not path.is_file():
+        raise FileNotFoundError(f"the rated {source} are not at {path.parent}: {FETCH}")
+    seen, texts, ratings = set[str](), list[str](), list[float]()
+    for line in path.read_text(encoding="utf-8").splitlines():
+        _, rating, text = line.split("\t")
+        plain = re.sub(r"\W+", " ", text.lower()).strip()
+        if plain not in seen:
+            seen.add(plain)
+            texts.append(text.strip())
+            ratings.append(float(rating))
+    return texts, ratings
+
+
+def unlabelled() -> list[str]:
+    """Tweets, product reviews and sentences of editorials: text of other kinds, unlabelled."""
+    return [text for name in ("tweets", "products", "editorials") for text in rated(name)[0]]
+
+
+class _Rated(Task):
+    """Texts are split by one draw, before a task chooses among them: both keep the same apart."""
+
+    def load(self, source: str = "movies", limit: int | None = None) -> TaskData:
+        """The rows of a kind in ``FILES``: train, held-out and test for movies, else test alone."""
+        texts, ratings = rated(source)
+        order = np.random.default_rng(0).permutation(len(texts)).tolist()
+        parts = {"test": order[:TEST], "held-out": order[TEST : TEST + HELD_OUT],
+                 "train": order[TEST + HELD_OUT :]}  # fmt: skip
+        if source != "movies":
+            parts = dict.fromkeys(parts, order)
+        found = {}
+        for name, chosen in parts.items():
+            rows = [i for i in chosen if self.takes(ratings[i])][:limit]
+            labels = [self.label(ratings[i]) for i in rows]
+            found[name] = Split([texts[i] for i in rows], None, labels)
+        counts = ", ".join(f"{len(found[name])} {name}" for name in ("train", "held-out", "test"))
+        where = f"rated {source} (vaderSentiment 0.5, Hutto and Gilbert 2014): {counts} rows"
+        evaluation = {"test": found["test"]}
+        return TaskData(self, found["train"], evaluation, where, f"{self.title} test",
+                        found["held-out"])  # fmt: skip
+
+    def takes(self, rating: float) -> bool:
+        """Whether a text with this mean rating is a row."""
+        return True
+
+    def label(self, rating: float) -> int | float:
+        """The label of a text with this mean rating."""
+        return rating
+
+
+class _Reviews(_Rated, Classification):
+    """Positive or negative, where twenty people are clear about it on the whole."""
+
+    def takes(self, rating: float) -> bool:
+        return abs(rating) >= CLEAR
+
+    def label(self, rating: float) -> int:
+        return int(rating > 0)
+
+
+class _Ratings(_Rated, Regression):
+    """The mean rating, from −4 to 4."""
+
+
+REVIEWS = register(_Reviews("reviews", "Reviews", ("negative", "positive")))
+RATINGS = register(_Ratings("ratings", "Ratings", primary="pearson"))
+
+
+def other_domains(task: Task = REVIEWS) -> dict[str, Sequence]:
+    """The same question on tweets, products and editorials, as splits to evaluate on."""
+    return {name: task.load(name).evaluation["test"] for name in FILES if name != "movies"}
