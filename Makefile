@@ -35,6 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --no-deps -c constraints.txt $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[all]'
+	-@$(BIN)/xtc fetch  # real sentences for the profile reviews; nothing else needs them
 	@touch $@
 
 run: setup has-notebooks  ## every notebook, `mini` profile: executed copies and pages in build/
@@ -108,7 +109,7 @@ endef
 export PIN
 
 constraints:  ## pin what is in .venv now (after an upgrade that passed `make test`)
-	@$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools --exclude wheel --exclude xtclib \
+	@$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude wheel --exclude xtclib \
 	  | sed -E 's/^(torch==[^+]*)\+.*/\1/' | grep -vE '^(nvidia-|triton|cuda-)| @ |^#' \
 	  | $(BIN)/python -c "$$PIN"
 	@mv constraints.tmp constraints.txt

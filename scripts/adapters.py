@@ -23,8 +23,7 @@ from xtclib.files import staged_folder, write_json
 from xtclib.study import profiles
 from xtclib.tasks.evaluation import evaluate
 from xtclib.teachers import ADAPTERS
-from xtclib.training import Budget
-from xtclib.training.trainer import Lesson, Run, train
+from xtclib.training import Budget, Lesson, Run, train
 
 BUDGET = Budget(epochs=3, learning_rate=1e-3, max_length=64)
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["query", "key", "value", "dense"],

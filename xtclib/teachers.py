@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -111,29 +112,39 @@ def fine_tuned(backbone: str, data: TaskData, budget: Budget, seed: int = 0,
     return replace(teacher, key=name, made_from=made_from, cached=cached)
 
 
+def shipped_key(backbone: str, data: TaskData) -> str | None:
+    """The key of :func:`shipped`'s teacher, without making it; ``None`` where there is none.
+
+    An adapter stands for the weights and rows that it was made from, and for no others.
+    """
+    folder = ADAPTERS / data.task.name
+    if not (folder / "made_from.json").is_file():
+        return None
+    made_from = json.loads((folder / "made_from.json").read_text(encoding="utf-8"))
+    if made_from["backbone"] != weights_id(backbone) or made_from["data"] != data.fingerprint:
+        return None
+    return key(made_from, sha256(folder / "adapter_model.safetensors"))
+
+
 def shipped(backbone: str, data: TaskData) -> Teacher | None:
     """The teacher that comes with the repository as an adapter, merged; ``None`` where none does.
 
-    Raises ``ValueError`` for an adapter of other weights than the backbone's, ``ImportError``
-    without ``peft``.
+    Raises ``ImportError`` without ``peft``.
     """
-    folder = ADAPTERS / data.task.name
-    if not (folder / "adapter_model.safetensors").is_file():
+    name = shipped_key(backbone, data)
+    if name is None:
         return None
-    made_from = json.loads((folder / "made_from.json").read_text(encoding="utf-8"))
-    if made_from["backbone"] != weights_id(backbone):
-        raise ValueError(f"the adapter in {folder} is of other weights than {backbone}'s")
-    if made_from["data"] != data.fingerprint:
-        return None  # other rows than it was fine-tuned on
     try:
         import peft
     except ImportError:
         raise ImportError("the shipped teachers need peft: pip install 'xtclib[minilm]'") from None
-    model = peft.PeftModel.from_pretrained(data.task.load_model(backbone), str(folder))
-    model = model.merge_and_unload().eval()
-    name = key(made_from, sha256(folder / "adapter_model.safetensors"))
+    folder = ADAPTERS / data.task.name
+    made_from = json.loads((folder / "made_from.json").read_text(encoding="utf-8"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the classifier is new: the adapter brings it
+        model = peft.PeftModel.from_pretrained(data.task.load_model(backbone), str(folder))
     tokenizer = load_tokenizer(backbone, made_from["budget"]["max_length"])
-    return Teacher(model, tokenizer, name, made_from, True)
+    return Teacher(model.merge_and_unload().eval(), tokenizer, name, made_from, True)
 
 
 def load_tokenizer(path: str | Path, max_length: int = 128) -> PreTrainedTokenizerBase:

@@ -190,17 +190,26 @@ def _random_backbone() -> Path:
 def teacher_for(task: str, profile_: Profile | str | None = None, data: TaskData | None = None,
                 path: str | Path | None = None, progress: bool = True, device: str | None = None,
                 ) -> teachers.Teacher:  # fmt: skip
-    """The profile's teacher for a task, fine-tuned on first use; or one of your own at ``path``."""
+    """The profile's teacher for a task, fine-tuned on first use; or one of your own at ``path``.
+
+    The profile ``reviews`` comes with its teachers, as adapters; ``path="full"`` has the whole
+    backbone fine-tuned there too.
+    """
     chosen = profile(profile_)
     data = data or data_for(task, chosen)
-    if path is not None:
+    if path is not None and path != "full":
         return teachers.load_teacher(path, data.task, data)
+    if path is None and chosen.data == "reviews":
+        found = teachers.shipped(backbone_for(chosen), data)
+        if found is not None:
+            return found
     return teachers.fine_tuned(*_teaching(data, chosen), progress, device)
 
 
 def stand_in(data: TaskData, chosen: Profile) -> teachers.Teacher | None:
     """A model of the teacher's shape, untrained; none where the cache has the teacher itself."""
-    if not fault(teachers.folder_of(data.task, teacher_key(data, chosen))):
+    name = teacher_key(data, chosen)
+    if not fault(teachers.folder_of(data.task, name)) or name == _shipped_key(data, chosen):
         return None
     path, _, budget, *_ = _teaching(data, chosen)
     tokenizer = teachers.load_tokenizer(path, budget.max_length)
@@ -214,7 +223,13 @@ def teacher_key(data: TaskData, chosen: Profile, versions: Mapping[str, str] | N
 
     ``versions`` of torch and transformers: today's, unless told.
     """
-    return key(teachers.ingredients(*_teaching(data, chosen), versions))
+    name = _shipped_key(data, chosen)
+    return name or key(teachers.ingredients(*_teaching(data, chosen), versions))
+
+
+def _shipped_key(data: TaskData, chosen: Profile) -> str | None:
+    own = chosen.data == "reviews"
+    return teachers.shipped_key(backbone_for(chosen), data) if own else None
 
 
 def _teaching(data: TaskData, chosen: Profile) -> tuple[str, TaskData, Budget, int, str]:

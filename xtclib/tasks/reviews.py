@@ -16,7 +16,6 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -77,8 +76,8 @@ def _download(place: Path) -> Path:
     wanted.write_text(f"{ARCHIVE} --hash=sha256:{ARCHIVE_SHA256}\n")
     # No build isolation, which would download setuptools to read the archive's metadata.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--require-hashes", "--no-deps",
-               "--no-binary", ":all:", "--disable-pip-version-check", "--dest", str(place),
-               "--requirement", str(wanted)]  # fmt: skip
+               "--no-binary", ":all:", "--no-build-isolation", "--disable-pip-version-check",
+               "--dest", str(place), "--requirement", str(wanted)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     archives = sorted(place.glob("vaderSentiment-*.zip"))
     if done.returncode or not archives:
@@ -178,6 +177,6 @@ REVIEWS = register(_Reviews("reviews", "Reviews", ("negative", "positive")))
 RATINGS = register(_Ratings("ratings", "Ratings", primary="pearson"))
 
 
-def other_domains(task: Task = REVIEWS) -> dict[str, Sequence]:
+def other_domains(task: Task = REVIEWS) -> dict[str, Split]:
     """The same question on tweets, products and editorials, as splits to evaluate on."""
     return {name: task.load(name).evaluation["test"] for name in FILES if name != "movies"}
