@@ -266,12 +266,13 @@ def slug(text: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its kind where it has none.
+    """The first line of an error's message, up to 200 letters, or its kind where it has none.
 
     >>> first_line(ValueError("no such thing\\nand more")), first_line(KeyError())
     ('no such thing', 'KeyError')
     """
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 200 else f"{line[:199]}…"
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

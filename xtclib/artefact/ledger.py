@@ -57,10 +57,10 @@ def byte_ledger(folder: str | Path) -> list[Entry]:
         if not file.is_file():
             raise FileNotFoundError(f"no {file.name} in {folder}: expected an artefact's folder")
     config = read_config(path.parent)
-    kind = (getattr(config, "quantization_config", None) or {}).get("quant_method", "xtc")
-    if kind != "xtc":
+    said = getattr(config, "quantization_config", None) or {}
+    if (kind := said.get("quant_method", "xtc")) != "xtc":
         raise ValueError(f"{folder} was quantized by {kind!r}, not by xtclib")
-    if held(config):
+    if said:
         check_files([path])
     model = build(config)
     for item in held(config):
