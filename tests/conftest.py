@@ -12,6 +12,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
+from xtclib.artefact import format
 from xtclib.tasks.glue import TASKS, Split, TaskData
 
 torch.set_num_threads(1)
@@ -28,6 +29,16 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XTC_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("XTC_GLUE_DIR", raising=False)
     return tmp_path / "cache"
+
+
+@pytest.fixture(autouse=True)
+def reopened_here(monkeypatch, request):
+    """What is handed out is opened again in this process: a fresh one imports for seconds."""
+    if "fresh_process" not in request.keywords:
+        check = format.check_reopens
+        monkeypatch.setattr(
+            format, "check_reopens", lambda model, folder, **_: check(model, folder)
+        )
 
 
 @pytest.fixture(scope="session")

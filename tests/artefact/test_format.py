@@ -912,3 +912,21 @@ def test_no_call_lets_transformers_run_a_folders_code():
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".from_pretrained"):
                 given = {k.arg: ast.unparse(k.value) for k in node.keywords}
                 assert given.get("trust_remote_code") == "False", f"{path}:{node.lineno}"
+
+
+@pytest.mark.slow
+@pytest.mark.fresh_process
+def test_what_is_handed_out_is_opened_in_a_fresh_process_first(bert, tokenizer, tmp_path):
+    model = packed(bert)
+    format.save(model, tokenizer, tmp_path / "a", reopen=True)
+    bert.classifier.bias.data += 1
+    with pytest.raises(ValueError, match="opens to answers that are off by 1"):
+        format.check_reopens(packed(bert), tmp_path / "a", fresh=True)
+
+    class Wordless:
+        def save_pretrained(self, folder):
+            """Nothing: such an artefact cannot be used."""
+
+    with pytest.raises(ValueError, match="does not open in a fresh process: .*no tokenizer"):
+        format.save(model, Wordless(), tmp_path / "b", reopen=True)
+    assert os.listdir(tmp_path) == ["a"]

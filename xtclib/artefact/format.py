@@ -36,7 +36,7 @@ from xtclib.bert import replace_module_
 from xtclib.cache import digest, opened
 from xtclib.config import short
 from xtclib.files import first_line, seal, staged_folder
-from xtclib.techniques.base import Stored, Technique, check_finite, pack_, technique
+from xtclib.techniques.base import Stored, Technique, check_finite, held, pack_, technique
 from xtclib.techniques.pruning import surgery
 
 FORMAT = 1  # the highest that this xtclib reads
@@ -269,8 +269,11 @@ def answer(model: PreTrainedModel) -> list[float]:
 def check_reopens(model: PreTrainedModel, folder: Path, fresh: bool = False) -> None:
     """Raises ``ValueError`` unless a folder opens to the answers of the model saved there.
 
-    ``fresh``: in a process of its own, where nothing is but what was saved.
+    ``fresh``: in a process of its own, where nothing is but what was saved; or here, for techniques
+    that are not xtclib's, of which such a process knows nothing.
     """
+    kinds = [type(technique(item)).__module__ for item in held(model.config)]
+    fresh = fresh and all(name.startswith("xtclib.") for name in kinds)
     wanted = answer(model)
     if fresh:
         command = [sys.executable, "-c", _ANSWER, str(folder), str(torch.get_num_threads())]
