@@ -142,7 +142,9 @@ def shipped(backbone: str, data: TaskData) -> Teacher | None:
     made_from = json.loads((folder / "made_from.json").read_text(encoding="utf-8"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the classifier is new: the adapter brings it
-        model = peft.PeftModel.from_pretrained(data.task.load_model(backbone), str(folder))
+        model = peft.PeftModel.from_pretrained(
+            data.task.load_model(backbone), str(folder), trust_remote_code=False
+        )
     tokenizer = load_tokenizer(backbone, made_from["budget"]["max_length"])
     return Teacher(model.merge_and_unload().eval(), tokenizer, name, made_from, True)
 
