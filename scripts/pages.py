@@ -53,6 +53,7 @@ CONFIG = {
         "use_download_button": False,
         "use_fullscreen_button": False,
         "navbar_persistent": [],
+        "footer_content_items": [],  # a theme's "Author name not set"
     },
     "html_static_path": ["_static"],
     "html_css_files": ["pages.css"],
