@@ -44,8 +44,11 @@ def whole(tmp_path_factory):
         return place / "cache", run(place / "out")[0]
 
 
-@pytest.mark.parametrize("part", ["teachers", "stages", "backbones", "scores", "sizes"])
-@pytest.mark.parametrize("how", ["flipped", "cut", "emptied"])
+@pytest.mark.parametrize(
+    "part, how",
+    [("teachers", "flipped"), ("teachers", "emptied"), ("stages", "cut"), ("backbones", "flipped"),
+     ("scores", "emptied"), ("sizes", "cut")],
+)  # fmt: skip
 def test_what_is_damaged_in_the_cache_is_set_aside_and_made_again(whole, own_cache, part, how,
                                                                   tmp_path):  # fmt: skip
     shutil.copytree(whole[0], own_cache)

@@ -160,7 +160,7 @@ def test_held_out_rows_are_not_trained_on_and_evaluation_rows_not_looked_at(
     make_bert, tokenizer, data, tmp_path, monkeypatch
 ):
     budget = replace(SHORT, keep="held-out", steps=4)
-    train_rows, held_out = trainer._cut_held_out(data.train, budget, 0)
+    train_rows, held_out = trainer._held_out(data, budget, 0)
     assert len(train_rows) == 38 and len(held_out) == 2
     assert sorted(train_rows.first + held_out.first) == sorted(data.train.first)
     scored, real = [], trainer.evaluate
@@ -170,6 +170,8 @@ def test_held_out_rows_are_not_trained_on_and_evaluation_rows_not_looked_at(
     _, notes = train(make_bert(2), tokenizer, data, tmp_path, Objective(labels=1), budget)
     assert notes["rows"] == 38 and notes["keep"] == "held-out"
     assert scored and all(rows == held_out for rows in scored)
+    own = replace(data, held_out=data.train.select([0]))
+    assert trainer._held_out(own, budget, 0) == (data.train, own.held_out)
 
 
 @pytest.mark.slow
