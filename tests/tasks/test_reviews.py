@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import shutil
 import tarfile
@@ -171,3 +172,10 @@ def test_a_shipped_teacher_merges_to_its_score(texts, task):
 
 def test_an_adapter_of_other_rows_or_weights_is_not_taken(tmp_path, data):
     assert teachers.shipped_key(str(Path(tmp_path)), data) is None
+
+
+def test_what_is_shipped_names_no_place_of_the_machine_that_made_it():
+    for file in teachers.ADAPTERS.rglob("*.json"):
+        assert str(cache.ROOT) not in file.read_text(encoding="utf-8"), file
+    config = json.loads((teachers.ADAPTERS / "reviews" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == teachers.MINILM_HUB
