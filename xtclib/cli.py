@@ -117,8 +117,8 @@ def evaluate(
     typer.echo(f"data     {data.source}")
     typer.echo(f"length   {length} tokens")
     here = {"task": data.task.name, "max_length": length, "data": data.fingerprint}
-    for what in here.keys() & own.keys():
-        if own[what] != here[what]:
+    for what, value in here.items():
+        if own.get(what, value) != value:
             typer.echo(f"note     it was trained on another {what}: {own[what]} ({own['source']})")
     typer.echo(json.dumps(evaluation.evaluate(model, words, data, length), indent=2))
     typer.echo(f"file     {file.stat().st_size / 1e6:.2f} MB")

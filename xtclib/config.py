@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from pydantic_core import ArgsKwargs, PydanticCustomError, core_schema
 from typing_extensions import dataclass_transform
 
-from xtclib.files import nearest, unknown
+from xtclib.files import cut, nearest, unknown
 
 T = TypeVar("T")
 _REPR = reprlib.Repr()
@@ -27,8 +27,7 @@ _REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 3, 80, 80
 
 def short(value: object) -> str:
     """A value in at most 120 letters: what YAML's aliases can build is endless when printed."""
-    text = _REPR.repr(value)
-    return text if len(text) <= 120 else f"{text[:119]}…"
+    return cut(_REPR.repr(value))
 
 
 class Expect:

@@ -271,8 +271,16 @@ def first_line(error: Exception) -> str:
     >>> first_line(ValueError("no such thing\\nand more")), first_line(KeyError())
     ('no such thing', 'KeyError')
     """
-    line = (str(error).splitlines() or [type(error).__name__])[0]
-    return line if len(line) <= 200 else f"{line[:199]}…"
+    return cut((str(error).splitlines() or [type(error).__name__])[0], 200)
+
+
+def cut(text: str, most: int = 120) -> str:
+    """A text in at most so many letters.
+
+    >>> cut("one bit", 4)
+    'one…'
+    """
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -327,8 +335,9 @@ def unknown(kind: str, name: object, names: Iterable[str]) -> ValueError:
     >>> unknown("task", "sst3", ["cola", "sst2"])
     ValueError("unknown task 'sst3': did you mean 'sst2'? Known tasks: cola, sst2")
     """
-    shown = repr(name) if len(repr(name)) <= 120 else f"{repr(name)[:119]}…"
-    return ValueError(f"unknown {kind} {shown}: {nearest(name, names, f'Known {_plural(kind)}')}")
+    return ValueError(
+        f"unknown {kind} {cut(repr(name))}: {nearest(name, names, f'Known {_plural(kind)}')}"
+    )
 
 
 def _beside(path: Path) -> Path:

@@ -14,7 +14,6 @@ from transformers import BertConfig, BertForPreTraining
 from xtclib import cache, teachers
 from xtclib.cache import BUILT_IN, cache_dir, key
 from xtclib.files import fault, unknown
-from xtclib.tasks import reviews
 from xtclib.tasks.base import TaskData, find_task
 from xtclib.tasks.masked import unlabelled
 from xtclib.training import budget as training_budget
@@ -124,12 +123,12 @@ def data_for(task: str, profile_: Profile | str, glue_dir: str | Path | None = N
     """A task's rows, from where the profile says: built in, a GLUE folder, or the Hub.
 
     ``glue_dir`` (else ``XTC_GLUE_DIR``) names a folder in GLUE's official layout and wins. Without
-    one the built-in profiles read the committed tasks, the others the Hub. ``reviews`` and
-    ``ratings`` are read from where they were fetched, whatever folder is named.
+    one the built-in profiles read the committed tasks, the others the Hub. A task with a source of
+    its own is read from there.
     """
     chosen, wanted = profile(profile_), find_task(task)
-    if wanted.name in ("reviews", "ratings"):
-        return wanted.load("movies", limit=chosen.rows)
+    if wanted.source:
+        return wanted.load(wanted.source, limit=chosen.rows)
     if chosen.data == "reviews":
         raise ValueError(
             f"the profile {chosen.name} has the tasks reviews and ratings, received {wanted.name}: "
@@ -163,9 +162,7 @@ def texts_for(chosen: Profile, data: TaskData) -> list[str]:
     """What the ``mlm`` task reads: the built-in corpus, else the task's own training sentences."""
     if chosen.data == "mini":
         return unlabelled(BUILT_IN / "corpus.txt")[: chosen.rows]
-    if data.task.name in ("reviews", "ratings"):
-        return [*data.train.first, *reviews.unlabelled()][: chosen.rows]
-    return [*data.train.first, *(data.train.second or ())]
+    return data.task.texts(data)[: chosen.rows]
 
 
 def _random_backbone() -> Path:
@@ -208,8 +205,9 @@ def teacher_for(task: str, profile_: Profile | str | None = None, data: TaskData
 
 def stand_in(data: TaskData, chosen: Profile) -> teachers.Teacher | None:
     """A model of the teacher's shape, untrained; none where the cache has the teacher itself."""
-    name = teacher_key(data, chosen)
-    if not fault(teachers.folder_of(data.task, name)) or name == _shipped_key(data, chosen):
+    if _shipped_key(data, chosen):
+        return None
+    if not fault(teachers.folder_of(data.task, teacher_key(data, chosen))):
         return None
     path, _, budget, *_ = _teaching(data, chosen)
     tokenizer = teachers.load_tokenizer(path, budget.max_length)

@@ -45,6 +45,7 @@ class Task(ABC):
     )  # fmt: skip
     settings: ClassVar[dict] = {}  # of the model's config
     label_type: ClassVar[torch.dtype] = torch.int64
+    source: ClassVar[str] = ""  # where its rows are, for a task that reads no folder it is given
 
     @property
     def num_labels(self) -> int:
@@ -54,6 +55,10 @@ class Task(ABC):
     def load(self, source: str, limit: int | None = None) -> TaskData:
         """The task's rows from a folder or ``"hub"``; at most ``limit`` of each split."""
         raise NotImplementedError(f"{self.name} does not say where its rows are")
+
+    def texts(self, data: TaskData) -> list[str]:
+        """What a stage that guesses masked words reads: the training rows, without their labels."""
+        return [*data.train.first, *(data.train.second or ())]
 
     def load_model(self, path: str | Path, seed: int = 0) -> PreTrainedModel:
         """A model for the task from a folder or Hub id; a missing head is drawn by ``seed``.

@@ -18,6 +18,7 @@ import tempfile
 import zipfile
 from io import BytesIO
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def _download(place: Path) -> Path:
         said = [line for line in done.stderr.splitlines() if "ERROR" in line] or ["nothing came"]
         raise ConnectionError(
             f"pip could not download {ARCHIVE} ({first_line(Exception(said[-1]))}): look at pip's "
-            "index and network; without it the generated tasks stand in"
+            "index and network; only the tasks reviews and ratings need it"
         )
     return archives[0]
 
@@ -131,6 +132,8 @@ def unlabelled() -> list[str]:
 class _Rated(Task):
     """Texts are split by one draw, before a task chooses among them: both keep the same apart."""
 
+    source: ClassVar[str] = "movies"
+
     def load(self, source: str = "movies", limit: int | None = None) -> TaskData:
         """The rows of a kind in ``FILES``: train, held-out and test for movies, else test alone."""
         texts, ratings = rated(source)
@@ -149,6 +152,9 @@ class _Rated(Task):
         evaluation = {"test": found["test"]}
         return TaskData(self, found["train"], evaluation, where, f"{self.title} test",
                         found["held-out"])  # fmt: skip
+
+    def texts(self, data: TaskData) -> list[str]:
+        return [*super().texts(data), *unlabelled()]
 
     def takes(self, rating: float) -> bool:
         """Whether a text with this mean rating is a row."""
