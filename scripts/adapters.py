@@ -55,7 +55,9 @@ def make(task: str) -> Path:
             "training": {k: notes[k] for k in ("steps", "rows", "precision")},
         })  # fmt: skip
     teacher = teachers.shipped(backbone, data)
-    score = evaluate(teacher.model, teacher.tokenizer, data, BUDGET.max_length)
+    test = data.evaluation["test"]
+    splits = {"test": test, "first 100": test.select(range(100))}
+    score = evaluate(teacher.model, teacher.tokenizer, data, BUDGET.max_length, splits)
     write_json(target / "score.json", score)
     size = sum(file.stat().st_size for file in target.iterdir()) / 1e6
     print(f"{task}: {json.dumps(score)}, {size:.2f} MB at {target}")

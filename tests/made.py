@@ -1,5 +1,8 @@
 """What several test modules make up."""
 
+import torch
+from transformers import RobertaConfig, RobertaForSequenceClassification
+
 from xtclib.records import Record
 from xtclib.training.trainer import Lesson, Run, train
 
@@ -33,3 +36,11 @@ def made(recipe="xtc-1bit", score=90.0, size=500_000, task="sst2", budget="A", s
         note="", versions={}, machine={}, commit="", date="", training_budget={"steps": 300},
     )  # fmt: skip
     return Record(**values | other)
+
+
+def roberta(**other):
+    """A random RoBERTa of one layer and one segment, whose 42 positions read 40 tokens."""
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                 intermediate_size=16, max_position_embeddings=42, type_vocab_size=1)  # fmt: skip
+    return RobertaForSequenceClassification(RobertaConfig(**sizes | other)).eval()

@@ -8,6 +8,7 @@ import pytest
 from made import made
 
 from xtclib import records
+from xtclib.cache import ROOT
 from xtclib.recipes import recipe
 from xtclib.study import compress, profiles
 
@@ -100,3 +101,27 @@ def test_a_record_without_floors_or_times_is_shown(tmp_path):
     assert hostile.save(tmp_path).name == ".._.._<script>-A-s0.json".replace("<", "_").replace(
         ">", "_"
     )
+
+
+@pytest.mark.parametrize(
+    "recipe, where, words",
+    [
+        ("xtc-1bit-half-release", ("mini", "sst2", "A"), "ends at {mean} ({low} to {high})"),
+        ("xtc-1bit-half", ("mini", "sst2", "A"), "form ends at {mean} ({low} to {high})"),
+        ("ternarybert", ("mini", "sst2", "A"), "bring TernaryBERT from {mean} to"),
+        ("ternarybert", ("mini", "sst2", "B"), "bring TernaryBERT from 93.6 to {mean}."),
+        ("xtc-half", ("minilm", "mrpc", "A"), "XTC {mean},"),
+        ("tinybert-6l", ("minilm", "mrpc", "A"), "TinyBERT {mean},"),
+        ("minilmv2-6l", ("minilm", "mrpc", "A"), "MiniLMv2 ({mean})"),
+        ("pkd-6l", ("minilm", "mrpc", "A"), "PKD ({mean})"),
+        ("binarybert-twn", ("minilm", "mrpc", "A"), "at one bit ({mean})"),
+        ("binarybert-bwn", ("minilm", "mrpc", "A"), "at {mean} ({low} to {high})"),
+        ("xtc-1bit", ("minilm", "mrpc", "A"), "stage ends at {mean} ({low} to {high})"),
+    ],
+)
+def test_the_results_say_what_the_records_hold(recipe, where, words):
+    profile, task, budget = where
+    (found,) = records.grouped(records.read(profile, task=task, recipe=recipe, budget=budget))
+    numbers = {name: f"{getattr(found, name):.1f}" for name in ("mean", "low", "high")}
+    text = " ".join((ROOT / "RESULTS.md").read_text(encoding="utf-8").split())
+    assert words.format(**numbers) in text

@@ -3,12 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import (
-    AutoTokenizer,
-    BertTokenizer,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-)
+from made import roberta
+from transformers import AutoTokenizer, BertTokenizer
 
 from xtclib import cache, teachers
 from xtclib.tasks.evaluation import predict
@@ -209,13 +205,8 @@ def test_a_body_with_one_segment_reads_pairs_of_a_tokenizer_that_gives_two(tmp_p
     """RoBERTa's body under a WordPiece tokenizer: segments 1 have no row in its table."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
     BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(tmp_path)
-    config = RobertaConfig(
-        vocab_size=7, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0,
-        intermediate_size=8, max_position_embeddings=42, type_vocab_size=1,
-        id2label={0: "not_equivalent", 1: "equivalent"},
-    )  # fmt: skip
-    model = RobertaForSequenceClassification(config).eval()
-    model.save_pretrained(tmp_path)
+    labels = {0: "not_equivalent", 1: "equivalent"}
+    roberta(vocab_size=7, pad_token_id=0, id2label=labels).save_pretrained(tmp_path)
     teacher = teachers.load_teacher(tmp_path, "mrpc")
     pairs = Split(["a b", "b"], ["b", "a"], [0, 1])
     assert predict(teacher.model, teacher.tokenizer, pairs).shape == (2, 2)

@@ -15,13 +15,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from made import roberta
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
-    RobertaConfig,
-    RobertaForSequenceClassification,
     Trainer,
     TrainingArguments,
 )
@@ -651,12 +650,7 @@ def test_labels_may_be_renamed_and_a_head_replaced_at_loading(bert, tokenizer, b
 
 
 def test_roberta_s_states_open_by_auto_model(tmp_path):
-    torch.manual_seed(0)
-    config = RobertaConfig(
-        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, max_position_embeddings=42, type_vocab_size=1,
-    )  # fmt: skip
-    model = packed(RobertaForSequenceClassification(config).eval())
+    model = packed(roberta())
     model.save_pretrained(tmp_path / "a")
     ids = torch.tensor([[0, 7, 8, 9, 2]])
     base = AutoModel.from_pretrained(tmp_path / "a").eval()

@@ -10,12 +10,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from made import roberta
 from torch import nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
-    RobertaConfig,
-    RobertaForSequenceClassification,
 )
 
 from xtclib.artefact import format
@@ -260,12 +259,7 @@ def test_what_is_not_quantized_is_exported_too(chosen, make_bert, batch, tmp_pat
 
 def test_inputs_are_those_of_the_tokenizer(tmp_path):
     """RoBERTa's gives no segments, and its 42 positions read 40 tokens."""
-    torch.manual_seed(0)
-    config = RobertaConfig(
-        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, max_position_embeddings=42, type_vocab_size=1,
-    )  # fmt: skip
-    model = RobertaForSequenceClassification(config).eval()
+    model = roberta()
     ids = torch.tensor([[0, 7, 8, 9, 2], [0, 7, 2, 1, 1]])
     given = {"input_ids": ids, "attention_mask": (ids != 1).long()}
     for chosen in ([], [Quantize(activations=UINT8)]):

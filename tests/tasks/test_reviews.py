@@ -165,7 +165,8 @@ def test_a_shipped_teacher_merges_to_its_score(texts, task):
     assert teacher.cached and teacher.key == profiles.teacher_key(data, profiles.profile("reviews"))
     rows = data.evaluation["test"].select(range(100))
     score = evaluate(teacher.model, teacher.tokenizer, data, 64, {"rows": rows})["rows"]["score"]
-    assert score == pytest.approx(86, abs=4)
+    told = json.loads((teachers.ADAPTERS / task / "score.json").read_text())["first 100"]["score"]
+    assert score == pytest.approx(told, abs=1)  # a row at the border may turn on another machine
     size = sum(file.stat().st_size for file in (teachers.ADAPTERS / task).iterdir())
     assert size < 1e6
 
