@@ -489,4 +489,5 @@ def test_two_processes_end_as_one_does(tmp_path):
     ids = torch.arange(40).reshape(4, 10)
     with torch.no_grad():
         answers = [model(ids).logits for model in found]
-    torch.testing.assert_close(answers[1], answers[0], rtol=0.05, atol=0.05)
+    # 0.006 apart where it was measured, by the order of sums; a step fewer is 0.06 away.
+    torch.testing.assert_close(answers[1], answers[0], rtol=0, atol=0.02)
