@@ -35,11 +35,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --no-deps -c constraints.txt $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[all]'
-	-@$(BIN)/xtc fetch  # real sentences for the profile reviews; nothing else needs them
+	-@$(BIN)/xtc fetch  # real sentences; without them generated ones stand in
 	@touch $@
 
-run: setup has-notebooks  ## every notebook, `mini` profile: executed copies and pages in build/
-	$(BIN)/python scripts/run_notebooks.py --profile mini --out build
+run: setup has-notebooks  ## every notebook, on real reviews: executed copies and pages in build/
+	$(BIN)/python scripts/run_notebooks.py --out build
 
 quick: lint  ## linters and the unit tests that take under a second, in 90 s
 	$(BIN)/pytest -n $(WORKERS) -q -m "not slow" tests

@@ -1,6 +1,6 @@
 """Run the notebooks, in order, and build their pages.
 
-    python scripts/run_notebooks.py --profile mini --out build
+    python scripts/run_notebooks.py --out build
     python scripts/run_notebooks.py 02 05_xtc_pipeline --profile smoke --parameter SEED=3
 
 For each notebook, OUT holds the executed copy, its widgets' state included, and an HTML page that
@@ -31,8 +31,10 @@ from nbclient import NotebookClient
 from nbclient.output_widget import OutputWidget
 from strip_notebooks import serialize, strip_, write
 
+from xtclib.study import profiles
+
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
-OFFLINE_PROFILES = ("smoke", "mini")
+OFFLINE_PROFILES = ("smoke", "mini", "reviews")
 QUIET = ["--IPKernelApp.log_level=50"]  # the kernel's own remarks about its transport
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -201,7 +203,7 @@ def key_value(text: str) -> tuple:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="notebooks (path, name or number); all if none")
-    parser.add_argument("--profile", default="mini", help="value for PROFILE (default: mini)")
+    parser.add_argument("--profile", help="value for PROFILE (default: xtclib's own)")
     parser.add_argument("--out", type=Path, default=Path("build"), help="folder for what is built")
     pairs = {"type": key_value, "metavar": "KEY=VALUE"}
     parser.add_argument("--parameter", action="append", default=[], **pairs)
@@ -213,6 +215,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the notebooks are")
     args = parser.parse_args(argv)
 
+    args.profile = args.profile or profiles.profile().name
     given = {"PROFILE": args.profile, **dict(args.parameter)}
     runs = []
     try:  # everything is checked before anything runs

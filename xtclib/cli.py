@@ -26,8 +26,12 @@ def _path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-TaskName = Annotated[str, Option(help="One of GLUE's tasks: sst2, cola, mrpc, …")]
-ProfileName = Annotated[str, Option(help="smoke, mini, minilm or bert-base.")]
+TaskName = Annotated[
+    str | None, Option(help="reviews, ratings, or one of GLUE's: sst2, cola, mrpc, …; by profile.")
+]
+ProfileName = Annotated[
+    str | None, Option(help="reviews, mini, minilm, bert-base or smoke; by task: reviews' own.")
+]
 GlueDir = Annotated[Path | None, Option(parser=_path, help="A folder in GLUE's official layout.")]
 Quiet = Annotated[bool, Option(help="No progress bars.")]
 ReportTo = Annotated[
@@ -38,12 +42,15 @@ ReportTo = Annotated[
 @app.command()
 def compress(
     recipe: Annotated[str, Argument(help="A recipe's name (`xtc recipes`) or a .yaml file.")],
-    task: TaskName = "sst2",
-    profile: ProfileName = "mini",
+    task: TaskName = None,
+    profile: ProfileName = None,
     glue_dir: GlueDir = None,
     budget: Annotated[str, Option(help="A, B, C, or a length: 500steps, 2epochs.")] = "A",
     seed: int = 0,
     teacher: Annotated[str | None, Option(help="Your own fine-tuned teacher.")] = None,
+    student: Annotated[
+        str | None, Option(help="A smaller pre-trained encoder to start from: a folder or Hub id.")
+    ] = None,
     out: Annotated[
         Path | None, Option(parser=_path, help="Folder for the artefact; must be new.")
     ] = None,
@@ -58,14 +65,18 @@ def compress(
     from xtclib.artefact import ledger as ledgers
     from xtclib.recipes import recipe as book
     from xtclib.study import compress as study
+    from xtclib.study import profiles
     from xtclib.tasks.base import find_task
 
+    chosen, chain = profiles.profile(profile, task, glue_dir), book.load(recipe)
+    if student is not None:
+        chain = chain.starting_from(student)
     if record is not None:
-        name = book.load(recipe).name
+        name = find_task(task or chosen.task).name
         files.check_new_file(
-            records.record_path(record, profile, find_task(task).name, name, budget, seed)
+            records.record_path(record, chosen.name, name, chain.name, budget, seed)
         )
-    run = study.compress(recipe, task, profile, budget, seed, glue_dir, teacher, out,
+    run = study.compress(chain, task, chosen, budget, seed, glue_dir, teacher, out,
                          progress=not quiet, report_to=report_to)  # fmt: skip
     if not processes.leads():
         return
@@ -109,8 +120,9 @@ def evaluate(
         model, words = format.load(folder)
         file, labels = folder / format.WEIGHTS, list(model.config.id2label.values())
         own, longest = getattr(model.config, "trained_on", None) or {}, bert.longest(model)
-    whose = profiles.profile(profile or own.get("profile"))
-    data = profiles.data_for(task or own.get("task", "sst2"), whose, glue_dir)
+    task = task or own.get("task")
+    whose = profiles.profile(profile or own.get("profile"), task, glue_dir)
+    data = profiles.data_for(task or whose.task, whose, glue_dir)
     data.task.check_labels(folder, labels)
     length = whose.teacher.max_length if profile or not own else own["max_length"]
     length = min(length, longest or length)

@@ -2,6 +2,7 @@ import pytest
 
 from xtclib import cache
 from xtclib.study import profiles
+from xtclib.tasks import reviews
 
 BACKBONE = cache.ROOT / "data" / "mini" / "backbone" / "tokenizer.json"
 pytestmark = pytest.mark.skipif(not BACKBONE.is_file(), reason="the built-in backbone is missing")
@@ -19,5 +20,15 @@ def test_profiles_cap_rows_and_the_environment_names_one(monkeypatch):
     assert len(data.train) == 64 and len(data.evaluation["dev"]) <= 64
     monkeypatch.setenv("XTC_PROFILE", "bert-base")
     assert profiles.profile().name == "bert-base"
+
+
+def test_the_real_profile_is_the_default_and_tasks_choose(monkeypatch):
     monkeypatch.delenv("XTC_PROFILE")
-    assert profiles.profile().name == "mini"
+    monkeypatch.setattr(reviews, "fetched", lambda: True)
+    assert (profiles.profile().name, profiles.profile().task) == ("reviews", "reviews")
+    assert profiles.profile(None, "ratings").name == "reviews"
+    assert profiles.profile(None, "mrpc").name == "mini"
+    assert profiles.profile(None, "mrpc", "GLUE").name == "minilm"
+    monkeypatch.setattr(reviews, "fetched", lambda: False)
+    with pytest.warns(UserWarning, match=r"no real reviews here .*xtc fetch.* stands in"):
+        assert (profiles.profile().name, profiles.profile().task) == ("mini", "sst2")

@@ -132,7 +132,7 @@ def test_pip_refuses_another_sum(index, monkeypatch, capsys):
 
 
 def test_the_profile_has_its_own_tasks():
-    with pytest.raises(ValueError, match="has the tasks reviews and ratings, received sst2"):
+    with pytest.raises(ValueError, match="has reviews, ratings and kin, received sst2"):
         profiles.data_for("sst2", "reviews")
 
 
@@ -151,6 +151,32 @@ def test_real_splits_are_fixed_and_apart(texts):
     assert not kept_apart & {*data.train.first, *ratings.train.first, *ratings.held_out.first}
     assert {name: len(split) for name, split in reviews.other_domains().items()} == {
         "products": 2968, "editorials": 2930, "tweets": 3279}  # fmt: skip
+
+
+@needs_texts
+def test_variants_change_the_training_rows_alone(texts):
+    plain = reviews.REVIEWS.load()
+    flipped, few, weak = (
+        profiles.data_for(f"reviews-{name}", "reviews") for name in ("flipped", "few", "weak")
+    )
+    for data in (flipped, few, weak):
+        assert data.evaluation == plain.evaluation and data.held_out == plain.held_out
+    wrong = [a != b for a, b in zip(plain.train.labels, flipped.train.labels, strict=True)]
+    assert flipped.train.first == plain.train.first and sum(wrong) == round(0.3 * 8082)
+    assert "30% of the training labels turned round" in flipped.source
+    assert few.train == plain.train.select(range(500)) and weak.train == plain.train
+    three = profiles.data_for("reviews-three", "reviews")
+    counts = [three.evaluation["test"].labels.count(label) for label in range(3)]
+    assert sum(counts) == 1600 and min(counts) > 450
+
+
+@needs_texts
+def test_a_variant_names_whose_teacher_teaches_it(texts):
+    chosen = profiles.profile("reviews")
+    keys = {name: profiles.teacher_key(profiles.data_for(name, chosen), chosen)
+            for name in ("reviews", "reviews-flipped", "reviews-few", "reviews-weak")}  # fmt: skip
+    assert keys["reviews"] == keys["reviews-flipped"] == keys["reviews-few"]
+    assert keys["reviews-weak"] != keys["reviews"]
 
 
 FINGERPRINTS = "8fad580e7106f55f", "0c82510109a95c96"

@@ -19,7 +19,7 @@ from pydantic import BeforeValidator
 
 from xtclib.config import READ, Listed, Positive, config, named, read, written
 from xtclib.distillation.objective import Objective
-from xtclib.files import unknown
+from xtclib.files import slug, unknown
 from xtclib.tasks.augmentation import Augmentation
 from xtclib.techniques.base import TECHNIQUES, Technique
 from xtclib.training.budget import Budget
@@ -91,7 +91,10 @@ def _stage(value: object) -> Stage:
 class Recipe:
     """A named list of stages, what it is, and where it comes from.
 
-    ``start``: the teacher, or its pre-trained ``backbone`` under a fresh classifier.
+    ``start``: the teacher, or its pre-trained ``backbone`` under a fresh classifier; ``student``
+    instead: a smaller pre-trained encoder with the teacher's vocabulary, a folder or Hub id such as
+    ``google/bert_uncased_L-4_H-256_A-4``, ``huawei-noah/TinyBERT_General_4L_312D`` or
+    ``google/mobilebert-uncased``.
     """
 
     name: str
@@ -100,10 +103,16 @@ class Recipe:
     stages: Listed[Annotated[Stage, BeforeValidator(_stage)]] = ()
     left_out: str = ""
     start: Literal["teacher", "backbone"] = "teacher"
+    student: str = ""
 
     def __post_init__(self) -> None:
         if not self.stages:
             raise ValueError(f"recipe {self.name!r} has no stages")
+        if self.student and self.start != "teacher":
+            raise ValueError(
+                f"recipe {self.name!r} starts from the {self.start} and from {self.student}: "
+                "choose start or student"
+            )
 
     @property
     def trains(self) -> bool:
@@ -135,6 +144,15 @@ class Recipe:
         """Every technique, in order of application."""
         return [t for stage in self.stages for t in stage.techniques]
 
+    def starting_from(self, student: str) -> Recipe:
+        """The recipe with a pre-trained encoder of its own, under a name that says so.
+
+        >>> load("logits-half").starting_from("google/mobilebert-uncased").name
+        'logits-half-from-mobilebert-uncased'
+        """
+        name = f"{self.name}-from-{slug(Path(student).name)}"
+        return replace(self, name=name, start="teacher", student=student)
+
     def to_dict(self) -> dict:
         """The recipe as YAML holds it, without what has its default."""
         values = written(self, whole=False)
@@ -150,7 +168,9 @@ class Recipe:
         False
         """
         values = self.to_dict()
-        text = json.dumps([values["stages"], values.get("start")], sort_keys=True)
+        made = [values["stages"], values.get("start")]
+        made += [self.student] if self.student else []
+        text = json.dumps(made, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

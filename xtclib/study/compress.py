@@ -54,11 +54,11 @@ class Result:
 
 
 def compress(
-    recipe: str | recipes.Recipe, task: str = "sst2", profile: str | profiles.Profile | None = None,
-    budget: str | training_budget.Budget = "A", seed: int = 0, glue_dir: str | Path | None = None,
-    teacher: str | Path | Teacher | None = None, out: str | Path | None = None,
-    progress: bool = True, say: Callable[[str], object] = print, device: str | None = None,
-    report_to: str = "none",
+    recipe: str | recipes.Recipe, task: str | None = None,
+    profile: str | profiles.Profile | None = None, budget: str | training_budget.Budget = "A",
+    seed: int = 0, glue_dir: str | Path | None = None, teacher: str | Path | Teacher | None = None,
+    out: str | Path | None = None, progress: bool = True, say: Callable[[str], object] = print,
+    device: str | None = None, report_to: str = "none",
 ) -> Result:  # fmt: skip
     """Runs a recipe on a task and measures the result against its teacher.
 
@@ -77,8 +77,8 @@ def compress(
     processes.join()
     if not processes.leads():
         progress, say = False, lambda _: None
-    recipe, chosen = recipes.load(recipe), profiles.profile(profile)
-    find_task(task)
+    recipe, chosen = recipes.load(recipe), profiles.profile(profile, task, glue_dir)
+    task = find_task(task or chosen.task).name
     check_report_to(report_to)
     spent = chosen.budget(budget, recipe.name)
     budget_name = budget if isinstance(budget, str) else "custom"
@@ -103,7 +103,7 @@ def compress(
         f"{'from the cache' if teacher.cached else 'fine-tuned now'} ({teacher.key})"
     )
     job = Job(*arguments, teacher, progress, device, report_to)
-    untrained, pair = check_applies(job), begun(job)
+    untrained, pair = check_applies(job), begun(job.during(0))
     job = _fitted(job, untrained, say)
     processes.agreed(lambda: _check_reopens(untrained))
     teacher.model.to("cpu").eval()
@@ -116,7 +116,8 @@ def compress(
         say(f"         scores {mean_score(taught):.1f}, {majority}: nothing to learn from")
     done, stages = list[Technique](), list[dict]()
     for index, stage in enumerate(job.stages):
-        pair = applied(job, pair, stage.techniques)
+        now = job.during(index)
+        pair = applied(now, pair, stage.techniques)
         done += stage.techniques
         if not stage.trains:
             continue
@@ -124,7 +125,7 @@ def compress(
             f"stage    {index + 1}/{len(recipe.stages)} {stage.name}: "
             f"{steps_of(job, stage)} steps, learning rate {stage.budget(spent).learning_rate:g}"
         )
-        pair, notes = trained(job, pair, stage, done, stages)
+        pair, notes = trained(now, pair, stage, done, stages)
         stages.append(notes)
     student = format.finalize(pair.student, done)
     measured = taught, floors

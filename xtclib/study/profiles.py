@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import BertConfig, BertForPreTraining
 from xtclib import cache, teachers
 from xtclib.cache import BUILT_IN, cache_dir, key
 from xtclib.files import fault, unknown
+from xtclib.tasks import reviews
 from xtclib.tasks.base import TaskData, find_task
 from xtclib.tasks.masked import unlabelled
 from xtclib.training import budget as training_budget
@@ -30,6 +32,7 @@ class Profile:
     data: str
     teacher: Budget
     budgets: dict[str, Budget]
+    task: str = "sst2"  # where none is named
     rows: int | None = None
     precision: str = "auto"
     latency: tuple[int, int] = (8, 32)
@@ -87,7 +90,7 @@ PROFILES = {
         Profile(
             "reviews", "the real 6-layer MiniLM on real movie reviews", "minilm", "reviews",
             replace(_GLUE, epochs=4, learning_rate=1e-4, max_length=64),
-            _lengths("steps", 150, 400, 1200, _REVIEWS), latency=(8, 32),
+            _lengths("steps", 150, 400, 1200, _REVIEWS), task="reviews", latency=(8, 32),
         ),
         Profile(
             "minilm", "the real 6-layer MiniLM on GLUE", "minilm", "glue",
@@ -105,15 +108,26 @@ PROFILES = {
 }  # fmt: skip
 
 
-def profile(name: str | Profile | None = None) -> Profile:
-    """A profile by name; ``None`` takes ``XTC_PROFILE``, else ``mini``.
+def profile(name: str | Profile | None = None, task: str | None = None,
+            glue_dir: str | Path | None = None) -> Profile:  # fmt: skip
+    """A profile by name; ``None`` takes ``XTC_PROFILE``, else ``reviews``, the real one.
+
+    That has its own tasks: for a ``task`` of GLUE's it is ``minilm`` where a ``glue_dir`` is named,
+    else ``mini``. Where its sentences are not there, ``mini`` too, with a warning.
 
     >>> profile("smoke").name
     'smoke'
     """
     if isinstance(name, Profile):
         return name
-    name = name or os.environ.get("XTC_PROFILE") or "mini"
+    name = name or os.environ.get("XTC_PROFILE")
+    if not name and task and not find_task(task).source:
+        name = "minilm" if glue_dir or os.environ.get("XTC_GLUE_DIR") else "mini"
+    if not name and not (task or reviews.fetched()):
+        warnings.warn(f"no real reviews here ({reviews.FETCH}): profile mini, generated sentences, "
+                      "stands in for profile reviews", stacklevel=2)  # fmt: skip
+        name = "mini"
+    name = name or "reviews"
     if name not in PROFILES:
         raise unknown("profile", name, PROFILES)
     return PROFILES[name]
@@ -131,7 +145,7 @@ def data_for(task: str, profile_: Profile | str, glue_dir: str | Path | None = N
         return wanted.load(wanted.source, limit=chosen.rows)
     if chosen.data == "reviews":
         raise ValueError(
-            f"the profile {chosen.name} has the tasks reviews and ratings, received {wanted.name}: "
+            f"the profile {chosen.name} has reviews, ratings and kin, received {wanted.name}: "
             "choose the profile minilm (with --glue-dir) or mini for it"
         )
     folder = glue_dir or os.environ.get("XTC_GLUE_DIR")
@@ -196,6 +210,7 @@ def teacher_for(task: str, profile_: Profile | str | None = None, data: TaskData
     data = data or data_for(task, chosen)
     if path is not None and path != "full":
         return teachers.load_teacher(path, data.task, data)
+    data = _taught_on(data, chosen)
     if path is None and chosen.data == "reviews":
         found = teachers.shipped(backbone_for(chosen), data)
         if found is not None:
@@ -205,6 +220,7 @@ def teacher_for(task: str, profile_: Profile | str | None = None, data: TaskData
 
 def stand_in(data: TaskData, chosen: Profile) -> teachers.Teacher | None:
     """A model of the teacher's shape, untrained; none where the cache has the teacher itself."""
+    data = _taught_on(data, chosen)
     if _shipped_key(data, chosen):
         return None
     if not fault(teachers.folder_of(data.task, teacher_key(data, chosen))):
@@ -221,8 +237,14 @@ def teacher_key(data: TaskData, chosen: Profile, versions: Mapping[str, str] | N
 
     ``versions`` of torch and transformers: today's, unless told.
     """
+    data = _taught_on(data, chosen)
     name = _shipped_key(data, chosen)
     return name or key(teachers.ingredients(*_teaching(data, chosen), versions))
+
+
+def _taught_on(data: TaskData, chosen: Profile) -> TaskData:
+    """What the teacher learns from: the task's own rows, or another task's that it names."""
+    return data_for(data.task.teacher, chosen) if data.task.teacher else data
 
 
 def _shipped_key(data: TaskData, chosen: Profile) -> str | None:

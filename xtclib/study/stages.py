@@ -59,11 +59,20 @@ class Job:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The recipe's stages, whose techniques draw by the run's seed."""
+        """The recipe's stages, whose techniques draw by the seed of each."""
         return tuple(
-            replace(s, techniques=tuple(t.for_seed(self.seed) for t in s.techniques))
-            for s in self.recipe.stages
+            replace(s, techniques=tuple(t.for_seed(self.during(i).seed) for t in s.techniques))
+            for i, s in enumerate(self.recipe.stages)
         )
+
+    def during(self, index: int) -> Job:
+        """The job in its stage ``index``: one that pre-trains first of all does so by seed 0.
+
+        Such a stage is the same for every seed, so that it is trained once, as pre-training is.
+        """
+        begun = self.recipe.start == "backbone" or self.recipe.student
+        first = all(KINDS[stage.task].pretrains for stage in self.recipe.stages[: index + 1])
+        return replace(self, seed=0) if begun and first else self
 
     @property
     def backbone(self) -> str:
@@ -84,15 +93,18 @@ class Pair:
 
 
 def begun(job: Job) -> Pair:
-    """What the first stage starts from: the teacher itself, or the backbone under a fresh head."""
-    model, tokenizer, path = job.teacher.model, job.teacher.tokenizer, job.backbone
-    if job.recipe.start == "teacher":
+    """What the first stage starts from: the teacher itself, or an encoder under a fresh head."""
+    model, tokenizer = job.teacher.model, job.teacher.tokenizer
+    path = job.recipe.student or job.backbone
+    if job.recipe.start == "teacher" and not job.recipe.student:
         return Pair(model, model, tokenizer)
     words, theirs = teachers.load_tokenizer(path).get_vocab(), tokenizer.get_vocab()
+    own, backbone = "a student that has its words", "the profile of the teacher's backbone"
+    cure = own if job.recipe.student else backbone
     if words != theirs:
         raise ValueError(
             f"recipe {job.recipe.name} starts from {path}, whose vocabulary of {len(words)} tokens "
-            f"is not its teacher's of {len(theirs)}: choose the profile of the teacher's backbone"
+            f"is not its teacher's of {len(theirs)}: choose {cure}"
         )
     return Pair(job.data.task.load_model(path, job.seed).eval(), model, tokenizer)
 
@@ -114,10 +126,10 @@ def check_applies(job: Job) -> Pair:
     Every bad setting shows here, before training: each stage's schedules run for one idle step,
     and its techniques and what it teaches judge what comes of it.
     """
-    pair, techniques = begun(job), list[Technique]()
-    for stage in job.stages:
+    pair, techniques = begun(job.during(0)), list[Technique]()
+    for index, stage in enumerate(job.stages):
         techniques += stage.techniques
-        pair = applied(job, pair, stage.techniques)
+        pair = applied(job.during(index), pair, stage.techniques)
         idle = copy.deepcopy(pair.student)
         for technique in stage.techniques if stage.trains else ():
             technique.before_step(idle, 0, 2)
@@ -162,6 +174,7 @@ def trained(job: Job, pair: Pair, stage: Stage, techniques: list[Technique], bef
 def _start(job: Job, stage: Stage) -> list[str]:
     """What a stage's key holds beside the teacher: its backbone, and the texts it reads."""
     found: list[str] = [job.recipe.start] if job.recipe.start != "teacher" else []
+    found += [teachers.weights_id(job.recipe.student)] if job.recipe.student else []
     kind = KINDS[stage.task]
     if found or kind.pretrains or stage.augmentation:
         backbone = teachers.weights_id(job.backbone)

@@ -46,6 +46,7 @@ class Task(ABC):
     settings: ClassVar[dict] = {}  # of the model's config
     label_type: ClassVar[torch.dtype] = torch.int64
     source: ClassVar[str] = ""  # where its rows are, for a task that reads no folder it is given
+    teacher: str = ""  # the task whose teacher teaches it, where that is another's
 
     @property
     def num_labels(self) -> int:

@@ -4,6 +4,9 @@ The source archive of ``vaderSentiment`` 0.5 (MIT licence) holds 10,605 sentence
 with their mean rating from −4 to 4, and tweets, product reviews and editorials rated the same way:
 Hutto and Gilbert 2014, *VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social
 Media Text*, ICWSM. Two tasks: ``reviews``, positive or negative, and ``ratings``, the mean itself.
+Four more take away a reason why a teacher helps, or add one: ``reviews-flipped`` (three in ten of
+the training labels are wrong), ``reviews-few`` (500 training rows), ``reviews-weak`` (all rows, but
+a teacher that saw those 500) and ``reviews-three`` (negative, mixed, positive).
 
 The movie reviews are those of SST as well: a model trained on one may not be scored on the other.
 """
@@ -16,6 +19,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import ClassVar
@@ -44,6 +48,7 @@ FILES = {
 }  # fmt: skip
 TEST, HELD_OUT = 1600, 500  # texts, of 10,603
 CLEAR = 0.5  # from where a mean rating counts as positive or negative
+STRONG = 1.5  # from where it does among three classes: as many texts in each
 FETCH = "fetch it by `xtc fetch` (`make setup` does)"
 
 
@@ -147,14 +152,25 @@ class _Rated(Task):
             rows = [i for i in chosen if self.takes(ratings[i])][:limit]
             labels = [self.label(ratings[i]) for i in rows]
             found[name] = Split([texts[i] for i in rows], None, labels)
+        found["train"] = self.training(found["train"])
         counts = ", ".join(f"{len(found[name])} {name}" for name in ("train", "held-out", "test"))
         where = f"rated {source} (vaderSentiment 0.5, Hutto and Gilbert 2014): {counts} rows"
+        where += self.changed
         evaluation = {"test": found["test"]}
         return TaskData(self, found["train"], evaluation, where, f"{self.title} test",
                         found["held-out"])  # fmt: skip
 
     def texts(self, data: TaskData) -> list[str]:
         return [*super().texts(data), *unlabelled()]
+
+    def training(self, rows: Split) -> Split:
+        """What of the training rows is learned from."""
+        return rows
+
+    @property
+    def changed(self) -> str:
+        """What the training rows' labels are not, in words."""
+        return ""
 
     def takes(self, rating: float) -> bool:
         """Whether a text with this mean rating is a row."""
@@ -165,8 +181,21 @@ class _Rated(Task):
         return rating
 
 
+@dataclass(frozen=True)
 class _Reviews(_Rated, Classification):
-    """Positive or negative, where twenty people are clear about it on the whole."""
+    """Positive or negative, where twenty people are clear about it on the whole.
+
+    ``flipped``: the share of training labels that are turned round; ``rows``: how many training
+    rows there are, all unless told; ``teacher``: the task whose teacher teaches it, unless its own.
+    """
+
+    flipped: float = 0.0
+    rows: int | None = None
+    teacher: str = ""
+
+    @property
+    def changed(self) -> str:
+        return f", {self.flipped:.0%} of the training labels turned round" if self.flipped else ""
 
     def takes(self, rating: float) -> bool:
         return abs(rating) >= CLEAR
@@ -174,12 +203,34 @@ class _Reviews(_Rated, Classification):
     def label(self, rating: float) -> int:
         return int(rating > 0)
 
+    def training(self, rows: Split) -> Split:
+        chosen = rows.select(range(min(self.rows or len(rows), len(rows))))
+        drawn = np.random.default_rng(0).permutation(len(chosen))
+        wrong = set(drawn[: round(self.flipped * len(chosen))].tolist())
+        labels = [1 - label if i in wrong else label for i, label in enumerate(chosen.labels)]
+        return Split(chosen.first, None, labels)
+
+
+class _Three(_Rated, Classification):
+    """Negative, positive, or neither of them strongly."""
+
+    def label(self, rating: float) -> int:
+        return int(rating > -STRONG) + int(rating >= STRONG)
+
 
 class _Ratings(_Rated, Regression):
     """The mean rating, from −4 to 4."""
 
 
-REVIEWS = register(_Reviews("reviews", "Reviews", ("negative", "positive")))
+_TWO = ("negative", "positive")
+REVIEWS = register(_Reviews("reviews", "Reviews", _TWO))
+for _variant in (
+    _Reviews("reviews-flipped", "Reviews, labels flipped", _TWO, flipped=0.3, teacher="reviews"),
+    _Reviews("reviews-few", "Reviews, 500 rows", _TWO, rows=500, teacher="reviews"),
+    _Reviews("reviews-weak", "Reviews, weak teacher", _TWO, teacher="reviews-few"),
+):
+    register(_variant)
+register(_Three("reviews-three", "Reviews, three classes", ("negative", "mixed", "positive")))
 RATINGS = register(_Ratings("ratings", "Ratings", primary="pearson"))
 
 
