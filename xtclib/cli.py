@@ -105,7 +105,7 @@ def evaluate(
     from xtclib import bert, teachers
     from xtclib.artefact import format
     from xtclib.study import profiles
-    from xtclib.tasks import evaluation
+    from xtclib.tasks import evaluation, reviews
 
     if folder.suffix == ".onnx":
         from xtclib.deployment import runtimes
@@ -123,6 +123,7 @@ def evaluate(
     task = task or own.get("task")
     whose = profiles.profile(profile or own.get("profile"), task, glue_dir)
     data = profiles.data_for(task or whose.task, whose, glue_dir)
+    reviews.check_apart(own, data)
     data.task.check_labels(folder, labels)
     length = whose.teacher.max_length if profile or not own else own["max_length"]
     length = min(length, longest or length)

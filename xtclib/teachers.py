@@ -22,6 +22,7 @@ from xtclib.distillation.objective import Objective
 from xtclib.files import sha256, write_json
 from xtclib.tasks.base import Task, TaskData, find_task
 from xtclib.tasks.evaluation import evaluate
+from xtclib.tasks.reviews import check_apart
 from xtclib.techniques.base import check_finite
 from xtclib.training.budget import Budget
 from xtclib.training.trainer import Lesson, Run, train
@@ -192,6 +193,7 @@ def load_teacher(path: str | Path, task: Task | str, data: TaskData | None = Non
     check_finite(model, f"the teacher {path}")
     tokenizer = load_tokenizer(path)
     if data is not None:
+        check_apart(getattr(config, "trained_on", None) or {}, data)
         sample = data.train.select(np.random.default_rng(0).permutation(len(data.train))[:256])
         found = evaluate(model, tokenizer, data, splits={"sample": sample})["sample"]["score"]
         floor = task.majority(sample)["score"]

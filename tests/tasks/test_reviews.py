@@ -4,9 +4,11 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,11 @@ from xtclib import cache, cli, teachers
 from xtclib.files import sha256
 from xtclib.study import profiles
 from xtclib.tasks import reviews
+from xtclib.tasks.base import find_task
 from xtclib.tasks.evaluation import evaluate
 
 REAL = cache.cache_dir() / "data" / "vader-0.5"  # before a test has a cache of its own
+GLUE = os.environ.get("XTC_GLUE_DIR")
 needs_texts = pytest.mark.skipif(
     not (REAL / "tweets_GroundTruth.txt").is_file(), reason="not fetched: xtc fetch"
 )
@@ -168,6 +172,30 @@ def test_variants_change_the_training_rows_alone(texts):
     three = profiles.data_for("reviews-three", "reviews")
     counts = [three.evaluation["test"].labels.count(label) for label in range(3)]
     assert sum(counts) == 1600 and min(counts) > 450
+
+
+@pytest.mark.parametrize("ours", ["reviews", "reviews-three", "ratings"])
+def test_nothing_trained_on_the_reviews_is_scored_on_sst(ours, data):
+    real = replace(data, source="GLUE folder glue: SST-2, 67349 train, 872 dev rows")
+    with pytest.raises(ValueError, match=f"trained on {ours}, whose sentences are also those of s"):
+        reviews.check_apart({"task": ours, "source": "rated movies"}, real)
+    rated = replace(data, task=find_task(ours), source="rated movies")
+    with pytest.raises(ValueError, match=f"trained on sst2, whose sentences are also .* {ours}"):
+        reviews.check_apart({"task": "sst2", "source": real.source}, rated)
+    reviews.check_apart({"task": ours, "source": "rated movies"}, rated)
+    reviews.check_apart({}, real)
+    reviews.check_apart({"task": "sst2", "source": "GLUE folder mini: SST-2"}, rated)  # generated
+
+
+@needs_texts
+@pytest.mark.skipif(not GLUE, reason="no real GLUE: XTC_GLUE_DIR")
+def test_the_sentences_are_ssts(texts):
+    def plain(split):
+        return {re.sub(r"\W+", "", text.lower()) for text in split.first}
+
+    ours, sst = reviews.REVIEWS.load(), profiles.data_for("sst2", "minilm", GLUE)
+    shared = plain(ours.train) & plain(sst.evaluation["dev"])
+    assert len(shared) > 0.6 * len(sst.evaluation["dev"])
 
 
 @needs_texts

@@ -19,6 +19,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -232,6 +233,23 @@ for _variant in (
     register(_variant)
 register(_Three("reviews-three", "Reviews, three classes", ("negative", "mixed", "positive")))
 RATINGS = register(_Ratings("ratings", "Ratings", primary="pearson"))
+
+
+def check_apart(trained_on: Mapping[str, str], data: TaskData) -> None:
+    """Raises ``ValueError`` where a model learned from the sentences that it is to be scored on.
+
+    The movie reviews here and SST's are the same ones, split otherwise: two thirds of SST-2's dev
+    rows are training rows of ``reviews``. ``trained_on``: the task and source that a model names.
+    """
+    sides = trained_on, {"task": data.task.name, "source": data.source}
+    rated = [side.get("task", "").partition("-")[0] in ("reviews", "ratings") for side in sides]
+    sst = [side.get("task") == "sst2" and "mini:" not in side.get("source", "") for side in sides]
+    if (rated[0] and sst[1]) or (sst[0] and rated[1]):
+        raise ValueError(
+            f"it was trained on {trained_on['task']}, whose sentences are also those of "
+            f"{data.task.name}: a score on them would count rows that it learned; choose its own "
+            "task, or another model"
+        )
 
 
 def other_domains(task: Task = REVIEWS) -> dict[str, Split]:
