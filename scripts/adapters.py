@@ -2,8 +2,8 @@
 
 LoRA (Hu et al. 2021, arXiv:2106.09685) on every linear layer of the encoder, with a classifier of
 its own; the pooler stays. What is written is fp16 and under 1 MB. About 20 minutes of one core
-each; `--task reviews` makes one. `--full` fine-tunes all of the backbone instead, by three seeds, and
-writes beside the adapter what those score: what the adapter gives away.
+each; `--task reviews` makes one. `--full` fine-tunes all of the backbone instead, by three
+seeds, and writes beside the adapter what those score: what the adapter gives away.
 """
 
 from __future__ import annotations
