@@ -35,6 +35,7 @@ from xtclib import cache, files, records
 from xtclib.artefact import format, ledger
 from xtclib.costs import latency
 from xtclib.deployment import onnx, runtimes
+from xtclib.figures import records as plots
 from xtclib.recipes import recipe as recipes
 from xtclib.study import compress as study
 from xtclib.study import profiles
@@ -236,7 +237,7 @@ def applied(path: Path) -> object:
 
 def shown(folder: Path) -> object:
     found = records.read("smoke", folder)
-    return [record.table() for record in found], records.comparison(records.common(found))
+    return [record.table() for record in found], plots.comparison(records.common(found)).to_html()
 
 
 def case(kind: str, made: Path, place: Path, draw: random.Random) -> tuple[str, Callable, Callable]:

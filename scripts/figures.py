@@ -80,10 +80,14 @@ def gallery(results: Path) -> dict:
         figures["deployment-speed"] = deployment.speed(found["rows"])
     for profile in sorted(p.name for p in results.glob("*") if p.is_dir()):
         measured = records.read(profile, results)
-        pruned = [r for r in measured if family(r) == "pruned"]
-        shaped = one_comparison([r for r in measured if family(r) == "shaped"])
+        pruned = [r for r in measured if plots.family_of(r.recipe) == "pruned"]
+        shaped = one_comparison([r for r in measured if plots.family_of(r.recipe) == "shaped"])
         shaped = [r for r in shaped if r.budget == usual_budget(shaped)]
-        found = [r for r in measured if family(r) == "quantized" or r.recipe.startswith(CORE)]
+        found = [
+            r
+            for r in measured
+            if plots.family_of(r.recipe) == "quantized" or r.recipe.startswith(CORE)
+        ]
         if pruned:
             figures.update(over_sparsity(profile, pruned))
         if len({r.recipe for r in shaped}) > len(CORE):
@@ -114,14 +118,6 @@ def systems() -> dict:
              "DistilBERT": "distilbert", "XTC": "xtc-half"}  # fmt: skip
     stages = {name: recipes.load(recipe).stages for name, recipe in names.items()}
     return {name: [s.objective for s in told if s.objective] for name, told in stages.items()}
-
-
-def family(record: Record) -> str:
-    """A built-in recipe's family; one from somebody's own file counts with the quantized."""
-    try:
-        return recipes.load(record.recipe).family
-    except ValueError:
-        return "quantized"
 
 
 def over_sparsity(profile: str, found: list[Record]) -> dict:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 
 import torch
 import transformers
@@ -290,29 +290,6 @@ def common(records: Iterable[Record]) -> list[Record]:
         runs.setdefault((r.recipe, r.budget, r.seed), set()).add(r.task)
     shared = set.intersection(*runs.values()) if runs else set()
     return [r for r in records if r.task in shared]
-
-
-def comparison(records: Iterable[Record]) -> str:
-    """Recipes as a table, best first: score with its range over seeds, size, time, operations.
-
-    Times and operations are shares of the teacher's, medians over seeds.
-    """
-    records = list(records)
-    wide = max([len(r.recipe) for r in records] + [20]) + 2
-    columns = f"{'n':>2}{'mean':>7}  {'range':<14}{'MB':>6}{'time':>7}{'FLOPs':>7}"
-    lines = [f"{'recipe':<{wide}}{columns}"]
-    for group in sorted(grouped(records), key=lambda found: -found.mean):
-        own = [r for r in records if r.recipe == group.recipe and r.budget == group.budget]
-        times = [r.latency["milliseconds"] for r in own if r.latency]
-        shares = [t["student"]["median"] / t["teacher"]["median"] for t in times]
-        time = median(shares or [math.nan])
-        work = median(r.flops / (r.teacher_flops or math.nan) for r in own)
-        spread = f"{group.low:.1f} to {group.high:.1f}"
-        lines.append(
-            f"{group.recipe:<{wide}}{group.n:>2}{group.mean:>7.1f}  {spread:<14}"
-            f"{group.bytes / 1e6:>6.2f}{time:>7.2f}{work:>7.2f}"
-        )
-    return "\n".join(lines)
 
 
 def differences(records: Iterable[Record], first: str, second: str) -> dict[int, float]:

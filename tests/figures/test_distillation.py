@@ -1,5 +1,7 @@
 """Figures of distillation: their data, not their pixels."""
 
+import re
+
 import pytest
 import torch
 from made import made
@@ -8,6 +10,7 @@ from xtclib import records as results
 from xtclib.distillation.objective import Objective
 from xtclib.distillation.terms import TERMS
 from xtclib.figures import distillation
+from xtclib.figures import records as plots
 
 widgets = pytest.importorskip("xtclib.figures.explorers", exc_type=ImportError)
 
@@ -63,10 +66,29 @@ def test_the_comparison_puts_the_best_first():
         made(recipe=name, seed=seed, metrics={"dev": {"score": score}}, latency=times)
         for name, seed, score in told
     ]
-    head, first, second = results.comparison(records).splitlines()
-    assert head.split() == ["recipe", "n", "mean", "range", "MB", "time", "FLOPs"]
-    assert first.split()[:6] == ["xtc-1bit", "2", "91.0", "90.0", "to", "92.0"]
-    assert second.startswith("xtc-half") and second.split()[7] == "0.40"
+    frame = plots.comparison(records).data
+    assert list(frame.index) == ["teacher", "xtc-1bit", "xtc-half"]
+    assert list(frame.loc["xtc-1bit"][:2]) == [91.0, "90.0 to 92.0"]
+    assert frame.loc["xtc-half", "time, teacher's = 1"] == 0.4
+    bold = re.findall(r"#T_\w+_row(\d)_col(\d)", plots.comparison(records).to_html().split("<")[1])
+    assert ("1", "0") in bold and not {row for row, _ in bold} & {"0"}  # the best, no teacher
+
+
+def test_the_benchmark_names_what_nothing_beats():
+    medians = {"teacher": {"median": 10.0}, "student": {"median": 2.5}}
+    times = {"batch": 8, "length": 32, "milliseconds": medians}
+    told = (("xtc-1bit", 80.0, 10), ("xtc-2bit", 90.0, 20), ("pkd-6l", 85.0, 50))
+    records = [
+        made(recipe=name, metrics={"dev": {"score": score}}, bytes=size * 10**6, latency=times)
+        for name, score, size in told
+    ]
+    figure = plots.benchmark(records)
+    line, quantized, shaped, _ = figure.data
+    assert (list(line.x), list(line.y)) == ([10, 20], [80, 90])
+    assert (quantized.name, shaped.name) == ("fewer bits", "another shape")
+    assert list(quantized.marker.size) == [11, 11]  # a quarter of the time, half the diameter
+    named = {a.text for a in figure.layout.annotations}
+    assert {"xtc-1bit", "xtc-2bit", "teacher"} <= named and "pkd-6l" not in named
 
 
 def test_differences_are_by_seed_where_both_were_measured():

@@ -6,8 +6,10 @@ sentence what there is to see.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, median
+from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
@@ -25,7 +27,13 @@ from xtclib.figures.style import (
     plain,
     whiskers,
 )
+from xtclib.recipes import recipe as recipes
 from xtclib.records import Group, Record, grouped
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
+
+FAMILIES = {"quantized": "fewer bits", "pruned": "weights removed", "shaped": "another shape"}
 
 
 def published() -> list[Row]:
@@ -121,6 +129,110 @@ def _finish_panel(
     label_points(figure, points, height, "2" if at.get("row") == 2 else "")
     figure.update_xaxes(title_text=x, **log_axis([p[0] for p in points], 1.8, 1.8), **at)
     figure.update_yaxes(title_text=y, **at)
+
+
+def comparison(records: Iterable[Record]) -> Styler:
+    """Recipes as a table under their teacher, best first; the best of each column is bold.
+
+    The score's range over seeds; the file in MB, 10⁶ bytes; a forward pass's time and operations as
+    shares of the teacher's, medians over seeds. ``.data`` is the `pandas.DataFrame`.
+    """
+    import pandas
+
+    records = list(records)
+    groups = sorted(grouped(records), key=lambda g: -g.mean)
+    size, top = groups[0].teacher_bytes / 1e6, mean(g.teacher for g in groups)
+    rows: dict[str, list] = {"teacher": [top, "", 0.0, size, 1.0, 1.0, 1.0, ""]}
+    for g, name in zip(groups, _names(groups), strict=True):
+        own = [r for r in records if (r.recipe, r.budget) == (g.recipe, g.budget)]
+        work = median(r.flops / (r.teacher_flops or math.nan) for r in own)
+        spread = f"{g.low:.1f} to {g.high:.1f}" if g.n > 1 else ""
+        rows[name] = [g.mean, spread, g.mean - g.teacher, g.bytes / 1e6,
+                      g.teacher_bytes / g.bytes, _share(own), work, str(g.n)]  # fmt: skip
+    columns = ["score, %", "range", "to teacher", "file, MB", "× smaller", "time, teacher's = 1",
+               "operations, teacher's = 1", "seeds"]  # fmt: skip
+    frame = pandas.DataFrame.from_dict(rows, orient="index", columns=columns)
+    digits = dict(zip(columns, ("{:.1f}", None, "{:+.1f}", "{:.2f}", "{:.1f}", "{:.2f}", "{:.2f}",
+                                None), strict=True))  # fmt: skip
+    styled = frame.style.format(digits, escape="html", na_rep="–").format_index(escape="html")
+    bold = {"axis": 0, "props": "font-weight: bold"}
+    least = ["file, MB", "time, teacher's = 1", "operations, teacher's = 1"]
+    styled = styled.highlight_max(subset=(frame.index[1:], ["score, %", "× smaller"]), **bold)
+    return styled.highlight_min(subset=(frame.index[1:], least), **bold)
+
+
+def _share(records: Iterable[Record]) -> float:
+    """The students' time over their teachers', median over records; NaN where none was timed."""
+    times = [r.latency["milliseconds"] for r in records if r.latency]
+    return median([t["student"]["median"] / t["teacher"]["median"] for t in times] or [math.nan])
+
+
+def benchmark(records: Iterable[Record], title: str | None = None) -> go.Figure:
+    """Size (MB) against score against time: a point a recipe, its area the time of a forward pass.
+
+    A colour and shape for each family. A line joins what no other recipe beats in size and score
+    at once; these are named, the others' names show under the pointer.
+    """
+    records = list(records)
+    groups = sorted(grouped(records), key=lambda g: (g.bytes, -g.mean))
+    names = _names(groups)
+    figure = new_figure(title or _unbeaten_takeaway(groups), 420, above=16)
+    unbeaten: list[tuple[float, float, str]] = []
+    for g, name in zip(groups, names, strict=True):
+        if not unbeaten or g.mean > unbeaten[-1][1]:
+            unbeaten.append((g.bytes / 1e6, g.mean, name))
+    figure.add_scatter(
+        x=[p[0] for p in unbeaten], y=[p[1] for p in unbeaten], mode="lines", hoverinfo="skip",
+        line={"color": GREY, "width": 1, "dash": "dot", "shape": "hv"}, showlegend=False,
+    )  # fmt: skip
+    runs: dict[tuple[str, str], list[Record]] = {}
+    for r in records:
+        runs.setdefault((r.recipe, r.budget), []).append(r)
+    for i, (family, words) in enumerate(FAMILIES.items()):
+        own = [(g, n) for g, n in zip(groups, names, strict=True) if family_of(g.recipe) == family]
+        if not own:
+            continue
+        times = [_share(runs[g.recipe, g.budget]) for g, _ in own]
+        marker = marker_of(i) | {"size": [_diameter(t) for t in times], "opacity": 0.75}
+        figure.add_scatter(
+            x=[g.bytes / 1e6 for g, _ in own], y=[g.mean for g, _ in own], name=words,
+            mode="markers", marker=marker, customdata=[[n, t, g.n] for (g, n), t in
+                                                       zip(own, times, strict=True)],
+            hovertemplate="%{customdata[0]}<br>%{x:,.3r} MB, %{y:.1f} % (n = %{customdata[2]}), "
+            "%{customdata[1]:.2f} of the teacher's time<extra></extra>",
+        )  # fmt: skip
+    size, top = groups[0].teacher_bytes / 1e6, mean(g.teacher for g in groups)
+    star = {"symbol": "star", "size": _diameter(1), "color": GREY}
+    figure.add_scatter(x=[size], y=[top], mode="markers", marker=star, showlegend=False,
+                       hovertemplate="teacher: %{x:.3r} MB, %{y:.1f} %<extra></extra>")  # fmt: skip
+    points = [*unbeaten, (size, top, "teacher")]
+    _finish_panel(figure, points, 330, {}, "file on disk, MB; areas: time of a forward pass",
+                  _score_axis(groups))  # fmt: skip
+    return figure.update_layout(legend={"itemsizing": "constant"})
+
+
+def _diameter(share: float) -> float:
+    return 22 * math.sqrt(share) if share > 0 else 6.0
+
+
+def family_of(recipe: str) -> str:
+    """A built-in recipe's family; one from somebody's own file counts with the quantized.
+
+    >>> family_of("pkd-6l"), family_of("mine")
+    ('shaped', 'quantized')
+    """
+    try:
+        return recipes.load(recipe).family
+    except ValueError:
+        return "quantized"
+
+
+def _unbeaten_takeaway(groups: Sequence[Group]) -> str:
+    near = [g for g in groups if g.mean >= g.teacher - 5] or [max(groups, key=lambda g: g.mean)]
+    best = min(near, key=lambda g: g.bytes)
+    apart, where = best.mean - best.teacher, "ahead" if best.mean > best.teacher else "behind"
+    smaller = f"{best.recipe} is {best.teacher_bytes / best.bytes:.0f} × smaller than its teacher"
+    return f"{smaller} and {abs(apart):.1f} points {where}"
 
 
 def bars(records: Iterable[Record], title: str | None = None) -> go.Figure:
