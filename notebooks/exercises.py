@@ -9,7 +9,7 @@ from numbers import Real
 
 import torch
 
-from xtclib import LayerReduction, Match, recipes
+from xtclib import LayerReduction, Match, recipes, records
 from xtclib.costs import architectures, breakdown, claims
 from xtclib.distillation import attention_mse, kl_divergence, layer_map, soft_cross_entropy
 from xtclib.techniques.pruning import masks
@@ -68,7 +68,9 @@ def open_row(f):
 
 
 KEPT = [0, 2, 3, 5, 6, 8, 9, 11]  # of twelve layers, by a student of eight
+TWO_BITS = {"task": "reviews", "recipe": "xtc-2bit-half", "budget": "A", "seed": 0}
 ANSWERS = {  # name: (what is right, digits after the point; None: exactly)
+    "00 times smaller": (lambda: records.read("reviews", **TWO_BITS)[0].ratio, 1),
     "01 overtaken": (lambda: 4 * architectures.config_of("bert-large").hidden_size, None),
     "01 megabytes": (lambda: claims.backbone_parameters("pkd-6l") * 2 / 8 / 1e6, 1),
     "01 convention": (

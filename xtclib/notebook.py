@@ -12,7 +12,7 @@ from types import ModuleType
 
 from xtclib.cache import ROOT
 
-DEFAULTS = {"TASK": "sst2", "SEED": 0, "BUDGET": "A", "LIVE": None, "ROWS": 200, "GLUE_DIR": None}
+DEFAULTS = {"TASK": None, "SEED": 0, "BUDGET": "A", "LIVE": None, "ROWS": 200, "GLUE_DIR": None}
 
 
 def claims(profile: str, **parameters: object) -> Callable[..., None]:
@@ -22,10 +22,10 @@ def claims(profile: str, **parameters: object) -> Callable[..., None]:
     `AssertionError`. ``about`` names the profiles it speaks of, parted by spaces; such a claim
     is about the notebook's own ``parameters`` too, and elsewhere it prints one line.
 
-    >>> claim = claims("smoke", TASK="sst2")
+    >>> claim = claims("smoke", TASK=None)
     >>> claim(1 < 2, "one is less than two")
-    >>> claim(1 > 2, "a trained student is ahead", "mini")
-    (said of mini, not of smoke: a trained student is ahead)
+    >>> claim(1 > 2, "a trained student is ahead", "reviews")
+    (said of reviews, not of smoke: a trained student is ahead)
     """
     changed = [f"{name} = {v!r}" for name, v in parameters.items() if v != DEFAULTS[name]]
     here = ", ".join([profile, *changed])

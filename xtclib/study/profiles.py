@@ -66,6 +66,10 @@ _REVIEWS = Budget(steps=1, learning_rate=2e-4, max_length=64, dropout=0.0)
 _MINILM = replace(_GLUE, learning_rate=2e-4, dropout=0.0)
 # XTC, arXiv:2206.01859, section 3: budgets of 3, 9 and 18 epochs; lr 5e-5, one warm-up epoch.
 _PAPER = replace(_GLUE, learning_rate=5e-5, keep="evaluation", evaluations=20)
+# Students whose weights are all new: at a rate for fine-tuning they stay where they were drawn.
+_NEW = ("tinybert-4l", "mobilebert", "mobilebert-joint", "mobilebert-auxiliary", "wellread-pf",
+        "wellread-pd", "dualtrain", "dualtrain-sharedup", "dualtrain-shareddown", "bilstm-kd",
+        "bilstm-labels", "cnn-kd", "cnn-labels")  # fmt: skip
 # Where a paper or its release has another rate than XTC's.
 _RATES = {
     "ternarybert": 2e-5, "ternarytinybert": 2e-5, "binarybert-bwn": 2e-5, "binarybert-twn": 2e-5,
@@ -91,6 +95,7 @@ PROFILES = {
             "reviews", "the real 6-layer MiniLM on real movie reviews", "minilm", "reviews",
             replace(_GLUE, epochs=4, learning_rate=1e-4, max_length=64),
             _lengths("steps", 150, 400, 1200, _REVIEWS), task="reviews", latency=(8, 32),
+            rates=dict.fromkeys(_NEW, 1e-3),
         ),
         Profile(
             "minilm", "the real 6-layer MiniLM on GLUE", "minilm", "glue",
