@@ -108,3 +108,17 @@ def test_a_term_of_ones_own_stands_in_the_picture(monkeypatch):
     figure = distillation.what_is_matched({"own": Objective(mine=1)}, 2, 4)
     (trace,) = figure.data
     assert (trace.name, trace.marker.symbol, list(trace.text)) == ("mine", "cross", ["e", "2", "4"])
+
+
+def test_conditions_have_a_row_each_first_on_top():
+    found = {
+        words: [made(recipe="xtc-half", metrics={"dev": {"score": taught}}),
+                made(recipe="finetune-half", metrics={"dev": {"score": labels}})]
+        for words, taught, labels in (("clean labels", 84, 83), ("flipped labels", 82, 70))
+    }  # fmt: skip
+    figure = plots.conditions(found)
+    assert list(figure.layout.yaxis.ticktext) == ["clean labels", "flipped labels"]
+    assert list(figure.layout.yaxis.tickvals) == [1, 0]
+    assert [list(trace.x) for trace in figure.data[:2]] == [[84, 82], [83, 70]]
+    title = " ".join(figure.layout.title.text.replace("<br>", " ").split())
+    assert title == "xtc-half is furthest ahead with flipped labels: by 12.0 points"

@@ -275,6 +275,44 @@ def bars(records: Iterable[Record], title: str | None = None) -> go.Figure:
     return figure.update_yaxes(showgrid=False, ticks="")
 
 
+def conditions(found: Mapping[str, Iterable[Record]], title: str | None = None) -> go.Figure:
+    """The same recipes under several conditions, a row each: means, ranges over seeds, teachers.
+
+    ``found``: records by the words for their condition, first on top.
+    """
+    groups = {words: grouped(records) for words, records in found.items()}
+    recipes_ = list(dict.fromkeys(g.recipe for some in groups.values() for g in some))
+    figure = new_figure(title or _conditions_takeaway(groups), 110 + 62 * len(groups), above=16)
+    rows = {words: len(groups) - 1 - i for i, words in enumerate(groups)}
+    for i, name in enumerate(recipes_):
+        own = {words: g for words, some in groups.items() for g in some if g.recipe == name}
+        lean = 0.16 * ((len(recipes_) - 1) / 2 - i)
+        ends = zip(*((g.low, g.mean, g.high) for g in own.values()), strict=True)
+        figure.add_scatter(
+            x=[g.mean for g in own.values()], y=[rows[words] + lean for words in own], name=name,
+            mode="markers", marker=marker_of(i), error_x=whiskers(*ends, color=COLOURS[i]),
+            customdata=[g.n for g in own.values()],
+            hovertemplate=f"{name}: %{{x:.1f}} % (n = %{{customdata}})<extra></extra>",
+        )  # fmt: skip
+    figure.add_scatter(
+        x=[mean(g.teacher for g in some) for some in groups.values()], y=list(rows.values()),
+        mode="markers", marker={"symbol": "star", "size": 13, "color": GREY}, name="its teacher",
+        hovertemplate="teacher: %{x:.1f} %<extra></extra>",
+    )  # fmt: skip
+    every = [g for some in groups.values() for g in some]
+    figure.update_xaxes(title_text=f"score, % ({_seeds(every)})")
+    return figure.update_yaxes(tickvals=list(rows.values()), ticktext=list(rows), ticks="",
+                               range=[-0.6, len(groups) - 0.4])  # fmt: skip
+
+
+def _conditions_takeaway(groups: Mapping[str, Sequence[Group]]) -> str:
+    apart = {words: max(g.mean for g in some) - min(g.mean for g in some)
+             for words, some in groups.items()}  # fmt: skip
+    words = max(apart, key=lambda name: apart[name])
+    best = max(groups[words], key=lambda g: g.mean).recipe
+    return f"{best} is furthest ahead with {words}: by {apart[words]:.1f} points"
+
+
 def budgets(records: Iterable[Record], title: str | None = None) -> go.Figure:
     """Training budget (A, B, C) against score, a line a recipe, with the range over seeds."""
     records = list(records)
