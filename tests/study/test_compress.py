@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from xtclib import cache
 from xtclib import records as results
@@ -491,3 +491,51 @@ def test_two_processes_end_as_one_does(tmp_path):
         answers = [model(ids).logits for model in found]
     # 0.006 apart where it was measured, by the order of sums; a step fewer is 0.06 away.
     torch.testing.assert_close(answers[1], answers[0], rtol=0, atol=0.02)
+
+
+@pytest.fixture(scope="module")
+def compact(tmp_path_factory):
+    """A folder of a narrower encoder that reads the backbone's words: two layers, 16 wide."""
+    folder = tmp_path_factory.mktemp("compact") / "small"
+    config = BertConfig.from_pretrained(BACKBONE.parent)
+    config.num_hidden_layers, config.hidden_size = 2, 16
+    config.num_attention_heads, config.intermediate_size = 2, 32
+    torch.manual_seed(3)
+    BertModel(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(BACKBONE.parent).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("objective", [
+    {"logits": 1}, {"logits": 1, "hidden_states": {"weight": 1, "projection": True}},
+])  # fmt: skip
+def test_a_student_starts_from_a_compact_checkpoint(compact, cache, objective):
+    stage = {"learn": {"objective": objective}}
+    recipe = recipes.from_dict("small", {"student": str(compact), "stages": [stage]})
+    run = run_smoke(recipe, cache)
+    own, theirs = run.student.config, run.teacher.model.config
+    assert (own.num_hidden_layers, own.hidden_size) == (2, 16) != (theirs.num_hidden_layers, 32)
+    words = AutoModel.from_pretrained(compact).embeddings.word_embeddings.weight
+    moved = (run.student.get_input_embeddings().weight - words).abs().max()
+    assert 0 < moved < 0.02  # it began there, and learned
+    assert run.record.recipe_hash == recipe.hash != replace(recipe, student="").hash
+
+
+def test_a_student_with_other_words_or_two_beginnings_is_refused(compact, cache, tmp_path):
+    shutil.copytree(compact, tmp_path / "other")
+    words = AutoTokenizer.from_pretrained(compact)
+    words.add_tokens(["zyzzyva"])
+    words.save_pretrained(tmp_path / "other")
+    recipe = recipes.load("tinybert-6l-plain").starting_from(str(tmp_path / "other"))
+    assert recipe.name == "tinybert-6l-plain-from-other"
+    with pytest.raises(ValueError, match="is not its teacher's of 623: choose a student that has"):
+        run_smoke(recipe, cache)
+    with pytest.raises(ValueError, match="starts from the backbone and from x: choose start or"):
+        Recipe("two", stages=(Stage("s"),), start="backbone", student="x")
+
+
+def test_pre_training_is_the_same_for_every_seed(runs, cache):
+    first = runs["wellread-pf"].record
+    second = run_smoke("wellread-pf", cache, seed=1).record
+    pre, tuned = zip(first.stages, second.stages, strict=True)
+    assert pre[0]["key"] == pre[1]["key"] and tuned[0]["key"] != tuned[1]["key"]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from xtclib import cache
@@ -32,3 +34,11 @@ def test_the_real_profile_is_the_default_and_tasks_choose(monkeypatch):
     monkeypatch.setattr(reviews, "fetched", lambda: False)
     with pytest.warns(UserWarning, match=r"no real reviews here .*xtc fetch.* stands in"):
         assert (profiles.profile().name, profiles.profile().task) == ("mini", "sst2")
+
+
+def test_an_adapter_of_other_weights_is_not_taken_in_silence(monkeypatch, data):
+    real = replace(data, task=reviews.REVIEWS, source="other rows")
+    monkeypatch.setattr(profiles, "backbone_for", lambda _: "somebody/else")
+    monkeypatch.setattr(profiles.teachers, "fine_tuned", lambda *_: "fine-tuned")
+    with pytest.warns(UserWarning, match=r"was made from other weights or rows than somebody/else"):
+        assert profiles.teacher_for("reviews", "reviews", real) == "fine-tuned"

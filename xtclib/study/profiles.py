@@ -217,9 +217,14 @@ def teacher_for(task: str, profile_: Profile | str | None = None, data: TaskData
         return teachers.load_teacher(path, data.task, data)
     data = _taught_on(data, chosen)
     if path is None and chosen.data == "reviews":
-        found = teachers.shipped(backbone_for(chosen), data)
+        backbone = backbone_for(chosen)
+        found = teachers.shipped(backbone, data)
         if found is not None:
             return found
+        if (teachers.ADAPTERS / data.task.name).is_dir():
+            warnings.warn(f"the shipped teacher of {data.task.name} was made from other weights "
+                          f"or rows than {backbone} and {data.source}: all of the backbone is "
+                          "fine-tuned instead, which takes minutes", stacklevel=2)  # fmt: skip
     return teachers.fine_tuned(*_teaching(data, chosen), progress, device)
 
 
