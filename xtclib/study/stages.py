@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xtclib import cache, teachers
 from xtclib.artefact import format
-from xtclib.bert import encoder_layers
+from xtclib.bert import encoder_layers, read_config
 from xtclib.config import written
 from xtclib.distillation.objective import Objective
 from xtclib.files import slug, write_json
@@ -98,6 +98,7 @@ def begun(job: Job) -> Pair:
     path = job.recipe.student or job.backbone
     if job.recipe.start == "teacher" and not job.recipe.student:
         return Pair(model, model, tokenizer)
+    read_config(path)  # or an error that says what is not there
     words, theirs = teachers.load_tokenizer(path).get_vocab(), tokenizer.get_vocab()
     own, backbone = "a student that has its words", "the profile of the teacher's backbone"
     cure = own if job.recipe.student else backbone

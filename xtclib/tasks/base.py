@@ -180,7 +180,7 @@ def find_task(name: str | Task) -> Task:
     if not isinstance(name, str):
         raise TypeError(f"received {name!r} as a task, expected one of {', '.join(_TASKS)}")
     if _plain(name) not in _TASKS:
-        raise unknown("task", name, _TASKS)
+        raise unknown("task", name, [task.name for task in _TASKS.values()])
     return _TASKS[_plain(name)]
 
 
