@@ -14,7 +14,7 @@ from pathlib import Path
 
 import plotly.io as pio
 import torch
-from results import longest, steps
+from results import REASONS, longest, steps
 
 from xtclib import recipes, records
 from xtclib.cache import ROOT
@@ -94,6 +94,10 @@ def gallery(results: Path) -> dict:
             figures[f"{profile}-distillation"] = plots.bars(shaped)
         if not found:
             continue
+        figures.update(why_a_teacher_helps(profile, measured))
+        one, usual = one_comparison(measured), usual_budget(measured)
+        alike = [r for r in one if r.budget == usual or not steps(r)]
+        figures[f"{profile}-benchmark"] = plots.benchmark(alike)
         best = not_shorter(one_comparison(longest(found)))
         figures[f"{profile}-size-accuracy"] = plots.size_accuracy(best, plots.published())
         figures[f"{profile}-recipes"] = plots.bars(best)
@@ -107,9 +111,21 @@ def gallery(results: Path) -> dict:
         figures[f"{profile}-latency"] = plots.latency(timed)
         trained = [r for r in best if any(s["losses"] for s in r.stages)]
         if trained:
-            usual = [r for r in trained if r.recipe == "xtc-1bit"] or trained
-            figures[f"{profile}-loss"] = plots.loss_curves(usual[0])
+            first = [r for r in trained if r.recipe == "xtc-1bit"] or trained
+            figures[f"{profile}-loss"] = plots.loss_curves(first[0])
     return figures
+
+
+def why_a_teacher_helps(profile: str, found: list[Record]) -> dict:
+    """The same students where a reason why a teacher helps was changed, and as they are."""
+    changed = {words: [r for r in found if r.task == task] for task, words in REASONS.items()}
+    names = {"finetune-half", "logits-half", "xtc-half"}
+    changed = {w: some for w, some in changed.items() if {r.recipe for r in some} == names}
+    if not changed:
+        return {}
+    plain = [r for r in found if r.task == profile and r.recipe in names and r.budget == "A"]
+    same = {"as they are": plain, **changed}
+    return {f"{profile}-reasons": plots.conditions(same)}
 
 
 def systems() -> dict:

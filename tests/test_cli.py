@@ -60,7 +60,10 @@ def test_recipes_are_all_listed(xtc):
         (("evaluate", "nowhere"), "no config.json in nowhere: expected a folder"),
         (("compress", "ptq-8bit", "--glue-dir", "nowhere"), "nowhere.*--glue-dir"),
         (("results", "nowhere.yaml"), "nowhere.yaml"),
-        (("compress", "ptq-8bit", "--student", "nowhere"), "no config.json in 'nowhere': expected a"),
+        (
+            ("compress", "ptq-8bit", "--student", "nowhere"),
+            "no config.json in 'nowhere': expected a",
+        ),
         (("pretrain", "mini", "--text", "nowhere.txt"), "nowhere.txt.*does not exist"),
         (("pretrain", "no/where", "--steps", "1"), "no/where"),
         (("pretrain", "mini", "--batch", "-1"), "batch_size of .* must be .* from 1, received -1"),
