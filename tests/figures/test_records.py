@@ -217,7 +217,8 @@ def test_gallery_of_records(tmp_path):
         record.save(tmp_path)
     found = figures.gallery(tmp_path)
     assert [n for n in found if n.startswith("mini-")] == [
-        "mini-size-accuracy", "mini-recipes", "mini-budgets", "mini-latency", "mini-loss"
+        "mini-benchmark", "mini-size-accuracy", "mini-recipes", "mini-budgets", "mini-latency",
+        "mini-loss",
     ]  # fmt: skip
     assert list(found["mini-recipes"].data[0].x) == [92.5, 95.0]  # xtc-1bit at its longest, B
     page = figures.readme(found)
