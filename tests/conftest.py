@@ -1,5 +1,6 @@
 """Small models, a tokenizer and rows, all built in code; nothing outside a test's own folder."""
 
+import shutil
 import subprocess
 import sys
 
@@ -14,12 +15,14 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from xtclib.artefact import format
 from xtclib.costs import latency
+from xtclib.tasks import reviews
 from xtclib.tasks.glue import TASKS, Split, TaskData
 
 torch.set_num_threads(1)
 # A busy machine is slow at drawing examples, which says nothing about the code.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
+FETCHED = reviews.folder()  # in the user's cache, before a test has one of its own
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LABELS = {2: ("negative", "positive"), 3: ("entailment", "neutral", "contradiction")}
 
@@ -30,6 +33,14 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XTC_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("XTC_GLUE_DIR", raising=False)
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def texts(own_cache):
+    """The real reviews in a cache of the test's own; a word where they were not fetched."""
+    if not (FETCHED / "tweets_GroundTruth.txt").is_file():
+        pytest.skip("the real reviews were not fetched: xtc fetch")
+    shutil.copytree(FETCHED, own_cache / "data" / FETCHED.name)
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ def test_no_two_lines_are_alike():
 
 
 def test_a_loss_of_one_term_is_one_curve():
-    (run,) = results.read("mini", task="sst2", budget="A", recipe="finetune-half", seed=0)
+    (run,) = results.read("reviews", task="reviews", budget="A", recipe="finetune-half", seed=0)
     assert {"loss", "loss_labels"} <= {*run.stages[0]["losses"][0]}
     assert [trace.name for trace in records.loss_curves(run).data] == ["labels"]
 

@@ -20,11 +20,7 @@ from xtclib.tasks import reviews
 from xtclib.tasks.base import find_task
 from xtclib.tasks.evaluation import evaluate
 
-REAL = cache.cache_dir() / "data" / "vader-0.5"  # before a test has a cache of its own
 GLUE = os.environ.get("XTC_GLUE_DIR")
-needs_texts = pytest.mark.skipif(
-    not (REAL / "tweets_GroundTruth.txt").is_file(), reason="not fetched: xtc fetch"
-)
 TEXTS = {  # made up, in the archive's form
     "movieReviewSnippets_GroundTruth.txt":
         "1\t2.1\tA fine film\n2\t-1.5\tA dull one\n3\t0.2\tSo so\n4\t2.0\ta fine, film!\n",
@@ -140,12 +136,6 @@ def test_the_profile_has_its_own_tasks():
         profiles.data_for("sst2", "reviews")
 
 
-@pytest.fixture
-def texts(own_cache):
-    shutil.copytree(REAL, own_cache / "data" / "vader-0.5")
-
-
-@needs_texts
 def test_real_splits_are_fixed_and_apart(texts):
     data, ratings = reviews.REVIEWS.load(), reviews.RATINGS.load()
     assert (data.fingerprint, ratings.fingerprint) == FINGERPRINTS
@@ -157,7 +147,6 @@ def test_real_splits_are_fixed_and_apart(texts):
         "products": 2968, "editorials": 2930, "tweets": 3279}  # fmt: skip
 
 
-@needs_texts
 def test_variants_change_the_training_rows_alone(texts):
     plain = reviews.REVIEWS.load()
     flipped, few, weak = (
@@ -187,7 +176,6 @@ def test_nothing_trained_on_the_reviews_is_scored_on_sst(ours, data):
     reviews.check_apart({"task": "sst2", "source": "GLUE folder mini: SST-2"}, rated)  # generated
 
 
-@needs_texts
 @pytest.mark.skipif(not GLUE, reason="no real GLUE: XTC_GLUE_DIR")
 def test_the_sentences_are_ssts(texts):
     def plain(split):
@@ -198,7 +186,6 @@ def test_the_sentences_are_ssts(texts):
     assert len(shared) > 0.6 * len(sst.evaluation["dev"])
 
 
-@needs_texts
 def test_a_variant_names_whose_teacher_teaches_it(texts):
     chosen = profiles.profile("reviews")
     keys = {name: profiles.teacher_key(profiles.data_for(name, chosen), chosen)
@@ -210,7 +197,6 @@ def test_a_variant_names_whose_teacher_teaches_it(texts):
 FINGERPRINTS = "8fad580e7106f55f", "0c82510109a95c96"
 
 
-@needs_texts
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["reviews"])
 def test_a_shipped_teacher_merges_to_its_score(texts, task):
