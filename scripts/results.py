@@ -33,7 +33,7 @@ TITLES = {
 }
 SHOWN = (("reviews", "reviews"), ("sst2", "minilm"), ("mrpc", "minilm"))
 REASONS = {
-    "reviews-flipped": "three in ten labels turned round",
+    "reviews-flipped": "three in ten labels wrong, the teacher's too",
     "reviews-few": "500 training rows",
     "reviews-weak": "all rows, a teacher of 500",
     "reviews-three": "three classes",

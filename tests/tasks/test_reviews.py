@@ -190,8 +190,8 @@ def test_a_variant_names_whose_teacher_teaches_it(texts):
     chosen = profiles.profile("reviews")
     keys = {name: profiles.teacher_key(profiles.data_for(name, chosen), chosen)
             for name in ("reviews", "reviews-flipped", "reviews-few", "reviews-weak")}  # fmt: skip
-    assert keys["reviews"] == keys["reviews-flipped"] == keys["reviews-few"]
-    assert keys["reviews-weak"] != keys["reviews"]
+    assert keys["reviews"] == keys["reviews-few"]
+    assert len({*keys.values()}) == 3  # flipped labels teach its own, few rows that of the weak
 
 
 FINGERPRINTS = "8fad580e7106f55f", "0c82510109a95c96"

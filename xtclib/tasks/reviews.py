@@ -5,8 +5,9 @@ with their mean rating from −4 to 4, and tweets, product reviews and editorial
 Hutto and Gilbert 2014, *VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social
 Media Text*, ICWSM. Two tasks: ``reviews``, positive or negative, and ``ratings``, the mean itself.
 Four more take away a reason why a teacher helps, or add one: ``reviews-flipped`` (three in ten of
-the training labels are wrong), ``reviews-few`` (500 training rows), ``reviews-weak`` (all rows, but
-a teacher that saw those 500) and ``reviews-three`` (negative, mixed, positive).
+the training labels are wrong, the teacher's too), ``reviews-few`` (500 training rows),
+``reviews-weak`` (all rows, but a teacher that saw those 500) and ``reviews-three`` (negative,
+mixed, positive).
 
 The movie reviews are those of SST as well: a model trained on one may not be scored on the other.
 """
@@ -226,7 +227,7 @@ class _Ratings(_Rated, Regression):
 _TWO = ("negative", "positive")
 REVIEWS = register(_Reviews("reviews", "Reviews", _TWO))
 for _variant in (
-    _Reviews("reviews-flipped", "Reviews, labels flipped", _TWO, flipped=0.3, teacher="reviews"),
+    _Reviews("reviews-flipped", "Reviews, labels flipped", _TWO, flipped=0.3),
     _Reviews("reviews-few", "Reviews, 500 rows", _TWO, rows=500, teacher="reviews"),
     _Reviews("reviews-weak", "Reviews, weak teacher", _TWO, teacher="reviews-few"),
 ):
