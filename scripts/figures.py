@@ -21,7 +21,7 @@ from xtclib.cache import ROOT
 from xtclib.costs.breakdown import break_down, by_length
 from xtclib.deployment import runtimes
 from xtclib.distillation import losses
-from xtclib.figures import costs, deployment, distillation, pruning, quantization, style
+from xtclib.figures import costs, deployment, distillation, pruning, quantization, style, training
 from xtclib.figures import records as plots
 from xtclib.records import RESULTS, Record, common
 
@@ -106,13 +106,13 @@ def gallery(results: Path) -> dict:
             budgets.setdefault((r.task, r.recipe), set()).add(r.budget)
         several = [r for r in found if len(budgets[r.task, r.recipe]) > 1]
         if several:
-            figures[f"{profile}-budgets"] = plots.budgets(one_comparison(several))
+            figures[f"{profile}-budgets"] = training.budgets(one_comparison(several))
         timed = [r for r in best if r.latency["threads"] == best[0].latency["threads"]]
         figures[f"{profile}-latency"] = plots.latency(timed)
         trained = [r for r in best if any(s["losses"] for s in r.stages)]
         if trained:
             first = [r for r in trained if r.recipe == "xtc-1bit"] or trained
-            figures[f"{profile}-loss"] = plots.loss_curves(first[0])
+            figures[f"{profile}-loss"] = training.loss_curves(first[0])
     return figures
 
 

@@ -9,7 +9,7 @@ from made import made
 plots = pytest.importorskip("xtclib.figures.records", exc_type=ImportError)
 from xtclib import records as results  # noqa: E402
 from xtclib.artefact.ledger import Entry  # noqa: E402
-from xtclib.figures import deployment, distillation, quantization, style  # noqa: E402
+from xtclib.figures import deployment, distillation, quantization, style, training  # noqa: E402
 
 
 def seeds(recipe, scores, size, **other):
@@ -113,7 +113,7 @@ def test_budgets():
     records = [r for b, base in zip("ABC", (80, 85, 88), strict=True)
                for r in seeds("xtc-1bit", (base, base + 2), 5, budget=b,
                               training_budget={"steps": 100 * base})]  # fmt: skip
-    figure = plots.budgets([*records, made("cut-half", 60.0)])
+    figure = training.budgets([*records, made("cut-half", 60.0)])
     assert list(figure.data[0].y) == [81, 86, 89] and len(figure.data[1].y) == 1
     assert figure.layout.xaxis.ticktext == ("A<br>300 steps", "B<br>8500 steps", "C<br>8800 steps")
     assert figure.data[0].line.dash != figure.data[1].line.dash
@@ -123,17 +123,17 @@ def test_budgets():
 
 def test_loss_curves():
     stage = made().stages[0]
-    figure = plots.loss_curves(made(stages=[stage, stage | {"name": "two"}]))
+    figure = training.loss_curves(made(stages=[stage, stage | {"name": "two"}]))
     names = [d.name for d in figure.data]
     assert names == ["sum", "logits", "hidden states"]  # the third term is 0: no log of it
     assert list(figure.data[0].x) == [1, 150, 300, None, 301, 450, 600]
     assert figure.layout.yaxis.type == "log" and words(figure) == ["two"]
     assert len({(d.line.dash, d.marker.symbol) for d in figure.data}) == 3
     assert axes(figure) == ["optimizer steps", "loss, interval mean"]
-    both = plots.loss_curves(seeds("xtc-1bit", (1.0, 2.0), 5))
+    both = training.loss_curves(seeds("xtc-1bit", (1.0, 2.0), 5))
     assert len(both.data) == 6 and sum(d.showlegend for d in both.data) == 3
     with pytest.raises(ValueError, match="no record with losses"):
-        plots.loss_curves(made(stages=[]))
+        training.loss_curves(made(stages=[]))
 
 
 def test_latency():
@@ -244,7 +244,7 @@ def test_a_term_of_the_first_stage_alone_ends_with_it():
             {"step": 1, "loss": 1.0, "loss_logits": 1.0},
             {"step": 2, "loss": 0.1, "loss_logits": 0.1}]},
     ]  # fmt: skip
-    figure = plots.loss_curves(made(stages=stages))
+    figure = training.loss_curves(made(stages=stages))
     lines = {trace.name: (list(trace.x), list(trace.y)) for trace in figure.data}
     assert lines["hidden states"] == ([1, 2], [4.0, 2.0])
     assert lines["logits"] == ([3, 4], [1.0, 0.1])

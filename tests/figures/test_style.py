@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from xtclib import records as results
-from xtclib.figures import deployment, records
+from xtclib.figures import deployment, training
 from xtclib.figures.style import line_of, plain
 
 
@@ -16,7 +16,7 @@ def test_no_two_lines_are_alike():
 def test_a_loss_of_one_term_is_one_curve():
     (run,) = results.read("reviews", task="reviews", budget="A", recipe="finetune-half", seed=0)
     assert {"loss", "loss_labels"} <= {*run.stages[0]["losses"][0]}
-    assert [trace.name for trace in records.loss_curves(run).data] == ["labels"]
+    assert [trace.name for trace in training.loss_curves(run).data] == ["labels"]
 
 
 def test_numbers_have_no_exponent():

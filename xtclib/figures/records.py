@@ -1,4 +1,4 @@
-"""Figures of records: recipes by size, score, budget, loss and time.
+"""Figures of records: recipes by size, score and time, as pictures and as a table.
 
 Every figure function takes plain data and returns a plotly ``Figure`` whose title says in a
 sentence what there is to see.
@@ -18,9 +18,7 @@ from xtclib.figures.style import (
     COLOURS,
     GREY,
     label_bars,
-    label_ends,
     label_points,
-    line_of,
     log_axis,
     marker_of,
     new_figure,
@@ -50,12 +48,13 @@ def _names(groups: Sequence[Group]) -> list[str]:
     return [g.recipe if one or not g.trained else f"{g.recipe}, {g.budget}" for g in groups]
 
 
-def _score_axis(groups: Sequence[Group]) -> str:
+def score_axis(groups: Sequence[Group]) -> str:
+    """What the scores of groups are, for an axis."""
     tasks = groups[0].tasks
     return f"score on {tasks[0]}, %" if len(tasks) == 1 else f"mean score of {len(tasks)} tasks, %"
 
 
-def _seeds(groups: Sequence[Group]) -> str:
+def seeds_told(groups: Sequence[Group]) -> str:
     """What a bar spans, for an axis or a legend."""
     most = max(g.n for g in groups)
     return f"bars: range of {most} seeds" if most > 1 else "one seed"
@@ -97,8 +96,8 @@ def size_accuracy(
         hovertemplate="teacher<br>%{x:,.3r} MB, %{y:.1f} %<extra></extra>", **at,
     )  # fmt: skip
     points.append((size, score, "teacher"))
-    label = f"file on disk, MB ({_seeds(groups)})"
-    _finish_panel(figure, points, 270 if others else 320, at, label, _score_axis(groups))
+    label = f"file on disk, MB ({seeds_told(groups)})"
+    _finish_panel(figure, points, 270 if others else 320, at, label, score_axis(groups))
     if others:
         _published_panel(figure, others)
     return figure
@@ -207,7 +206,7 @@ def benchmark(records: Iterable[Record], title: str | None = None) -> go.Figure:
                        hovertemplate="teacher: %{x:.3r} MB, %{y:.1f} %<extra></extra>")  # fmt: skip
     points = [*unbeaten, (size, top, "teacher")]
     _finish_panel(figure, points, 330, {}, "file on disk, MB; areas: time of a forward pass",
-                  _score_axis(groups))  # fmt: skip
+                  score_axis(groups))  # fmt: skip
     return figure.update_layout(legend={"itemsizing": "constant"})
 
 
@@ -270,7 +269,7 @@ def bars(records: Iterable[Record], title: str | None = None) -> go.Figure:
             x=value, line={"color": GREY, "width": 1.5, "dash": dash}, annotation_text=name,
             annotation_position="top", annotation_xanchor=anchor,
         )  # fmt: skip
-    label = f"{_score_axis(groups)} (circles: seeds)"
+    label = f"{score_axis(groups)} (circles: seeds)"
     figure.update_xaxes(title_text=label, range=[0, 122], tickvals=[0, 20, 40, 60, 80, 100])
     return figure.update_yaxes(showgrid=False, ticks="")
 
@@ -300,7 +299,7 @@ def conditions(found: Mapping[str, Iterable[Record]], title: str | None = None) 
         hovertemplate="teacher: %{x:.1f} %<extra></extra>",
     )  # fmt: skip
     every = [g for some in groups.values() for g in some]
-    figure.update_xaxes(title_text=f"score, % ({_seeds(every)})")
+    figure.update_xaxes(title_text=f"score, % ({seeds_told(every)})")
     return figure.update_yaxes(tickvals=list(rows.values()), ticktext=list(rows), ticks="",
                                range=[-0.6, len(groups) - 0.4])  # fmt: skip
 
@@ -311,133 +310,6 @@ def _conditions_takeaway(groups: Mapping[str, Sequence[Group]]) -> str:
     words = max(apart, key=lambda name: apart[name])
     best = max(groups[words], key=lambda g: g.mean).recipe
     return f"{best} is furthest ahead with {words}: by {apart[words]:.1f} points"
-
-
-def budgets(records: Iterable[Record], title: str | None = None) -> go.Figure:
-    """Training budget (A, B, C) against score, a line a recipe, with the range over seeds."""
-    records = list(records)
-    groups = grouped(records)
-    order = sorted({g.budget for g in groups})
-    recipes = list(dict.fromkeys(g.recipe for g in groups))
-    lengths = {r.budget: _length(r.training_budget) for r in records}
-    figure = new_figure(title or _budget_takeaway(groups, recipes), 380)
-    ends = []
-    for i, recipe in enumerate(recipes):
-        own = sorted((g for g in groups if g.recipe == recipe), key=lambda g: g.budget)
-        x = [order.index(g.budget) + 0.04 * (i - (len(recipes) - 1) / 2) for g in own]
-        figure.add_scatter(
-            x=x, y=[g.mean for g in own], name=recipe, mode="lines+markers", marker=marker_of(i),
-            line=line_of(i, width=2), showlegend=False, customdata=[g.n for g in own],
-            error_y=whiskers(*zip(*((g.low, g.mean, g.high) for g in own), strict=True)),
-            hovertemplate=f"{recipe}: %{{y:.1f}} % (n = %{{customdata}})<extra></extra>",
-        )  # fmt: skip
-        ends.append((x[-1], own[-1].mean, recipe))
-    teacher = mean(g.teacher for g in groups)
-    figure.add_shape(
-        x0=-0.2, x1=len(order) - 0.95, y0=teacher, y1=teacher, line={"color": GREY, "width": 1.5}
-    )
-    ends.append((len(order) - 1, teacher, "teacher"))
-    room = 0.09 * max(len(name) for *_, name in ends) * max(len(order) - 1, 1) / 2 + 0.3
-    low, high = min(g.low for g in groups), max(teacher, *(g.high for g in groups))
-    label_ends(figure, ends, len(order) - 1 + 0.12, (high - low or 1.0) / 17)
-    texts = [f"{b}<br>{lengths[b]}" if lengths[b] else b for b in order]
-    figure.update_xaxes(
-        title_text=f"training budget ({_seeds(groups)})", tickvals=list(range(len(order))),
-        ticktext=texts, range=[-0.2, len(order) - 1 + room], showgrid=False,
-    )  # fmt: skip
-    return figure.update_yaxes(title_text=_score_axis(groups))
-
-
-def _length(budget: Mapping) -> str:
-    for unit in ("steps", "epochs"):
-        if budget.get(unit):
-            return f"{budget[unit]:g} {unit}"
-    return ""
-
-
-def _budget_takeaway(groups: Sequence[Group], recipes: Sequence[str]) -> str:
-    gains = []
-    for recipe in recipes:
-        own = sorted((g for g in groups if g.recipe == recipe), key=lambda g: g.budget)
-        if len(own) > 1:
-            gains.append((own[-1].mean - own[0].mean, recipe, own[0].budget, own[-1].budget))
-    if not gains:
-        return "One budget: what a recipe reaches without a longer training"
-    gain, recipe, first, last = max(gains)
-    if gain <= 0:
-        return "No recipe gains from a longer training here"
-    return f"{recipe} gains most from training longer: {gain:+.1f} points from {first} to {last}"
-
-
-_TERMS = {
-    "loss": "sum", "loss_logits": "logits", "loss_hidden_states": "hidden states",
-    "loss_attention_scores": "attention scores",
-}  # fmt: skip
-
-
-def _term(key: str) -> str:
-    return _TERMS.get(key, key.removeprefix("loss_").replace("_", " "))
-
-
-def loss_curves(records: Record | Iterable[Record], title: str | None = None) -> go.Figure:
-    """The terms of the loss over optimizer steps, log axis; stages follow each other.
-
-    Several records, of other seeds or recipes, are drawn thinner over each other, a colour a term.
-    Raises ``ValueError`` where nothing was trained.
-    """
-    records = [records] if isinstance(records, Record) else list(records)
-    lines: dict[str, list[tuple[Record, list, list]]] = {}
-    borders, steps = {}, 0
-    for record in records:
-        offset, found = 0, dict[str, tuple[list, list]]()
-        for stage in record.stages:
-            for entry in stage["losses"]:
-                for term, value in entry.items():
-                    if term != "step" and value > 0:
-                        xs, ys = found.setdefault(term, ([], []))
-                        xs.append(offset + entry["step"])
-                        ys.append(value)
-            for xs, ys in found.values():
-                if ys[-1] is not None:  # a gap after the stages that have the term
-                    xs.append(None)
-                    ys.append(None)
-            if offset:
-                borders[offset] = stage["name"]
-            offset += stage.get("steps") or max((e["step"] for e in stage["losses"]), default=0)
-        for term, (xs, ys) in found.items():
-            lines.setdefault(term, []).append((record, xs[:-1], ys[:-1]))
-        steps = max(steps, offset)
-    if not lines:
-        raise ValueError("received no record with losses, expected one of a recipe that trains")
-    if len(lines) == 2:
-        lines.pop("loss", None)  # the sum of one term is that term
-    order = [t for t in _TERMS if t in lines] + sorted(set(lines) - set(_TERMS))
-    figure = new_figure(title or _loss_takeaway(lines, order))
-    for i, term in enumerate(order):
-        name = _term(term)
-        for j, (record, xs, ys) in enumerate(lines[term]):
-            figure.add_scatter(
-                x=xs, y=ys, name=name, legendgroup=term, showlegend=j == 0, mode="lines+markers",
-                line=line_of(i, width=2.2 if len(records) == 1 else 1.2),
-                marker=marker_of(i, size=7) | {"maxdisplayed": 7},
-                opacity=1 if len(records) == 1 else 0.75,
-                hovertemplate=f"{record.recipe}, seed {record.seed}<br>{name}: %{{y:.3g}} after "
-                "%{x} steps<extra></extra>",
-            )  # fmt: skip
-    for offset, name in borders.items():
-        figure.add_vline(x=offset, line={"color": GREY, "dash": "dot"}, annotation_text=name)
-    figure.update_xaxes(title_text="optimizer steps", range=[0, steps * 1.03])
-    values = [y for term in lines.values() for *_, ys in term for y in ys if y]
-    return figure.update_yaxes(title_text="loss, interval mean", **log_axis(values, 1.3))
-
-
-def _loss_takeaway(lines: Mapping, order: Sequence[str]) -> str:
-    terms = [term for term in order if term != "loss"] or order
-    falls = {_term(t): median(ys[0] / ys[-1] for *_, ys in lines[t]) for t in terms}
-    name = max(falls, key=lambda term: falls[term])
-    if falls[name] <= 1:
-        return "No term of the loss falls in this training"
-    return f"The loss on {name} falls furthest, by a factor of {falls[name]:.1f}"
 
 
 def latency(source: Iterable[Record] | Mapping, title: str | None = None) -> go.Figure:
