@@ -129,8 +129,8 @@ def profile(name: str | Profile | None = None, task: str | None = None,
     if not name and task and not find_task(task).source:
         name = "minilm" if glue_dir or os.environ.get("XTC_GLUE_DIR") else "mini"
     if not name and not (task or reviews.fetched()):
-        warnings.warn(f"no real reviews here ({reviews.FETCH}): profile mini, generated sentences, "
-                      "stands in for profile reviews", stacklevel=2)  # fmt: skip
+        warnings.warn("the real reviews are not here, generated sentences (profile mini) stand in: "
+                      f"{reviews.FETCH}", stacklevel=2)  # fmt: skip
         name = "mini"
     name = name or "reviews"
     if name not in PROFILES:

@@ -92,7 +92,7 @@ def _download(place: Path) -> Path:
         said = [line for line in done.stderr.splitlines() if "ERROR" in line] or ["nothing came"]
         raise ConnectionError(
             f"pip could not download {ARCHIVE} ({first_line(Exception(said[-1]))}): look at pip's "
-            "index and network; only the tasks reviews and ratings need it"
+            "index and network; until it can, generated sentences stand in (profile mini)"
         )
     return archives[0]
 
