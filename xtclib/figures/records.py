@@ -148,14 +148,15 @@ def comparison(records: Iterable[Record]) -> Styler:
         spread = f"{g.low:.1f} to {g.high:.1f}" if g.n > 1 else ""
         rows[name] = [g.mean, spread, g.mean - g.teacher, g.bytes / 1e6,
                       g.teacher_bytes / g.bytes, _share(own), work, str(g.n)]  # fmt: skip
-    columns = ["score, %", "range", "to teacher", "file, MB", "× smaller", "time, teacher's = 1",
-               "operations, teacher's = 1", "seeds"]  # fmt: skip
+    columns = ["score, %", "range", "to teacher", "file, MB", "× smaller", "time / teacher's",
+               "FLOPs / teacher's", "seeds"]  # fmt: skip
     frame = pandas.DataFrame.from_dict(rows, orient="index", columns=columns)
     digits = dict(zip(columns, ("{:.1f}", None, "{:+.1f}", "{:.2f}", "{:.1f}", "{:.2f}", "{:.2f}",
                                 None), strict=True))  # fmt: skip
     styled = frame.style.format(digits, escape="html", na_rep="–").format_index(escape="html")
     bold = {"axis": 0, "props": "font-weight: bold"}
-    least = ["file, MB", "time, teacher's = 1", "operations, teacher's = 1"]
+    least = ["file, MB", "time / teacher's", "FLOPs / teacher's"]
+    styled = styled.set_table_styles([{"selector": "td", "props": "white-space: nowrap"}])
     styled = styled.highlight_max(subset=(frame.index[1:], ["score, %", "× smaller"]), **bold)
     return styled.highlight_min(subset=(frame.index[1:], least), **bold)
 
@@ -204,7 +205,7 @@ def benchmark(records: Iterable[Record], title: str | None = None) -> go.Figure:
     star = {"symbol": "star", "size": _diameter(1), "color": GREY}
     figure.add_scatter(x=[size], y=[top], mode="markers", marker=star, showlegend=False,
                        hovertemplate="teacher: %{x:.3r} MB, %{y:.1f} %<extra></extra>")  # fmt: skip
-    points = [*unbeaten, (size, top, "teacher")]
+    points = [*unbeaten, (size, top, "teacher"), *((g.bytes / 1e6, g.mean, "") for g in groups)]
     _finish_panel(figure, points, 330, {}, "file on disk, MB; areas: time of a forward pass",
                   score_axis(groups))  # fmt: skip
     return figure.update_layout(legend={"itemsizing": "constant"})

@@ -164,7 +164,10 @@ def log_axis(values: Sequence[float], ticks: float = 1.0, room: float | None = N
 def label_points(
     figure: go.Figure, points: Sequence[tuple[float, float, str]], height: int, axis: str = ""
 ) -> None:
-    """Names beside points, moved apart so that they overlap at 400 px neither points nor names."""
+    """Names beside points, moved apart so that they overlap at 400 px neither points nor names.
+
+    A point without a name is room that no name takes.
+    """
     width, line, letter = 320, 15, 6.2
     logs = [math.log10(p[0]) for p in points]
     left, right = min(logs) - math.log10(1.8), max(logs) + math.log10(1.8)
@@ -178,6 +181,8 @@ def label_points(
     ]
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in spots]
     for (x, y), (_, value, name), log in zip(spots, points, logs, strict=True):
+        if not name:
+            continue
         wide = letter * len(name)
         options = []
         for up, (anchor, side, before) in itertools.product(_OFFSETS, _ANCHORS):
