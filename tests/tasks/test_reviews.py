@@ -198,7 +198,7 @@ FINGERPRINTS = "8fad580e7106f55f", "0c82510109a95c96"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["reviews"])
+@pytest.mark.parametrize("task", ["reviews", "ratings"])
 def test_a_shipped_teacher_merges_to_its_score(texts, task):
     data = profiles.data_for(task, "reviews")
     teacher = profiles.teacher_for(task, "reviews")
@@ -218,5 +218,6 @@ def test_an_adapter_of_other_rows_or_weights_is_not_taken(tmp_path, data):
 def test_what_is_shipped_names_no_place_of_the_machine_that_made_it():
     for file in teachers.ADAPTERS.rglob("*.json"):
         assert str(cache.ROOT) not in file.read_text(encoding="utf-8"), file
-    config = json.loads((teachers.ADAPTERS / "reviews" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == teachers.MINILM_HUB
+    for task in ("reviews", "ratings"):
+        config = json.loads((teachers.ADAPTERS / task / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == teachers.MINILM_HUB
