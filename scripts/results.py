@@ -11,6 +11,8 @@ import re
 from collections import Counter
 from statistics import mean
 
+import yaml
+
 from xtclib import recipes
 from xtclib import records as results
 from xtclib.cache import ROOT
@@ -134,7 +136,16 @@ def measured(profile: str) -> str:
         f"{each(r.machine['threads'] for r in found)}; "
         f"torch {each(r.versions['torch'] for r in found)}, "
         f"transformers {each(r.versions['transformers'] for r in found)}.\n"
+        f"{waiting(profile)}\n"
     )
+
+
+def waiting(profile: str) -> str:
+    """The recipes of a profile in the plan of which there is no record yet, in a sentence."""
+    plan = yaml.safe_load((results.RESULTS / "plan.yaml").read_text(encoding="utf-8"))["sweeps"]
+    planned = {n for sweep in plan if sweep["profile"] == profile for n in sweep["recipe_names"]}
+    left = sorted(planned - {r.recipe for r in results.read(profile)})
+    return f"Not measured yet: {', '.join(f'`{name}`' for name in left)}." if left else ""
 
 
 def section() -> str:

@@ -24,9 +24,11 @@ def name(record):
     return f"{record.profile}-{record.task}-{record.recipe}-{record.budget}-s{record.seed}"
 
 
-def test_there_are_records_of_every_built_in_recipe():
+def test_every_built_in_recipe_is_measured_or_told_to_be_waiting():
     measured = {r.recipe for r in RECORDS if r.profile == "reviews"}
-    assert set(recipe.names()) <= measured
+    told = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
+    waiting = re.findall(r"`([\w-]+)`", re.search(r"Not measured yet: (.*)\.$", told, re.M)[1])
+    assert set(recipe.names()) <= measured | set(waiting) and not measured & set(waiting)
     assert all(recipe.load(name).name == name for name in measured)  # nip-90 and the like
 
 
