@@ -189,7 +189,7 @@ def record_path(folder: str | Path, profile: str, task: str, recipe: str, budget
 def read(profile: str, folder: str | Path = RESULTS, **where: object) -> list[Record]:
     """The committed records of a profile, filtered by field values; sorted by file name.
 
-    >>> read("mini", recipe="no-such-recipe")
+    >>> read("reviews", recipe="no-such-recipe")
     []
     """
     paths = sorted(Path(folder, profile).glob("*/*.json"))

@@ -88,7 +88,7 @@ def test_the_benchmark_names_what_nothing_beats():
     line, quantized, shaped, _ = figure.data
     assert (list(line.x), list(line.y)) == ([10, 20], [80, 90])
     assert (quantized.name, shaped.name) == ("fewer bits", "another shape")
-    assert list(quantized.marker.size) == [11, 11]  # a quarter of the time, half the diameter
+    assert list(quantized.marker.size) == [8, 8]  # a quarter of the time, half the diameter
     named = {a.text for a in figure.layout.annotations}
     assert {"xtc-1bit", "xtc-2bit", "teacher"} <= named and "pkd-6l" not in named
 

@@ -43,7 +43,7 @@ def browser():
 def built(tmp_path_factory):
     """Every notebook's text and code, with outputs of each kind that a run leaves."""
     out, found = tmp_path_factory.mktemp("pages"), {}
-    measured = results.read("mini", task="sst2", budget="B")
+    measured = results.read("reviews", task="reviews", budget="A")
     figure = json.loads(records.size_accuracy(measured, records.published()).to_json())
     table = "<table><tr>" + "<td>cell</td>" * 60 + "</tr></table>"
     shown = [

@@ -212,7 +212,7 @@ def benchmark(records: Iterable[Record], title: str | None = None) -> go.Figure:
 
 
 def _diameter(share: float) -> float:
-    return 22 * math.sqrt(share) if share > 0 else 6.0
+    return 16 * math.sqrt(share) if share > 0 else 6.0
 
 
 def family_of(recipe: str) -> str:
