@@ -8,6 +8,7 @@ python scripts/results.py
 from __future__ import annotations
 
 import re
+import textwrap
 from collections import Counter
 from statistics import mean
 
@@ -145,7 +146,8 @@ def waiting(profile: str) -> str:
     plan = yaml.safe_load((results.RESULTS / "plan.yaml").read_text(encoding="utf-8"))["sweeps"]
     planned = {n for sweep in plan if sweep["profile"] == profile for n in sweep["recipe_names"]}
     left = sorted(planned - {r.recipe for r in results.read(profile)})
-    return f"Not measured yet: {', '.join(f'`{name}`' for name in left)}." if left else ""
+    names = ", ".join(f"`{name}`" for name in left)
+    return textwrap.fill(f"Not measured yet: {names}.", 108, break_on_hyphens=False) if left else ""
 
 
 def section() -> str:
