@@ -154,3 +154,12 @@ def test_the_results_say_what_the_records_hold(recipe, where, words):
     numbers = {name: f"{getattr(found, name):.1f}" for name in ("mean", "low", "high")}
     text = " ".join((ROOT / "RESULTS.md").read_text(encoding="utf-8").split())
     assert words.format(**numbers) in text
+
+
+def test_the_results_say_what_the_adapter_gives_away():
+    place = ROOT / "data" / "teachers" / "reviews"
+    full = json.loads((place / "full.json").read_text())["scores"]
+    ours = json.loads((place / "score.json").read_text())["test"]["score"]
+    told = f"ends at {sum(full) / 3:.1f} ({min(full):.1f} to {max(full):.1f}), a point above"
+    text = " ".join((ROOT / "RESULTS.md").read_text(encoding="utf-8").split())
+    assert told in text and round(sum(full) / 3 - ours) == 1
