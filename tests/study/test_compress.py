@@ -144,8 +144,8 @@ def test_a_repeated_run_is_read_from_the_cache(runs, cache, monkeypatch):
         ("tinybert-6l", 3, [True, False]),  # rows are augmented
         ("movement", 4, [True]),  # scores and masks
         ("magnitude-pretrain", 4, [True, False]),  # on texts, pruning meanwhile
-        ("mobilebert", 6, [True, False]),  # on texts, one layer after the other
-        ("dualtrain-sharedup", 5, [True, False]),  # two models at once
+        ("mobilebert", 40, [True, False]),  # on texts, one layer after the other
+        ("dualtrain-sharedup", 40, [True, False]),  # two models at once
     ],
 )
 def test_a_killed_run_ends_as_an_uninterrupted_one(cache, tmp_path, monkeypatch, name, at, resumed):
