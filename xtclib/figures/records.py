@@ -156,7 +156,8 @@ def comparison(records: Iterable[Record]) -> Styler:
     styled = frame.style.format(digits, escape="html", na_rep="–").format_index(escape="html")
     bold = {"axis": 0, "props": "font-weight: bold"}
     least = ["file, MB", "time / teacher's", "FLOPs / teacher's"]
-    styled = styled.set_table_styles([{"selector": "td", "props": "white-space: nowrap; padding-right: 1em"}])
+    room = {"selector": "td", "props": "white-space: nowrap; padding-right: 1em"}
+    styled = styled.set_table_styles([room])
     styled = styled.highlight_max(subset=(frame.index[1:], ["score, %", "× smaller"]), **bold)
     return styled.highlight_min(subset=(frame.index[1:], least), **bold)
 
