@@ -521,6 +521,14 @@ def test_a_student_starts_from_a_compact_checkpoint(compact, cache, objective):
     assert run.record.recipe_hash == recipe.hash != replace(recipe, student="").hash
 
 
+def test_a_built_in_recipe_works_on_the_encoder_it_is_given(compact, cache):
+    run = run_smoke(recipes.load("finetune-1bit").starting_from(str(compact)), cache)
+    assert run.record.recipe == "finetune-1bit-from-small"
+    assert (run.student.config.num_hidden_layers, run.student.config.hidden_size) == (2, 16)
+    halved = run_smoke(recipes.load("logits-half").starting_from(str(compact)), cache)
+    assert halved.student.config.num_hidden_layers == 1
+
+
 def test_a_student_with_other_words_or_two_beginnings_is_refused(compact, cache, tmp_path):
     shutil.copytree(compact, tmp_path / "other")
     words = AutoTokenizer.from_pretrained(compact)

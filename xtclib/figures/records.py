@@ -143,7 +143,7 @@ def comparison(records: Iterable[Record]) -> Styler:
     size, top = groups[0].teacher_bytes / 1e6, mean(g.teacher for g in groups)
     rows: dict[str, list] = {"teacher": [top, "", 0.0, size, 1.0, 1.0, 1.0, ""]}
     for g, name in zip(groups, _names(groups), strict=True):
-        own = [r for r in records if (r.recipe, r.budget) == (g.recipe, g.budget)]
+        own = _runs(records, g)
         work = median(r.flops / (r.teacher_flops or math.nan) for r in own)
         spread = f"{g.low:.1f} to {g.high:.1f}" if g.n > 1 else ""
         rows[name] = [g.mean, spread, g.mean - g.teacher, g.bytes / 1e6,
@@ -160,6 +160,10 @@ def comparison(records: Iterable[Record]) -> Styler:
     styled = styled.set_table_styles([room])
     styled = styled.highlight_max(subset=(frame.index[1:], ["score, %", "× smaller"]), **bold)
     return styled.highlight_min(subset=(frame.index[1:], least), **bold)
+
+
+def _runs(records: Iterable[Record], group: Group) -> list[Record]:
+    return [r for r in records if (r.recipe, r.budget) == (group.recipe, group.budget)]
 
 
 def _share(records: Iterable[Record]) -> float:
@@ -186,14 +190,11 @@ def benchmark(records: Iterable[Record], title: str | None = None) -> go.Figure:
         x=[p[0] for p in unbeaten], y=[p[1] for p in unbeaten], mode="lines", hoverinfo="skip",
         line={"color": GREY, "width": 1, "dash": "dot", "shape": "hv"}, showlegend=False,
     )  # fmt: skip
-    runs: dict[tuple[str, str], list[Record]] = {}
-    for r in records:
-        runs.setdefault((r.recipe, r.budget), []).append(r)
     for i, (family, words) in enumerate(FAMILIES.items()):
         own = [(g, n) for g, n in zip(groups, names, strict=True) if family_of(g.recipe) == family]
         if not own:
             continue
-        times = [_share(runs[g.recipe, g.budget]) for g, _ in own]
+        times = [_share(_runs(records, g)) for g, _ in own]
         marker = marker_of(i) | {"size": [_diameter(t) for t in times], "opacity": 0.75}
         figure.add_scatter(
             x=[g.bytes / 1e6 for g, _ in own], y=[g.mean for g, _ in own], name=words,

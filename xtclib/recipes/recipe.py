@@ -120,6 +120,15 @@ class Recipe:
         return any(stage.trains for stage in self.stages)
 
     @property
+    def starts_anew(self) -> bool:
+        """Whether its student takes no weight over from its teacher.
+
+        >>> load("mobilebert").starts_anew, load("distilbert").starts_anew
+        (True, False)
+        """
+        return any(t.starts_anew for t in self.techniques)
+
+    @property
     def prunes(self) -> bool:
         """Whether it removes weights, heads, neurons, width or vocabulary.
 
@@ -146,6 +155,8 @@ class Recipe:
 
     def starting_from(self, student: str) -> Recipe:
         """The recipe with a pre-trained encoder of its own, under a name that says so.
+
+        Its techniques work on that encoder: one that halves the layers halves these.
 
         >>> load("logits-half").starting_from("google/mobilebert-uncased").name
         'logits-half-from-mobilebert-uncased'

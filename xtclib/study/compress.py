@@ -80,7 +80,7 @@ def compress(
     recipe, chosen = recipes.load(recipe), profiles.profile(profile, task, glue_dir)
     task = find_task(task or chosen.task).name
     check_report_to(report_to)
-    spent = chosen.budget(budget, recipe.name)
+    spent = chosen.budget(budget, recipe)
     budget_name = budget if isinstance(budget, str) else "custom"
     target = None
     if out is not None:
@@ -242,7 +242,7 @@ def verdict(recipe: recipes.Recipe, found: float, floor: float, untrained: float
         why = f"nor does its teacher ({taught:.1f}), from which there is nothing to learn"
     elif not recipe.trains:
         why = "nothing was trained"
-    elif any(technique.starts_anew for technique in recipe.techniques):
+    elif recipe.starts_anew:
         why = f"{steps} steps in all are few for new weights"
     elif found > floor + noise:
         why = f"{steps} steps are likely few, or their rate too high for so small a change"

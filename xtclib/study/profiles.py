@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForPreTraining
 from xtclib import cache, teachers
 from xtclib.cache import BUILT_IN, cache_dir, key
 from xtclib.files import fault, unknown
+from xtclib.recipes.recipe import Recipe
 from xtclib.tasks import reviews
 from xtclib.tasks.base import TaskData, find_task
 from xtclib.tasks.masked import unlabelled
@@ -38,18 +39,24 @@ class Profile:
     latency: tuple[int, int] = (8, 32)
     teacher_by_task: dict[str, Budget] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)  # of recipes whose paper has its own
+    # Of students whose weights are all new, which a rate for fine-tuning leaves as they were drawn.
+    new_weights: float | None = None
 
-    def budget(self, name: str | Budget, recipe: str) -> Budget:
+    def budget(self, name: str | Budget, recipe: Recipe) -> Budget:
         """A recipe's budget ``A``, ``B``, ``C`` or ``500steps`` at its rate; another as it is.
 
-        >>> profile("bert-base").budget("A", "ternarybert").learning_rate
+        >>> from xtclib.recipes.recipe import load
+        >>> profile("bert-base").budget("A", load("ternarybert")).learning_rate
         2e-05
-        >>> profile("bert-base").budget("A", "movement-90").learning_rate
+        >>> profile("bert-base").budget("A", load("movement-90")).learning_rate
         3e-05
+        >>> profile("reviews").budget("A", load("mobilebert")).learning_rate
+        0.001
         """
         found = training_budget.budget(name, self.budgets)
-        stem, _, percent = recipe.rpartition("-")  # movement-90 has movement's
-        rate = self.rates.get(stem if percent.isdigit() else recipe)
+        stem, _, percent = recipe.name.rpartition("-")  # movement-90 has movement's
+        rate = self.rates.get(stem if percent.isdigit() else recipe.name)
+        rate = rate or (self.new_weights if recipe.starts_anew else None)
         if rate is None or isinstance(name, Budget):
             return found
         return replace(found, learning_rate=rate)
@@ -66,10 +73,6 @@ _REVIEWS = Budget(steps=1, learning_rate=2e-4, max_length=64, dropout=0.0)
 _MINILM = replace(_GLUE, learning_rate=2e-4, dropout=0.0)
 # XTC, arXiv:2206.01859, section 3: budgets of 3, 9 and 18 epochs; lr 5e-5, one warm-up epoch.
 _PAPER = replace(_GLUE, learning_rate=5e-5, keep="evaluation", evaluations=20)
-# Students whose weights are all new: at a rate for fine-tuning they stay where they were drawn.
-_NEW = ("tinybert-4l", "mobilebert", "mobilebert-joint", "mobilebert-auxiliary", "wellread-pf",
-        "wellread-pd", "dualtrain", "dualtrain-sharedup", "dualtrain-shareddown", "bilstm-kd",
-        "bilstm-labels", "cnn-kd", "cnn-labels")  # fmt: skip
 # Where a paper or its release has another rate than XTC's.
 _RATES = {
     "ternarybert": 2e-5, "ternarytinybert": 2e-5, "binarybert-bwn": 2e-5, "binarybert-twn": 2e-5,
@@ -95,7 +98,7 @@ PROFILES = {
             "reviews", "the real 6-layer MiniLM on real movie reviews", "minilm", "reviews",
             replace(_GLUE, epochs=4, learning_rate=1e-4, max_length=64),
             _lengths("steps", 150, 400, 1200, _REVIEWS), task="reviews", latency=(8, 32),
-            rates=dict.fromkeys(_NEW, 1e-3),
+            new_weights=1e-3,
         ),
         Profile(
             "minilm", "the real 6-layer MiniLM on GLUE", "minilm", "glue",

@@ -56,7 +56,7 @@ def planned(
             runs = itertools.product(budgets, seeds)
             for budget, seed in runs if recipe.trains else itertools.islice(runs, 1):
                 path = record_path(folder, chosen.name, data.task.name, recipe.name, budget, seed)
-                spent = asdict(chosen.budget(budget, recipe.name))
+                spent = asdict(chosen.budget(budget, recipe))
                 today = recipe.hash, data.fingerprint, spent
                 yield Planned(task, recipe, budget, seed, _current(path, today, teacher_key))
 
