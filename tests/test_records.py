@@ -138,6 +138,7 @@ def test_a_record_without_floors_or_times_is_shown(tmp_path):
         ("theseus-6l", ("reviews", "reviews", "A"), "Theseus {mean},"),
         ("mobilebert", ("reviews", "reviews", "A"), "MobileBERT ({mean})"),
         ("dualtrain", ("reviews", "reviews", "A"), "DualTrain ({mean})"),
+        ("wellread-pd", ("reviews", "reviews", "A"), "Students' PD ({mean}) does not"),
         ("random-pruning", ("reviews", "reviews", "A"), "at 80 %, {mean} is left"),
         ("xtc-half", ("minilm", "mrpc", "A"), "XTC {mean},"),
         ("tinybert-6l", ("minilm", "mrpc", "A"), "TinyBERT {mean},"),
