@@ -1,16 +1,17 @@
 """Makes the teachers of the profile `reviews` that the repository ships: adapters of MiniLM.
 
-LoRA (Hu et al. 2021, arXiv:2106.09685) on every linear layer of the encoder, with a classifier of
-its own; the pooler stays. What is written is fp16 and under 1 MB. About 20 minutes of one core
-each; `--task reviews` makes one. `--full` fine-tunes all of the backbone instead, by three
-seeds, and writes beside the adapter what those score: what the adapter gives away.
+The backbone is fine-tuned as a whole on the task, and what it learned is kept as a product of thin
+matrices (LoRA's form: Hu et al. 2021, arXiv:2106.09685): the difference of each linear layer of the
+encoder and of the word vectors, cut by SVD, and the classifier. An adapter trained as such leaves
+the word vectors alone and scored 86.2 on the reviews, where this one has 86.9. What is written is
+fp16 and under 1 MB. About 10 minutes of one core each; `--task reviews` makes one. `--full`, run
+afterwards, scores teachers fine-tuned by three seeds and writes that beside: what it gives away.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,31 +20,56 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from xtclib import teachers
-from xtclib.distillation import Objective
 from xtclib.files import staged_folder, write_json
 from xtclib.study import profiles
 from xtclib.tasks.evaluation import evaluate
-from xtclib.training import Budget, Lesson, Run, train
 
-BUDGET = Budget(epochs=3, learning_rate=1e-3, max_length=64)
-LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["query", "key", "value", "dense"],
-        "exclude_modules": ["pooler.dense"]}  # fmt: skip
+RANK, WORD_RANK = 8, 4
+LORA = {"r": RANK, "lora_alpha": RANK,  # a scale of one: the product is the difference
+        "target_modules": ["query", "key", "value", "dense", "word_embeddings"],
+        "exclude_modules": ["pooler.dense"],
+        "rank_pattern": {"word_embeddings": WORD_RANK},
+        "alpha_pattern": {"word_embeddings": WORD_RANK}}  # fmt: skip
+
+
+def thin(difference: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A matrix of (rows, columns) as (rows, rank) times (rank, columns), the nearest by SVD."""
+    u, s, vh = torch.linalg.svd(difference, full_matrices=False)
+    root = s[:rank].sqrt()  # shared by both, so that fp16 holds them alike
+    return u[:, :rank] * root, root[:, None] * vh[:rank]
+
+
+@torch.no_grad()
+def fill(adapter: torch.nn.Module, tuned: torch.nn.Module) -> None:
+    """Sets a new adapter's products to what the fine-tuned model learned over its backbone."""
+    weights = dict(tuned.named_parameters())
+    for name, layer in adapter.base_model.model.named_modules():
+        if isinstance(layer, peft.tuners.lora.Embedding):
+            learned = weights[f"{name}.weight"] - layer.base_layer.weight
+            rows, columns = thin(learned, WORD_RANK)
+            layer.lora_embedding_A["default"].copy_(rows.T)
+            layer.lora_embedding_B["default"].copy_(columns.T)
+        elif isinstance(layer, peft.tuners.lora.Linear):
+            learned = weights[f"{name}.weight"] - layer.base_layer.weight
+            rows, columns = thin(learned, RANK)
+            layer.lora_B["default"].weight.copy_(rows)
+            layer.lora_A["default"].weight.copy_(columns)
+    kept = adapter.base_model.model.classifier.modules_to_save["default"]
+    kept.load_state_dict(tuned.classifier.state_dict())
 
 
 def make(task: str) -> Path:
-    """Fine-tunes an adapter for a task and writes it whole; returns its folder."""
+    """Fine-tunes a task's teacher and writes it whole as an adapter; returns its folder."""
     chosen = profiles.profile("reviews")
     data, backbone = profiles.data_for(task, chosen), profiles.backbone_for(chosen)
-    tokenizer = teachers.load_tokenizer(backbone, BUDGET.max_length)
+    budget = chosen.teacher
+    full = teachers.fine_tuned(backbone, data, budget)
     config = peft.LoraConfig(task_type="SEQ_CLS", **LORA)
-    torch.manual_seed(0)
     model = peft.get_peft_model(data.task.load_model(backbone), config)
-    with tempfile.TemporaryDirectory() as folder:
-        lesson = Lesson(data, tokenizer, BUDGET, Objective(labels=1))
-        _, notes = train(model, lesson, Run(Path(folder)))
+    fill(model, full.model)
     target = teachers.ADAPTERS / task
     with staged_folder(target, replace=True) as partial:
-        model.save_pretrained(partial)
+        model.save_pretrained(partial, save_embedding_layers=False)
         (partial / "README.md").unlink(missing_ok=True)
         about = partial / "adapter_config.json"  # names where the backbone lay
         said = json.loads(about.read_text()) | {"base_model_name_or_path": teachers.MINILM_HUB}
@@ -52,13 +78,13 @@ def make(task: str) -> Path:
         save_file({name: t.half() for name, t in load_file(file).items()}, file)
         write_json(partial / "made_from.json", {
             "backbone": teachers.weights_id(backbone), "data": data.fingerprint,
-            "source": data.source, "budget": asdict(BUDGET), "seed": 0,
-            "training": {k: notes[k] for k in ("steps", "rows", "precision")},
+            "source": data.source, "budget": asdict(budget), "seed": 0,
+            "rank": {"linear": RANK, "words": WORD_RANK},
         })  # fmt: skip
-    teacher = teachers.shipped(backbone, data)
     test = data.evaluation["test"]
     splits = {"test": test, "first 100": test.select(range(100))}
-    score = evaluate(teacher.model, teacher.tokenizer, data, BUDGET.max_length, splits)
+    teacher = teachers.shipped(backbone, data)
+    score = evaluate(teacher.model, teacher.tokenizer, data, budget.max_length, splits)
     write_json(target / "score.json", score)
     size = sum(file.stat().st_size for file in target.iterdir()) / 1e6
     print(f"{task}: {json.dumps(score)}, {size:.2f} MB at {target}")
