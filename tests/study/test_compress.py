@@ -542,8 +542,10 @@ def test_a_student_with_other_words_or_two_beginnings_is_refused(compact, cache,
         Recipe("two", stages=(Stage("s"),), start="backbone", student="x")
 
 
-def test_pre_training_is_the_same_for_every_seed(runs, cache):
+@pytest.mark.parametrize("change", ["seed", "teacher"])
+def test_pre_training_is_the_same_for_every_seed_and_teacher(runs, cache, change):
     first = runs["wellread-pf"].record
-    second = run_smoke("wellread-pf", cache, seed=1).record
-    pre, tuned = zip(first.stages, second.stages, strict=True)
+    other = replace(runs["wellread-pf"].teacher, key="another")
+    second = run_smoke("wellread-pf", cache, **{change: {"seed": 1, "teacher": other}[change]})
+    pre, tuned = zip(first.stages, second.record.stages, strict=True)
     assert pre[0]["key"] == pre[1]["key"] and tuned[0]["key"] != tuned[1]["key"]

@@ -70,9 +70,12 @@ class Job:
 
         Such a stage is the same for every seed, so that it is trained once, as pre-training is.
         """
+        return replace(self, seed=0) if self.pretrains(self.recipe.stages[: index + 1]) else self
+
+    def pretrains(self, stages: Iterable[Stage]) -> bool:
+        """Whether such stages, the recipe's first, know nothing of the run's task and teacher."""
         begun = self.recipe.start == "backbone" or self.recipe.student
-        first = all(KINDS[stage.task].pretrains for stage in self.recipe.stages[: index + 1])
-        return replace(self, seed=0) if begun and first else self
+        return bool(begun) and all(KINDS[stage.task].pretrains for stage in stages)
 
     @property
     def backbone(self) -> str:
@@ -151,9 +154,13 @@ def trained(job: Job, pair: Pair, stage: Stage, techniques: list[Technique], bef
     """One stage, trained or read from the cache, whose key holds all that went into it.
 
     ``techniques`` are those of all stages so far, ``before`` the notes of those that trained.
+    Pre-training is shared by all teachers, and by all tasks with the same texts and number of
+    labels, whose untrained classifier lies beside it.
     """
+    first = job.pretrains(job.stages[: job.stages.index(stage) + 1])
+    learned = [job.data.task.num_labels] if first else [job.teacher.key, job.data.fingerprint]
     name = cache.key(
-        job.teacher.key, job.data.fingerprint, [t.to_dict() for t in techniques],
+        *learned, [t.to_dict() for t in techniques],
         stage.objective.to_dict() if stage.objective else stage.task,
         asdict(stage.budget(job.budget)), job.seed, job.profile.precision,
         [s["key"] for s in before], torch.__version__, transformers.__version__,
