@@ -6,7 +6,7 @@ python scripts/figures.py --out build/figures
 
 import argparse
 import importlib.util
-import shutil
+import re
 import sys
 import tempfile
 from collections import Counter
@@ -32,13 +32,13 @@ PRUNERS = ("magnitude-downstream", "nip", "rpp", "movement")
 
 
 def one_comparison(found: list[Record]) -> list[Record]:
-    """The tasks that all runs share, or else the one on which most recipes were measured."""
+    """The tasks that all runs share, or else the one with most recipes, and of those most runs."""
     shared = common(found)
     if shared or not found:
         return shared
     tasks = sorted({r.task for r in found})
-    most = max(tasks, key=lambda task: len({r.recipe for r in found if r.task == task}))
-    return [r for r in found if r.task == most]
+    by_task = {task: [r for r in found if r.task == task] for task in tasks}
+    return max(by_task.values(), key=lambda some: (len({r.recipe for r in some}), len(some)))
 
 
 def usual_budget(found: list[Record]) -> str:
@@ -185,7 +185,12 @@ def render(figures: dict, out: Path) -> None:
             ) from error
         out.mkdir(parents=True, exist_ok=True)
         for file in files:
-            shutil.copyfile(file, out / file.name)
+            text = file.read_text(encoding="utf-8")
+            # Plotly names parts by chance: numbered, the same figure is the same file.
+            by_chance = dict.fromkeys(re.findall(r"(?:defs-|trace)([0-9a-f]{6})\b", text))
+            for number, name in enumerate(by_chance):
+                text = text.replace(name, f"{file.stem}-{number}")
+            (out / file.name).write_text(text, encoding="utf-8")
     (out / "README.md").write_text(readme(figures), encoding="utf-8")
 
 
