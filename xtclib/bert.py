@@ -192,6 +192,20 @@ def _refuse(length: int, block: nn.Module, inputs: tuple, named: dict) -> None:
         raise ValueError(f"{long}: truncate the input (its tokenizer does by truncation=True)")
 
 
+def text_vectors(states: Tensor, mask: Tensor) -> Tensor:
+    """One vector of length one for each text: the mean of its tokens' states, padding left out.
+
+    ``v = Σ mask·h / Σ mask``, then ``v / ‖v‖``; states (batch, length, width), mask (batch,
+    length), to (batch, width). Source: Sentence-BERT, arXiv:1908.10084, section 3.
+
+    >>> text_vectors(Tensor([[[3, 0], [0, 4], [9, 9]]]), Tensor([[1, 1, 0]]))
+    tensor([[0.6000, 0.8000]])
+    """
+    weight = mask[..., None].to(states.dtype)
+    mean = (states * weight).sum(1) / weight.sum(1).clamp(min=1)
+    return nn.functional.normalize(mean, dim=-1)
+
+
 def linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     """A plain linear layer around these tensors, which it does not copy.
 

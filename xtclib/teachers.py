@@ -182,7 +182,8 @@ def load_teacher(path: str | Path, task: Task | str, data: TaskData | None = Non
     """
     task = find_task(task)
     path = str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
-    if Path(path).is_dir() and not set(task.heads).intersection(_held(Path(path))):
+    held = _held(Path(path)) if Path(path).is_dir() else None
+    if held is not None and task.heads and not held.intersection(task.heads):
         raise ValueError(
             f"{path} holds no classifier: it was never fine-tuned for {task.name}; "
             "fine-tune it first (leave the teacher out and it is done for you)"
@@ -194,6 +195,7 @@ def load_teacher(path: str | Path, task: Task | str, data: TaskData | None = Non
     tokenizer = load_tokenizer(path)
     if data is not None:
         check_apart(getattr(config, "trained_on", None) or {}, data)
+    if data is not None and task.tunes:
         sample = data.train.select(np.random.default_rng(0).permutation(len(data.train))[:256])
         found = evaluate(model, tokenizer, data, splits={"sample": sample})["sample"]["score"]
         floor = task.majority(sample)["score"]

@@ -43,7 +43,7 @@ class Parity(Task):
             labels[i, : len(row["labels"])] = torch.tensor(row["labels"])
         return {**batch, "labels": labels}
 
-    def answers(self, output, labels):
+    def answers(self, output, labels, mask):
         tagged = labels != IGNORED
         return output.logits[tagged], labels[tagged]
 

@@ -72,7 +72,7 @@ def test_the_head_reads_the_words_to_guess_alone(tokenizer):
     labels = batch.pop("labels")
     with torch.no_grad():
         with MASKED.answering(model, labels):
-            found, wanted = MASKED.answers(model(**batch), labels)
+            found, wanted = MASKED.answers(model(**batch), labels, batch["attention_mask"])
         whole = model(**batch).logits
     assert torch.equal(wanted, labels[labels != IGNORED]) and whole.shape == (3, 9, 200)
     torch.testing.assert_close(found, whole[labels != IGNORED])

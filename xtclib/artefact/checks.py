@@ -180,7 +180,8 @@ def check_tensors(model: PreTrainedModel, shapes: dict[str, Tensor], path: Path)
     wanted = model.state_dict()
     base = model.base_model_prefix + "."
     if model.base_model is model:  # AutoModel: the same tensors without head and prefix
-        shapes = {k.removeprefix(base): v for k, v in shapes.items() if k.startswith(base)}
+        under = {k.removeprefix(base): v for k, v in shapes.items() if k.startswith(base)}
+        shapes = under or shapes  # or it was saved so
         # RoBERTa's classifiers have no pooler, and `transformers` makes and announces one.
         wanted = {k: v for k, v in wanted.items() if k in shapes or not k.startswith("pooler.")}
     missing, unexpected = sorted(wanted.keys() - shapes), sorted(shapes.keys() - wanted)

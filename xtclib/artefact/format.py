@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,13 +33,15 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from xtclib import attention, bert
 from xtclib.artefact import checks
 from xtclib.artefact.checks import WEIGHTS
+from xtclib.artefact.encoders import write_pooling
 from xtclib.bert import replace_module_
 from xtclib.cache import digest, opened
 from xtclib.config import short
-from xtclib.files import first_line, seal, staged_folder
+from xtclib.files import SUMS, first_line, seal, staged_folder
 from xtclib.techniques.base import Stored, Technique, check_finite, held, pack_, technique
 from xtclib.techniques.pruning import surgery
 
+_CLASSIFIER = transformers.AutoModelForSequenceClassification
 FORMAT = 1  # the highest that this xtclib reads
 
 
@@ -238,6 +241,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
             model.save_pretrained(partial)
             _sort_metadata_(partial / WEIGHTS)
             tokenizer.save_pretrained(partial)
+            write_pooling(model, partial)
             seal(partial)
             if reopen:
                 check_reopens(model, partial, fresh=True)
@@ -259,11 +263,13 @@ print(json.dumps(format.answer(format.load(sys.argv[1])[0])))
 
 
 def answer(model: PreTrainedModel) -> list[float]:
-    """A model's logits for two rows of token ids, for two programs to compare."""
+    """A model's logits, or states, for two rows of token ids, for two programs to compare."""
     count = min(bert.longest(model) or 16, 16)
     ids = torch.arange(2 * count).reshape(2, count) % min(model.config.vocab_size, 1000)
     with torch.no_grad():
-        return model(input_ids=ids).logits.flatten().tolist()
+        output = model(input_ids=ids)
+    logits = getattr(output, "logits", None)
+    return (output.last_hidden_state if logits is None else logits).flatten().tolist()
 
 
 def check_reopens(model: PreTrainedModel, folder: Path, fresh: bool = False) -> None:
@@ -314,9 +320,9 @@ def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if not (folder / "config.json").is_file():
         expected = "expected a folder that `xtc compress … --out` wrote"
         raise FileNotFoundError(f"no config.json in {folder}: {expected}")
-    read_config(folder, whole=False)
+    config = read_config(folder, whole=False)
     try:
-        model, about = transformers.AutoModelForSequenceClassification.from_pretrained(
+        model, about = _auto_class(config, folder).from_pretrained(
             folder, trust_remote_code=False, use_safetensors=True, local_files_only=True,
             output_loading_info=True,
         )  # fmt: skip
@@ -333,6 +339,15 @@ def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         )
     check_finite(model, str(folder))
     return model.eval(), _load_tokenizer(folder)
+
+
+def _auto_class(config: PretrainedConfig, folder: Path) -> Any:
+    """The class that opens what a config says was saved: a tagger, an encoder, or a classifier."""
+    kind = next(iter(config.architectures or []), "")
+    if kind.endswith("ForTokenClassification"):
+        return transformers.AutoModelForTokenClassification
+    encodes = kind.endswith("Model") and (folder / SUMS).is_file()  # a pre-trained model is none
+    return transformers.AutoModel if encodes else _CLASSIFIER
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -29,7 +29,7 @@ from torch.onnx.ops import symbolic, symbolic_multi_out
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from xtclib.attention import score_attention
-from xtclib.bert import longest, replace_module_
+from xtclib.bert import longest, replace_module_, text_vectors
 from xtclib.deployment.graph import SUM, quiet, serialized, with_sum
 from xtclib.files import write_bytes
 from xtclib.techniques.base import Stored
@@ -223,14 +223,18 @@ FORMS = {
 
 
 class _Logits(nn.Module):
-    """The model as a function of its inputs, in their order."""
+    """The model as a function of its inputs, in their order: logits, or an encoder's vectors."""
 
     def __init__(self, model: PreTrainedModel, inputs: list[str]) -> None:
         super().__init__()
         self.model, self.inputs = model, inputs
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        return self.model(**dict(zip(self.inputs, tensors, strict=True))).logits
+        given = dict(zip(self.inputs, tensors, strict=True))
+        output = self.model(**given)
+        if self.model.base_model is self.model:
+            return text_vectors(output.last_hidden_state, given["attention_mask"])
+        return output.logits
 
 
 def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dynamic") -> Path:
@@ -239,7 +243,8 @@ def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dy
     ``activations`` of a packed model: ``dynamic`` (uint8, one scale per tensor, ONNX's
     DynamicQuantizeLinear: the fastest) or ``trained`` (its own schemes, to the same integers).
     Inputs are int64 of shape (batch, length), both dynamic: ids, mask, and segments where the model
-    knows more than one; the output ``logits`` is (batch, classes). Labels, the longest length and
+    knows more than one; the output is ``logits``, (batch, classes) or a tagger's (batch, length,
+    tags), or an encoder's ``sentence_embedding``, (batch, width). Labels, the longest length and
     the scheme stand in the file's metadata. An old file survives a failure. 8-bit weights may
     saturate on x86 processors without VNNI, as all of ONNX Runtime's int8 does there; weights of up
     to 4 bits cannot.
@@ -300,7 +305,8 @@ def to_onnx(model: PreTrainedModel, metadata: dict[str, str] | None = None) -> b
     ids = torch.full((2, 5), 5)
     example = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
     try:
-        return trace(_Logits(model, inputs), {n: example[n] for n in inputs}, "logits", metadata)
+        output = "sentence_embedding" if model.base_model is model else "logits"
+        return trace(_Logits(model, inputs), {n: example[n] for n in inputs}, output, metadata)
     finally:
         model.set_attn_implementation(before)
         model.train(training)

@@ -247,7 +247,7 @@ class OnnxModel(nn.Module):
         given = dict(zip(onnx.INPUTS, (input_ids, mask, types), strict=True))
         feeds = {name: given[name].long().numpy() for name in self.inputs}
         try:
-            (logits,) = self.session.run(["logits"], feeds)
+            (logits,) = self.session.run(None, feeds)
         except Exception as error:  # ONNX Runtime's errors share no public base class
             shapes = {name: value.shape for name, value in feeds.items()}
             raise ValueError(

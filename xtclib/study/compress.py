@@ -33,7 +33,7 @@ from xtclib.recipes import recipe as recipes
 from xtclib.records import Record, circumstances, mean_score
 from xtclib.study import profiles
 from xtclib.study.stages import Job, Pair, applied, begun, check_applies, steps_of, trained
-from xtclib.tasks.base import TaskData, find_task
+from xtclib.tasks.base import Task, TaskData, find_task
 from xtclib.tasks.evaluation import evaluate
 from xtclib.teachers import Teacher
 from xtclib.techniques.base import Technique
@@ -54,7 +54,7 @@ class Result:
 
 
 def compress(
-    recipe: str | recipes.Recipe, task: str | None = None,
+    recipe: str | recipes.Recipe, task: str | Task | None = None,
     profile: str | profiles.Profile | None = None, budget: str | training_budget.Budget = "A",
     seed: int = 0, glue_dir: str | Path | None = None, teacher: str | Path | Teacher | None = None,
     out: str | Path | None = None, progress: bool = True, say: Callable[[str], object] = print,
@@ -78,7 +78,9 @@ def compress(
     if not processes.leads():
         progress, say = False, lambda _: None
     recipe, chosen = recipes.load(recipe), profiles.profile(profile, task, glue_dir)
-    task = find_task(task or chosen.task).name
+    task = find_task(task or chosen.task)
+    if isinstance(teacher, (str, Path)):
+        task = task.taught_by(teacher)
     check_report_to(report_to)
     spent = chosen.budget(budget, recipe)
     budget_name = budget if isinstance(budget, str) else "custom"
@@ -86,7 +88,7 @@ def compress(
     if out is not None:
         out = Path(out).expanduser()
         by = teacher.key if isinstance(teacher, Teacher) else teacher
-        claim = _claim(out, recipe.hash, task, chosen.name, asdict(spent), seed, by, glue_dir)
+        claim = _claim(out, recipe.hash, task.name, chosen.name, asdict(spent), seed, by, glue_dir)
         target = out, claim
         if not claim.is_file():
             processes.agreed(lambda: check_new_folder(out))

@@ -17,7 +17,7 @@ from xtclib.cache import BUILT_IN, cache_dir, key
 from xtclib.files import fault, unknown
 from xtclib.recipes.recipe import Recipe
 from xtclib.tasks import reviews
-from xtclib.tasks.base import TaskData, find_task
+from xtclib.tasks.base import Task, TaskData, find_task
 from xtclib.tasks.masked import unlabelled
 from xtclib.training import budget as training_budget
 from xtclib.training.budget import Budget
@@ -116,7 +116,7 @@ PROFILES = {
 }  # fmt: skip
 
 
-def profile(name: str | Profile | None = None, task: str | None = None,
+def profile(name: str | Profile | None = None, task: str | Task | None = None,
             glue_dir: str | Path | None = None) -> Profile:  # fmt: skip
     """A profile by name; ``None`` takes ``XTC_PROFILE``, else ``reviews``, the real one.
 
@@ -141,7 +141,9 @@ def profile(name: str | Profile | None = None, task: str | None = None,
     return PROFILES[name]
 
 
-def data_for(task: str, profile_: Profile | str, glue_dir: str | Path | None = None) -> TaskData:
+def data_for(
+    task: str | Task, profile_: Profile | str, glue_dir: str | Path | None = None
+) -> TaskData:
     """A task's rows, from where the profile says: built in, a GLUE folder, or the Hub.
 
     ``glue_dir`` (else ``XTC_GLUE_DIR``) names a folder in GLUE's official layout and wins. Without
@@ -150,6 +152,7 @@ def data_for(task: str, profile_: Profile | str, glue_dir: str | Path | None = N
     """
     chosen, wanted = profile(profile_), find_task(task)
     if wanted.source:
+        wanted = wanted if wanted.tunes else wanted.taught_by(backbone_for(chosen))
         return wanted.load(wanted.source, limit=chosen.rows)
     if chosen.data == "reviews":
         raise ValueError(
@@ -206,9 +209,10 @@ def _random_backbone() -> Path:
     return folder
 
 
-def teacher_for(task: str, profile_: Profile | str | None = None, data: TaskData | None = None,
-                path: str | Path | None = None, progress: bool = True, device: str | None = None,
-                ) -> teachers.Teacher:  # fmt: skip
+def teacher_for(
+    task: str | Task, profile_: Profile | str | None = None, data: TaskData | None = None,
+    path: str | Path | None = None, progress: bool = True, device: str | None = None,
+) -> teachers.Teacher:  # fmt: skip
     """The profile's teacher for a task, fine-tuned on first use; or one of your own at ``path``.
 
     The profile ``reviews`` comes with its teachers, as adapters; ``path="full"`` has the whole
@@ -218,6 +222,8 @@ def teacher_for(task: str, profile_: Profile | str | None = None, data: TaskData
     data = data or data_for(task, chosen)
     if path is not None and path != "full":
         return teachers.load_teacher(path, data.task, data)
+    if not data.task.tunes:
+        return teachers.load_teacher(backbone_for(chosen), data.task)
     data = _taught_on(data, chosen)
     if path is None and chosen.data == "reviews":
         backbone = backbone_for(chosen)
@@ -234,7 +240,7 @@ def teacher_for(task: str, profile_: Profile | str | None = None, data: TaskData
 def stand_in(data: TaskData, chosen: Profile) -> teachers.Teacher | None:
     """A model of the teacher's shape, untrained; none where the cache has the teacher itself."""
     data = _taught_on(data, chosen)
-    if _shipped_key(data, chosen):
+    if _shipped_key(data, chosen) or not data.task.tunes:
         return None
     if not fault(teachers.folder_of(data.task, teacher_key(data, chosen))):
         return None
@@ -252,6 +258,8 @@ def teacher_key(data: TaskData, chosen: Profile, versions: Mapping[str, str] | N
     """
     data = _taught_on(data, chosen)
     name = _shipped_key(data, chosen)
+    if not data.task.tunes:
+        name = key(teachers.weights_id(backbone_for(chosen)))
     return name or key(teachers.ingredients(*_teaching(data, chosen), versions))
 
 

@@ -140,6 +140,11 @@ def check_applies(job: Job) -> Pair:
             technique.after_step(idle, 0, 2, 0.0)
         for technique in techniques:
             technique.check_student(stage, idle)
+        if stage.augmentation and not job.data.task.augments:
+            raise ValueError(
+                f"stage {stage.name!r} augments its rows, and a changed sentence does not keep its "
+                f"tags: choose a recipe without augmentation for {job.data.task.name}"
+            )
         if stage.augmentation and job.budget.keep == "held-out":
             raise ValueError(
                 f"stage {stage.name!r} augments its rows, and would train on copies of held-out "

@@ -45,7 +45,10 @@ class Task(ABC):
     )  # fmt: skip
     settings: ClassVar[dict] = {}  # of the model's config
     label_type: ClassVar[torch.dtype] = torch.int64
-    source: ClassVar[str] = ""  # where its rows are, for a task that reads no folder it is given
+    augments: ClassVar[bool] = True  # whether a changed text keeps its label
+    tunes: ClassVar[bool] = True  # whether a teacher learns it; else the backbone is one as it is
+    source: str = ""  # where its rows are, for a task that reads no folder it is given
+    judge: str = ""  # what its references depend on beside the rows: a sum of a teacher's weights
     teacher: str = ""  # the task whose teacher teaches it, where that is another's
 
     @property
@@ -56,6 +59,10 @@ class Task(ABC):
     def load(self, source: str, limit: int | None = None) -> TaskData:
         """The task's rows from a folder or ``"hub"``; at most ``limit`` of each split."""
         raise NotImplementedError(f"{self.name} does not say where its rows are")
+
+    def taught_by(self, path: str | Path) -> Task:
+        """The task under a teacher of this folder or Hub id, for one whose rows depend on it."""
+        return self
 
     def texts(self, data: TaskData) -> list[str]:
         """What a stage that guesses masked words reads: the training rows, without their labels."""
@@ -87,13 +94,13 @@ class Task(ABC):
         """Around a forward pass: a head may be told here which answers are wanted."""
         return nullcontext()
 
-    def logits(self, output) -> Tensor:
-        """What a model's output says, (batch, …, labels)."""
+    def logits(self, output, mask: Tensor) -> Tensor:
+        """What a model's output says, (batch, …, labels); ``mask`` (batch, length)."""
         return output.logits
 
-    def answers(self, output, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def answers(self, output, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (n, labels) and labels (n,): what the losses compare, where there is a label."""
-        return self.logits(output), labels
+        return self.logits(output, mask), labels
 
     @abstractmethod
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -155,7 +162,8 @@ class TaskData:
     def fingerprint(self) -> str:
         """16 hex digits over the fingerprints of all splits, with their names."""
         splits = {"train": self.train, **self.evaluation}
-        return key(*([name, split.fingerprint] for name, split in splits.items()))
+        rows = [[name, split.fingerprint] for name, split in splits.items()]
+        return key(*rows, *filter(None, [self.task.judge]))
 
 
 _TASKS: dict[str, Task] = {}

@@ -36,7 +36,8 @@ def _answers(model: PreTrainedModel, rows: Rows, task: Task, tokenizer, decide=N
         batch = task.collate([rows[i] for i in chosen], tokenizer)
         given = {k: v.to(model.device) for k, v in batch.items() if k != "labels"}
         with task.answering(model, batch["labels"].to(model.device)):
-            logits = task.logits(model(**given)).float().cpu().numpy()
+            output = model(**given)
+        logits = task.logits(output, given["attention_mask"]).float().cpu().numpy()
         found |= zip(chosen, (decide or task.decide)(logits, batch), strict=True)
     model.train(was_training)
     return [found[i] for i in range(len(found))]

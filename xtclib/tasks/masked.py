@@ -118,8 +118,8 @@ class MaskedWords(Task):
         chosen = labels != IGNORED
         return head.register_forward_pre_hook(lambda _, given: (given[0][chosen],))
 
-    def answers(self, output, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return self.logits(output), labels[labels != IGNORED]
+    def answers(self, output, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return self.logits(output, mask), labels[labels != IGNORED]
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         loss = F.cross_entropy(logits, labels, reduction="none")

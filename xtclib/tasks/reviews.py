@@ -24,7 +24,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
@@ -139,7 +138,7 @@ def unlabelled() -> list[str]:
 class _Rated(Task):
     """Texts are split by one draw, before a task chooses among them: both keep the same apart."""
 
-    source: ClassVar[str] = "movies"
+    source: str = "movies"
 
     def load(self, source: str = "movies", limit: int | None = None) -> TaskData:
         """The rows of a kind in ``FILES``: train, held-out and test for movies, else test alone."""

@@ -182,7 +182,7 @@ class DistillationTrainer(Trainer):
         """What a model shows of a batch, its logits where an answer is wanted, and these labels."""
         with self._autocast(), self.task.answering(model, labels):
             signals = read(model, **inputs)
-        logits, labels = self.task.answers(signals.output, labels)
+        logits, labels = self.task.answers(signals.output, labels, inputs["attention_mask"])
         signals.logits = logits.float()
         return signals, labels
 
