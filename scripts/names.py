@@ -1,7 +1,7 @@
 """Generates a tagged set, for trying token classification: python scripts/names.py build/names
 
 Sentences of a company's mail, with people, places, companies and products. Names are made of
-syllables, so that half of those in the test part were never seen; a product is forty times rarer
+syllables, so that half of those in the test part were never seen; a product is twenty times rarer
 than a person, and some names are a person's in one sentence and a place's in another: only the
 words around them tell.
 """
@@ -17,7 +17,7 @@ STARTS = "Bal Cor Dren Fal Gor Hal Kel Lor Mar Nor Pel Quin Ros Sel Tav Ul Ver W
 ENDS = "bridge croft dale den field ford gate ham holt by mere more ridge stead ton wick".split()
 MADE = "ax ex ix ora ium ola ico ando elle oid".split()
 FIRM = "Ltd Group Partners Holdings Labs".split()
-HOW_OFTEN = {"PER": 40, "LOC": 20, "ORG": 10, "PROD": 1}
+HOW_OFTEN = {"PER": 40, "LOC": 20, "ORG": 10, "PROD": 2}
 # What is in braces is a name of that kind; what is around it tells which.
 WAYS = {
     "PER": [

@@ -46,11 +46,17 @@ def _answers(model: PreTrainedModel, rows: Rows, task: Task, tokenizer, decide=N
 def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: TaskData,
              max_length: int = 128, splits: dict[str, Split] | None = None):  # fmt: skip
     """The task's metrics, in percent, for every evaluation split: ``{split: {metric: value}}``."""
-    task, found = data.task, dict[str, dict[str, float]]()
+    found = dict[str, dict[str, float]]()
     for name, split in (splits or data.evaluation).items():
-        rows = task.tokenize(split, tokenizer, max_length)
-        found[name] = task.score(_answers(model, rows, task, tokenizer), split.labels)
+        given = answers(model, tokenizer, data.task, split, max_length)
+        found[name] = data.task.score(given, split.labels)
     return found
+
+
+def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, split: Split,
+            max_length: int = 128) -> list:  # fmt: skip
+    """What the model answers to each row of a split, in order, as the task decides."""
+    return _answers(model, task.tokenize(split, tokenizer, max_length), task, tokenizer)
 
 
 def scorer(tokenizer: PreTrainedTokenizerBase, data: TaskData, rows: int | None = None,

@@ -1,0 +1,99 @@
+"""What a tagger and a sentence encoder lose first, as their weights lose bits.
+
+    python benchmarks/heads.py [--steps 10,30,100,300] [--out FILE.json]
+
+A MiniLM that learned the generated names (`scripts/names.py`) and the plain MiniLM as an encoder of
+movie reviews. Both are rounded to 8, 4, 3 and 2 bits without training; then to one bit, trained by
+`xtc-1bit` for some steps. Of the tagger: the share of spans found, by kind, and by whether the name
+stands in the training rows. Of the encoder: the mean cosine to the teacher's vectors, the rank
+correlation of all pairs' cosines, and the nearest others that stay the nearest.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import common
+import numpy as np
+from seqeval.metrics.sequence_labeling import get_entities
+
+from xtclib.cache import ROOT
+from xtclib.study import profiles
+from xtclib.study.compress import compress
+from xtclib.tasks import evaluation, reviews, tags, vectors
+from xtclib.techniques import Quantize
+
+sys.path.insert(0, str(ROOT / "scripts"))
+from names import write  # noqa: E402 - it lies in another folder
+
+BITS = {8: "int8-row", 4: "int4-row", 3: "int3-row", 2: "int2-row"}
+
+
+def found_by_kind(task, data, answers) -> dict[str, float]:
+    """Percent of the test spans that were found, by kind, and of names seen in training or not."""
+    split, train = data.evaluation["test"], data.train
+    known = {name for words, row in zip(train.first, train.labels, strict=True)
+             for name in names(task, words, row)}  # fmt: skip
+    counts: dict[str, list[bool]] = {}
+    for words, row, answer in zip(split.first, split.labels, answers, strict=True):
+        told = set(get_entities(task.named(answer)))
+        for span in get_entities(task.named(row)):
+            name = " ".join(words[span[1] : span[2] + 1])
+            for group in (span[0], "name seen" if name in known else "name new"):
+                counts.setdefault(group, []).append(span in told)
+    return {group: 100 * float(np.mean(hits)) for group, hits in sorted(counts.items())}
+
+
+def names(task, words, row) -> list[str]:
+    """The names in a sentence."""
+    return [" ".join(words[a : b + 1]) for _, a, b in get_entities(task.named(row))]
+
+
+def rounded(model, scheme: str):
+    """A model with its weights and word vectors at these bits, untrained."""
+    technique = Quantize(scheme, scheme, None)
+    return technique.finalize(technique.apply(model)).eval()
+
+
+def measure(task, steps: list[str], show) -> list[dict]:
+    """Rows of a task: how it was compressed, and what ``show`` makes of the answers."""
+    chosen = profiles.profile("reviews")
+    data = profiles.data_for(task, chosen)
+    teacher = profiles.teacher_for(task, chosen, data, progress=False)
+    length = chosen.teacher.max_length
+    models = {"fp32": teacher.model}
+    models |= {f"{bits} bits": rounded(teacher.model, scheme) for bits, scheme in BITS.items()}
+    for count in steps:
+        run = compress("xtc-1bit", task, chosen, f"{count}steps", teacher=teacher, progress=False)
+        models[f"1 bit, {count} steps"] = run.student
+    rows = []
+    for name, model in models.items():
+        for split, found in evaluation.evaluate(model, teacher.tokenizer, data, length).items():
+            rows.append({"model": name, "split": split, **found})
+        rows[-1] |= show(data, model, teacher.tokenizer, length)
+        print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    args = common.options(__doc__, steps="10,30,100,300", out="")
+    steps = args.steps.split(",")
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder, "names"))
+        text = Path(folder, "reviews.txt")
+        text.write_text("\n".join(reviews.rated()[0]), encoding="utf-8")
+
+        def by_kind(data, model, tokenizer, length):
+            split = data.evaluation["test"]
+            answers = evaluation.answers(model, tokenizer, data.task, split, length)
+            return {"found": found_by_kind(data.task, data, answers)}
+
+        tagger = measure(tags(Path(folder, "names")), steps, by_kind)
+        encoder = measure(vectors(text), steps, lambda *_: {})
+    common.write(args.out, {"tagger": tagger, "encoder": encoder, "seed": 0})
+
+
+if __name__ == "__main__":
+    main()
