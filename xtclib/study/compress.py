@@ -33,7 +33,7 @@ from xtclib.recipes import recipe as recipes
 from xtclib.records import Record, circumstances, mean_score
 from xtclib.study import profiles
 from xtclib.study.stages import Job, Pair, applied, begun, check_applies, steps_of, trained
-from xtclib.tasks.base import TaskData, find_task
+from xtclib.tasks.base import Task, TaskData, find_task
 from xtclib.tasks.evaluation import evaluate
 from xtclib.teachers import Teacher
 from xtclib.techniques.base import Technique
@@ -54,13 +54,16 @@ class Result:
 
 
 def compress(
-    recipe: str | recipes.Recipe, task: str | None = None,
+    recipe: str | recipes.Recipe, task: str | Task | None = None,
     profile: str | profiles.Profile | None = None, budget: str | training_budget.Budget = "A",
     seed: int = 0, glue_dir: str | Path | None = None, teacher: str | Path | Teacher | None = None,
     out: str | Path | None = None, progress: bool = True, say: Callable[[str], object] = print,
-    device: str | None = None, report_to: str = "none",
+    device: str | None = None, report_to: str = "none", length: int | None = None,
 ) -> Result:  # fmt: skip
     """Runs a recipe on a task and measures the result against its teacher.
+
+    ``task``: a name, or a task, such as :func:`xtclib.own` makes of a file. ``length``: how many
+    tokens of a row are read; by the profile unless told.
 
     Resumes: finished stages and checkpoints lie in the cache under a key of everything that
     determines them, so a killed run goes on and a repeated one is read. What the recipe asks for
@@ -78,30 +81,36 @@ def compress(
     if not processes.leads():
         progress, say = False, lambda _: None
     recipe, chosen = recipes.load(recipe), profiles.profile(profile, task, glue_dir)
-    task = find_task(task or chosen.task).name
+    task, chosen = find_task(task or chosen.task), profiles.with_length(chosen, length)
     check_report_to(report_to)
     spent = chosen.budget(budget, recipe)
     budget_name = budget if isinstance(budget, str) else "custom"
-    target = None
+    target, data = None, profiles.data_for(task, chosen, glue_dir)
     if out is not None:
         out = Path(out).expanduser()
         by = teacher.key if isinstance(teacher, Teacher) else teacher
-        claim = _claim(out, recipe.hash, task, chosen.name, asdict(spent), seed, by, glue_dir)
+        which = [data.fingerprint] if task.details else []  # a name may be of several files
+        claim = _claim(out, recipe.hash, task.name, chosen.name, asdict(spent), seed, by, glue_dir,
+                       *which)  # fmt: skip
         target = out, claim
         if not claim.is_file():
             processes.agreed(lambda: check_new_folder(out))
-    data = profiles.data_for(task, chosen, glue_dir)
     say(f"data     {data.source}")
     arguments = recipe, chosen, spent, budget_name, seed, data
     if teacher is None and (bare := profiles.stand_in(data, chosen)):
         # What the recipe asks for that no model of this shape has shows before hours of training.
         check_applies(Job(*arguments, bare, progress, device))
+        if length and length > (bert.longest(bare.model) or length):
+            has = f"the teacher has positions for {bert.longest(bare.model)}"
+            raise ValueError(f"received a length of {length} tokens, but {has}: choose fewer")
     if not isinstance(teacher, Teacher):
         teacher = profiles.teacher_for(task, chosen, data, teacher, progress, device)
     say(
         f"teacher  {teacher.model.config.num_hidden_layers} layers, "
         f"{'from the cache' if teacher.cached else 'fine-tuned now'} ({teacher.key})"
     )
+    if task.details:
+        _say_cut(data, teacher, spent.max_length, say)
     job = Job(*arguments, teacher, progress, device, report_to)
     untrained, pair = check_applies(job), begun(job.during(0))
     job = _fitted(job, untrained, say)
@@ -149,6 +158,15 @@ def _fitted(job: Job, untrained: Pair, say: Callable[[str], object]) -> Job:
     return replace(job, budget=replace(job.budget, max_length=longest))
 
 
+def _say_cut(data: TaskData, teacher: Teacher, length: int, say: Callable[[str], object]) -> None:
+    """Says how many rows are longer than what is read of them."""
+    splits = [data.train, *data.evaluation.values()]
+    rows = [data.task.tokenize(split, teacher.tokenizer, length + 1).lengths for split in splits]
+    longer, every = (sum(int((n > most).sum()) for n in rows) for most in (length, 0))
+    more = "--length takes more" if longer else "none is longer"
+    say(f"length   {length} tokens: {longer} of {every} rows are cut, {more}")
+
+
 def _check_reopens(pair: Pair) -> None:
     """Raises ``ValueError`` before anything trains for a student whose file would not open."""
     with tempfile.TemporaryDirectory() as folder:
@@ -174,7 +192,7 @@ def _measure(job: Job, student: PreTrainedModel, stages: list[dict], untrained: 
         start = _scores(untrained.student, tokenizer, data, length, recipe.hash)
     student.config.trained_on = {
         "task": data.task.name, "data": data.fingerprint, "source": data.source,
-        "max_length": length, "profile": chosen.name,
+        "max_length": length, "profile": chosen.name, **data.task.details,
     }  # fmt: skip
     made_from = cache.key(teacher.key, recipe.hash, [s["key"] for s in stages])
     target, sizes = _save(student, tokenizer, f"{chosen.name}-{slug(recipe.name)}-{made_from}", out)

@@ -17,7 +17,7 @@ from xtclib.cache import BUILT_IN, cache_dir, key
 from xtclib.files import fault, unknown
 from xtclib.recipes.recipe import Recipe
 from xtclib.tasks import reviews
-from xtclib.tasks.base import TaskData, find_task
+from xtclib.tasks.base import Task, TaskData, find_task
 from xtclib.tasks.masked import unlabelled
 from xtclib.training import budget as training_budget
 from xtclib.training.budget import Budget
@@ -79,6 +79,7 @@ _RATES = {
     "movement": 3e-5,
 }  # fmt: skip
 
+FEWEST = 100  # steps of a teacher of your own rows
 PROFILES = {
     p.name: p
     for p in (
@@ -116,7 +117,7 @@ PROFILES = {
 }  # fmt: skip
 
 
-def profile(name: str | Profile | None = None, task: str | None = None,
+def profile(name: str | Profile | None = None, task: str | Task | None = None,
             glue_dir: str | Path | None = None) -> Profile:  # fmt: skip
     """A profile by name; ``None`` takes ``XTC_PROFILE``, else ``reviews``, the real one.
 
@@ -141,7 +142,28 @@ def profile(name: str | Profile | None = None, task: str | None = None,
     return PROFILES[name]
 
 
-def data_for(task: str, profile_: Profile | str, glue_dir: str | Path | None = None) -> TaskData:
+def with_length(chosen: Profile, length: int | None) -> Profile:
+    """A profile that reads ``length`` tokens of a row, for its teachers and every budget.
+
+    >>> with_length(profile("smoke"), 32).teacher.max_length
+    32
+    """
+    if length is None:
+        return chosen
+    if length < 3:  # two tokens stand around each text
+        raise ValueError(f"a length is 3 tokens or more, received {length}")
+
+    def longer(budgets: Mapping[str, Budget]) -> dict[str, Budget]:
+        return {name: replace(each, max_length=length) for name, each in budgets.items()}
+
+    teacher = replace(chosen.teacher, max_length=length)
+    return replace(chosen, teacher=teacher, budgets=longer(chosen.budgets),
+                   teacher_by_task=longer(chosen.teacher_by_task))  # fmt: skip
+
+
+def data_for(
+    task: str | Task, profile_: Profile | str, glue_dir: str | Path | None = None
+) -> TaskData:
     """A task's rows, from where the profile says: built in, a GLUE folder, or the Hub.
 
     ``glue_dir`` (else ``XTC_GLUE_DIR``) names a folder in GLUE's official layout and wins. Without
@@ -206,9 +228,10 @@ def _random_backbone() -> Path:
     return folder
 
 
-def teacher_for(task: str, profile_: Profile | str | None = None, data: TaskData | None = None,
-                path: str | Path | None = None, progress: bool = True, device: str | None = None,
-                ) -> teachers.Teacher:  # fmt: skip
+def teacher_for(
+    task: str | Task, profile_: Profile | str | None = None, data: TaskData | None = None,
+    path: str | Path | None = None, progress: bool = True, device: str | None = None,
+) -> teachers.Teacher:  # fmt: skip
     """The profile's teacher for a task, fine-tuned on first use; or one of your own at ``path``.
 
     The profile ``reviews`` comes with its teachers, as adapters; ``path="full"`` has the whole
@@ -268,4 +291,6 @@ def _shipped_key(data: TaskData, chosen: Profile) -> str | None:
 def _teaching(data: TaskData, chosen: Profile) -> tuple[str, TaskData, Budget, int, str]:
     """What a profile's teacher is made from: backbone, rows, budget, seed and precision."""
     budget = chosen.teacher_by_task.get(data.task.name, chosen.teacher)
+    if data.task.details and budget.total_steps(len(data.train)) < FEWEST and budget.epochs:
+        budget = replace(budget, steps=FEWEST, epochs=None)  # of a small file, more epochs
     return backbone_for(chosen), data, budget, 0, chosen.precision

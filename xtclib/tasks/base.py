@@ -45,13 +45,18 @@ class Task(ABC):
     )  # fmt: skip
     settings: ClassVar[dict] = {}  # of the model's config
     label_type: ClassVar[torch.dtype] = torch.int64
-    source: ClassVar[str] = ""  # where its rows are, for a task that reads no folder it is given
+    source: str = ""  # where its rows are, for a task that reads no folder it is given
     teacher: str = ""  # the task whose teacher teaches it, where that is another's
 
     @property
     def num_labels(self) -> int:
         """Width of the model's output."""
         return len(self.labels)
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What a name does not tell of a task, for the artefact; empty for one that comes along."""
+        return {}
 
     def load(self, source: str, limit: int | None = None) -> TaskData:
         """The task's rows from a folder or ``"hub"``; at most ``limit`` of each split."""
@@ -155,7 +160,8 @@ class TaskData:
     def fingerprint(self) -> str:
         """16 hex digits over the fingerprints of all splits, with their names."""
         splits = {"train": self.train, **self.evaluation}
-        return key(*([name, split.fingerprint] for name, split in splits.items()))
+        names = [self.task.labels] if self.task.details else []  # else its name tells them
+        return key(*([name, split.fingerprint] for name, split in splits.items()), *names)
 
 
 _TASKS: dict[str, Task] = {}
