@@ -138,7 +138,7 @@ def kind_of(rows: Labelled) -> str:
     for odd in (listed, words):
         if odd and len(odd) < len(there):
             other = next(i for i in there if i not in set(odd))
-            kinds = "a list" if odd is listed else "a word", "a number" if odd is words else "none"
+            kinds = "a list" if odd is listed else "a word", "a number" if odd is words else "not"
             raise ValueError(
                 f"{rows.at(odd[0])}: the label {short(rows.labels[odd[0]])} is {kinds[0]}, but "
                 f"{short(rows.labels[other])} ({rows.at(other)}) is {kinds[1]}: mend one, or say "
@@ -175,7 +175,8 @@ def _label_names(rows: Labelled, labels: Sequence[str] | None):
 
 
 def _number_name(rows: Labelled, labels: Sequence[str] | None):
-    if len({_number(value) for value in rows.labels}) < 2 and not labels:
+    found = {_number(value) for value in rows.labels}
+    if len(found) < 2 and None not in found and not labels:
         raise ValueError(f"{rows.table.name}: '{rows.column}' holds one number in all rows")
     return (rows.column,), Regression.metrics
 
@@ -216,8 +217,8 @@ def split(rows: Labelled, kind: str, names: Sequence[str], told: bool) -> Split:
             number = _number(value)
             if number is None or not abs(number) <= LARGEST:
                 raise ValueError(f"{rows.at(i)}: received the label {short(value)}, expected a "
-                                 f"number from {-LARGEST:g} to {LARGEST:g}: divide the column if "
-                                 "its numbers are larger")  # fmt: skip
+                                 f"number from {-LARGEST:g} to {LARGEST:g}: divide larger ones, or "
+                                 f"name another column than '{rows.column}'")  # fmt: skip
             labels.append(number)
             continue
         found = [_called(value)] if kind == "classes" else _several(value)

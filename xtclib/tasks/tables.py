@@ -51,8 +51,8 @@ def read_parts(source: str | Path) -> dict[str, Table]:
 
     ``source``: a file; a folder that holds ``train.csv`` (or ``.tsv``, ``.jsonl``), perhaps beside
     ``dev``, ``validation`` or ``test``; what ``datasets`` saved by ``save_to_disk``; or a Hub id,
-    ``name`` or ``name:config``. Raises ``FileNotFoundError`` where nothing is there, ``ValueError``
-    for what cannot be read.
+    ``owner/name`` or ``owner/name:config``. Raises ``FileNotFoundError`` where nothing is there,
+    ``ValueError`` for what cannot be read.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -60,7 +60,7 @@ def read_parts(source: str | Path) -> dict[str, Table]:
     if path.is_dir():
         saved = any((path / f"dataset_{kind}.json").is_file() for kind in ("dict", "info"))
         return _saved(path) if saved else _folder(path)
-    hub = re.fullmatch(r"([\w-][\w.-]*(?:/[\w.-]+)?)(?::([\w.-]+))?", str(source))
+    hub = re.fullmatch(r"([\w-][\w.-]*/[\w.-]+)(?::([\w.-]+))?", str(source))
     if not hub or path.suffix in SUFFIXES:
         raise FileNotFoundError(f"no file or folder at '{cut(str(source))}'")
     return _from_hub(str(source), hub[1], hub[2])
