@@ -85,30 +85,31 @@ def compress(
     check_report_to(report_to)
     spent = chosen.budget(budget, recipe)
     budget_name = budget if isinstance(budget, str) else "custom"
-    target, data = None, profiles.data_for(task, chosen, glue_dir)
+    target = None
     if out is not None:
         out = Path(out).expanduser()
         by = teacher.key if isinstance(teacher, Teacher) else teacher
-        which = [data.fingerprint] if task.details else []  # a name may be of several files
+        # Several files may have one name; what is in them was read when the task was made.
+        which = [profiles.data_for(task, chosen).fingerprint] if task.details else []
         claim = _claim(out, recipe.hash, task.name, chosen.name, asdict(spent), seed, by, glue_dir,
                        *which)  # fmt: skip
         target = out, claim
         if not claim.is_file():
             processes.agreed(lambda: check_new_folder(out))
+    data = profiles.data_for(task, chosen, glue_dir)
     say(f"data     {data.source}")
     arguments = recipe, chosen, spent, budget_name, seed, data
     if teacher is None and (bare := profiles.stand_in(data, chosen)):
         # What the recipe asks for that no model of this shape has shows before hours of training.
         check_applies(Job(*arguments, bare, progress, device))
-        if length and length > (bert.longest(bare.model) or length):
-            has = f"the teacher has positions for {bert.longest(bare.model)}"
-            raise ValueError(f"received a length of {length} tokens, but {has}: choose fewer")
+        _check_length(bare, length)
     if not isinstance(teacher, Teacher):
         teacher = profiles.teacher_for(task, chosen, data, teacher, progress, device)
     say(
         f"teacher  {teacher.model.config.num_hidden_layers} layers, "
         f"{'from the cache' if teacher.cached else 'fine-tuned now'} ({teacher.key})"
     )
+    _check_length(teacher, length)
     if task.details:
         _say_cut(data, teacher, spent.max_length, say)
     job = Job(*arguments, teacher, progress, device, report_to)
@@ -156,6 +157,14 @@ def _fitted(job: Job, untrained: Pair, say: Callable[[str], object]) -> Job:
         return job
     say(f"length   {longest} tokens, not {wanted}: the student has no more positions")
     return replace(job, budget=replace(job.budget, max_length=longest))
+
+
+def _check_length(teacher: Teacher, length: int | None) -> None:
+    """Raises ``ValueError`` for a length that was asked for and that the teacher cannot read."""
+    longest = bert.longest(teacher.model)
+    if length and longest and length > longest:
+        has = f"the teacher has positions for {longest}"
+        raise ValueError(f"received a length of {length} tokens, but {has}: choose fewer")
 
 
 def _say_cut(data: TaskData, teacher: Teacher, length: int, say: Callable[[str], object]) -> None:
