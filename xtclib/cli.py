@@ -16,7 +16,9 @@ from typer import Argument, Option
 import xtclib
 
 app = typer.Typer(
-    help="Compress BERT: quantize, prune, distill, and measure what is left.",
+    help="Compress BERT: quantize, prune, distill, and measure what is left.\n\n"
+    "Your own classifier: xtc compress xtc-1bit --data FILE.csv --out FOLDER, then "
+    "xtc evaluate FOLDER --data FILE.csv",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 

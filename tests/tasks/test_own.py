@@ -18,7 +18,7 @@ import xtclib as xtc
 from xtclib import cli
 from xtclib.cache import ROOT
 from xtclib.figures import records as drawn
-from xtclib.study import profiles
+from xtclib.study import profiles, sweep
 from xtclib.tasks import own, reviews
 from xtclib.tasks.classification import MultiLabel
 from xtclib.tasks.rows import Split, widened
@@ -217,6 +217,12 @@ def test_a_bad_file_is_one_error(write, message):
         ('{"text":"x","label":"b"}\n[1]', r"a.jsonl, line 2: received \[1\]; expected one object"),
         ('{"text":"x","label":"b"}\n' + "[" * 10**5, "line 2: maximum recursion"),
         ('{"text":5,"label":"b"}', "line 1: received 5 in column 'text', expected a text"),
+        (
+            '{"text":"x","label":{"a":1}}',
+            r"line 1: received {'a': 1} in column 'label', expected a",
+        ),
+        ('{"text":"x","label":1' + "0" * 400 + "}\n", "a.jsonl: 'label' holds one number"),
+        ('{"text":"x","label":["a","b"]}', "a.jsonl has one row, expected two at least"),
         ('{"text":"x","label":NaN}\n{"text":"x","label":0.5}', "line 1: received the label nan"),
     ],
 )
@@ -231,6 +237,7 @@ def test_what_is_told_must_fit(write):
         ({"label": "lable"}, "unknown column of a.csv 'lable': did you mean 'label'"),
         ({"text": "label", "label": "label"}, "'label' cannot be two of text"),
         ({"kind": "class"}, "unknown kind 'class': did you mean 'classes'"),
+        ({"metrics": ["acuracy"]}, "unknown metric 'acuracy': did you mean 'accuracy'"),
         ({"kind": "number"}, "a.csv, line 2: received the label 'a', expected a number"),
         ({"labels": ["b", "c"]}, r"line 2: received the class 'a', which the model lacks \(b, c\)"),
     ):
@@ -461,17 +468,21 @@ def test_each_kind_goes_from_a_file_to_artefact_onnx_and_score(run, write, tmp_p
     other = write("new.csv", "\n".join(["body,label", *lines[1:]]))
     assert "unknown column of new.csv 'text'" in run("evaluate", folder, "--data", other)
     scored = run("evaluate", folder, "--data", other, "--text", "body")
-    assert "all rows are scored" in scored and "5 test rows" in scored
+    assert "; 5 test rows, all of them scored; " in scored
     assert "was trained on rows of one's own: name their file" in run("evaluate", folder)
 
 
 @pytest.mark.slow
 def test_a_task_is_compressed_from_python_and_drawn(write):
     told = []
-    task = xtc.own(write("mine.csv", KINDS["labels"]), kind="labels")
+    path = write("mine.csv", KINDS["labels"])
+    task = xtc.own(path, kind="labels")
     done = xtc.compress("ptq-8bit", task, "smoke", progress=False, say=told.append)
     assert done.data.task is task and set(done.record.metrics["dev"]) >= {"micro_f1", "exact_match"}
     assert any(line.startswith("length   48 tokens: 0 of 32 rows are cut") for line in told)
+    (swept,) = sweep.sweep(["ptq-8bit"], [task], "smoke", folder=path.parent / "records",
+                           progress=False, say=told.append)  # fmt: skip
+    assert swept.metrics == done.record.metrics
     assert drawn.bars([done.record]).data and drawn.benchmark([done.record]).data
 
 

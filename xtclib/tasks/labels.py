@@ -5,6 +5,7 @@ What is wrong with a row is a ``ValueError`` that names the file and its line.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -90,12 +91,19 @@ def columns_of(
 
 
 def read(table: Table, text: str, pair: str | None, label: str) -> Labelled:
+    """The rows of a table that have a text; ``ValueError`` for cells that are none."""
     texts = [table.column(name) for name in (text, pair) if name]
     for name, column in zip((text, pair), texts, strict=False):
         for row, value in enumerate(column):
             if not isinstance(value, str | None):
                 received = f"received {short(value)} in column '{name}'"
                 raise ValueError(f"{table.at(row)}: {received}, expected a text")
+    for row, value in enumerate(table.column(label)):
+        if any(
+            isinstance(one, dict | list) for one in (value if isinstance(value, list) else [value])
+        ):
+            received = f"received {short(value)} in column '{label}'"
+            raise ValueError(f"{table.at(row)}: {received}, expected a word, a number or a list")
     second = texts[1] if pair else None
     rows = list(range(len(table.lines)))
     found = Labelled(table, label, rows, texts[0], second, table.column(label))
@@ -110,7 +118,9 @@ def _number(value: Any) -> float | None:
     """A cell as a number; ``None`` for a word."""
     if isinstance(value, str):
         return float(value) if _NUMBER.fullmatch(value.strip()) else None
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < 1e300 else math.inf  # an int may be past all floats
 
 
 def _called(value: Any) -> str:
@@ -119,12 +129,9 @@ def _called(value: Any) -> str:
 
 def _several(value: Any) -> list[str]:
     """The classes of a cell: a JSON list, or what ``;`` or ``|`` stands between."""
-    each = (
-        value
-        if isinstance(value, list)
-        else re.split(r"[;|]", "" if value is None else _called(value))
-    )
-    return [_called(one) for one in each if not _blank(one)]
+    if not isinstance(value, list):
+        value = [] if value is None else re.split(r"[;|]", _called(value))
+    return [_called(one) for one in value if not _blank(one)]
 
 
 def kind_of(rows: Labelled) -> str:
@@ -133,11 +140,12 @@ def kind_of(rows: Labelled) -> str:
     listed = [i for i in there if isinstance(rows.labels[i], list)]
     if listed and len(listed) == len(there):
         return "labels"
-    numbers = {i: _number(rows.labels[i]) for i in there if i not in set(listed)}
+    lists = set(listed)
+    numbers = {i: _number(rows.labels[i]) for i in there if i not in lists}
     words = [i for i, number in numbers.items() if number is None]
     for odd in (listed, words):
         if odd and len(odd) < len(there):
-            other = next(i for i in there if i not in set(odd))
+            other = min(set(there) - set(odd))
             kinds = "a list" if odd is listed else "a word", "a number" if odd is words else "not"
             raise ValueError(
                 f"{rows.at(odd[0])}: the label {short(rows.labels[odd[0]])} is {kinds[0]}, but "

@@ -18,6 +18,7 @@ from xtclib.files import cut, slug, unknown
 from xtclib.tasks.base import Task, TaskData, find_task
 from xtclib.tasks.classification import Classification, MultiLabel, Regression
 from xtclib.tasks.labels import columns_of, kind_of, names_of, read, split
+from xtclib.tasks.metrics import METRICS
 from xtclib.tasks.rows import Split
 from xtclib.tasks.tables import read_parts
 
@@ -57,7 +58,7 @@ class Own(Task):
         """All of a file to be scored, for a model that never saw it; or the part that is for it."""
         if len(self.parts) > 1:
             return self.load()
-        return self._data({**self.parts, "test": self.parts["train"]}, "all rows are scored")
+        return self._data({"test": self.parts["train"]}, "all of them scored")
 
     def score(self, answers: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
         """The metrics in percent, and the primary one as "score"."""
@@ -66,11 +67,9 @@ class Own(Task):
 
     def _data(self, parts: dict[str, Split], note: str, limit: int | None = None) -> TaskData:
         kept = {name: _sample(rows, limit) for name, rows in parts.items()}
-        train = kept.pop("train")
+        counts = ", ".join(f"{len(rows)} {name}" for name, rows in kept.items())
+        train = kept.pop("train", Split([], None, []))
         held_out = kept.pop("dev") if len(kept) > 1 else None
-        counts = ", ".join(
-            f"{len(rows)} {name}" for name, rows in (("train", train), *kept.items())
-        )
         where = [*self.said, f"{counts} rows, {note}", f"scored by {', '.join(self.metrics)}"]
         source = f"{_name_of(self.source)}: {'; '.join(where)}"
         return TaskData(self, train, kept, source, f"{self.title} {next(iter(kept))}", held_out)
@@ -124,6 +123,10 @@ def own(
     names, chosen = names_of(rows["train"], kind, labels)
     parts = {part: split(found, kind, names, bool(labels)) for part, found in rows.items()}
     metrics = tuple(metrics or chosen)
+    if wrong := [name for name in metrics if name not in METRICS]:
+        raise unknown("metric", wrong[0], METRICS)
+    if len(parts["train"]) < 2 and not labels:
+        raise ValueError(f"{_name_of(source)} has one row, expected two at least")
     about = {"text": columns[0], "text_pair": columns[1], "label": columns[2], "kind": kind,
              "metrics": list(metrics)}  # fmt: skip
     said = ["texts in " + " and ".join(f"'{name}'" for name in columns[:2] if name)]
