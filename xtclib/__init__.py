@@ -27,6 +27,7 @@ __version__ = version("xtclib")
 
 _WHERE = {
     "compress": "study.compress",
+    "own": "tasks.own",
     "trainable": "artefact",
     "Record": "records",
     "fake_quantize": "techniques.quantization",

@@ -16,7 +16,9 @@ from typer import Argument, Option
 import xtclib
 
 app = typer.Typer(
-    help="Compress BERT: quantize, prune, distill, and measure what is left.",
+    help="Compress BERT: quantize, prune, distill, and measure what is left.\n\n"
+    "Your own classifier: xtc compress xtc-1bit --data FILE.csv --out FOLDER, then "
+    "xtc evaluate FOLDER --data FILE.csv",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 
@@ -32,6 +34,13 @@ TaskName = Annotated[
 ProfileName = Annotated[
     str | None, Option(help="reviews, mini, minilm, bert-base or smoke; by task: reviews' own.")
 ]
+Data = Annotated[
+    str | None, Option(help="Your own rows: a .csv, .tsv or .jsonl file, a folder, a Hub dataset.")
+]
+Text = Annotated[str | None, Option(help="Their column of texts; else text, sentence, sentence1.")]
+TextPair = Annotated[str | None, Option(help="Their column of second texts.")]
+Label = Annotated[str | None, Option(help="Their column of labels; else label, class, score, …")]
+Kind = Annotated[str | None, Option(help="classes, labels (several a row) or number; by column.")]
 GlueDir = Annotated[Path | None, Option(parser=_path, help="A folder in GLUE's official layout.")]
 Quiet = Annotated[bool, Option(help="No progress bars.")]
 ReportTo = Annotated[
@@ -43,6 +52,12 @@ ReportTo = Annotated[
 def compress(
     recipe: Annotated[str, Argument(help="A recipe's name (`xtc recipes`) or a .yaml file.")],
     task: TaskName = None,
+    data: Data = None,
+    text: Text = None,
+    text_pair: TextPair = None,
+    label: Label = None,
+    kind: Kind = None,
+    length: Annotated[int | None, Option(help="Tokens read of a row; by profile.")] = None,
     profile: ProfileName = None,
     glue_dir: GlueDir = None,
     budget: Annotated[str, Option(help="A, B, C, or a length: 500steps, 2epochs.")] = "A",
@@ -60,24 +75,31 @@ def compress(
     quiet: Quiet = False,
     report_to: ReportTo = "none",
 ) -> None:
-    """Compress a teacher by a recipe, measure it, and save the artefact."""
-    from xtclib import files, processes, records
+    """Compress a teacher by a recipe, measure it, and save the artefact.
+
+    Your own classifier: xtc compress xtc-1bit --data FILE.csv --out FOLDER
+    """
+    from xtclib import bert, files, processes, records
     from xtclib.artefact import ledger as ledgers
     from xtclib.recipes import recipe as book
     from xtclib.study import compress as study
     from xtclib.study import profiles
     from xtclib.tasks.base import find_task
+    from xtclib.tasks.own import asked as asked_for
 
-    chosen, chain = profiles.profile(profile, task, glue_dir), book.load(recipe)
+    theirs = bert.read_config(_path(teacher)).id2label.values() if data and teacher else ()
+    asked = asked_for(task, data, [*theirs], text=text, text_pair=text_pair, label=label, kind=kind)
+    chain = book.load(recipe)
+    chosen = profiles.profile(profile, asked, glue_dir)
     if student is not None:
         chain = chain.starting_from(student)
     if record is not None:
-        name = find_task(task or chosen.task).name
+        name = find_task(asked or chosen.task).name
         files.check_new_file(
             records.record_path(record, chosen.name, name, chain.name, budget, seed)
         )
-    run = study.compress(chain, task, chosen, budget, seed, glue_dir, teacher, out,
-                         progress=not quiet, report_to=report_to)  # fmt: skip
+    run = study.compress(chain, asked, chosen, budget, seed, glue_dir, teacher, out,
+                         progress=not quiet, report_to=report_to, length=length)  # fmt: skip
     if not processes.leads():
         return
     if out is not None:
@@ -93,6 +115,11 @@ def evaluate(
         Path, Argument(parser=_path, help="A saved artefact or classifier, or an .onnx file.")
     ],
     task: Annotated[str | None, Option(help="One of GLUE's; else the artefact's own.")] = None,
+    data: Data = None,
+    text: Text = None,
+    text_pair: TextPair = None,
+    label: Label = None,
+    kind: Kind = None,
     profile: Annotated[
         str | None, Option(help="Whose data and length; else the artefact's own.")
     ] = None,
@@ -101,11 +128,14 @@ def evaluate(
         Path | None, Option(parser=_path, help="An .onnx file's tokenizer's folder.")
     ] = None,
 ) -> None:
-    """Score a saved model on a task, its own unless told, and print its metrics and size."""
+    """Score a saved model on a task, its own unless told, and print its metrics and size.
+
+    On your own rows: xtc evaluate FOLDER --data FILE.csv
+    """
     from xtclib import bert, teachers
     from xtclib.artefact import format
     from xtclib.study import profiles
-    from xtclib.tasks import evaluation, reviews
+    from xtclib.tasks import evaluation, own, reviews
 
     if folder.suffix == ".onnx":
         from xtclib.deployment import runtimes
@@ -115,25 +145,30 @@ def evaluate(
             cure = "name the artefact's folder by --tokenizer"
             raise FileNotFoundError(f"no tokenizer.json in {where}: {cure}")
         words, labels = teachers.load_tokenizer(where, model.max_length or 128), model.labels
-        own, longest = model.trained_on, model.max_length
+        was, longest = model.trained_on, model.max_length
     else:
         model, words = format.load(folder)
         file, labels = folder / format.WEIGHTS, list(model.config.id2label.values())
-        own, longest = getattr(model.config, "trained_on", None) or {}, bert.longest(model)
-    task = task or own.get("task")
-    whose = profiles.profile(profile or own.get("profile"), task, glue_dir)
-    data = profiles.data_for(task or whose.task, whose, glue_dir)
-    reviews.check_apart(own, data)
-    data.task.check_labels(folder, labels)
-    length = whose.teacher.max_length if profile or not own else own["max_length"]
+        was, longest = getattr(model.config, "trained_on", None) or {}, bert.longest(model)
+    if "own" in was and not (task or data):
+        raise ValueError(f"{folder} was trained on rows of one's own: name their file by --data")
+    asked = own.asked(task, data, labels, was.get("own"), text=text, text_pair=text_pair,
+                      label=label, kind=kind) or was.get("task")  # fmt: skip
+    whose = profiles.profile(profile or was.get("profile"), asked, glue_dir)
+    rows = profiles.data_for(asked or whose.task, whose, glue_dir)
+    if isinstance(rows.task, own.Own) and rows.fingerprint != was.get("data"):
+        rows = rows.task.whole()
+    reviews.check_apart(was, rows)
+    rows.task.check_labels(folder, labels)
+    length = whose.teacher.max_length if profile or not was else was["max_length"]
     length = min(length, longest or length)
-    typer.echo(f"data     {data.source}")
+    typer.echo(f"data     {rows.source}")
     typer.echo(f"length   {length} tokens")
-    here = {"task": data.task.name, "max_length": length, "data": data.fingerprint}
+    here = {"task": rows.task.name, "max_length": length, "data": rows.fingerprint}
     for what, value in here.items():
-        if own.get(what, value) != value:
-            typer.echo(f"note     it was trained on another {what}: {own[what]} ({own['source']})")
-    typer.echo(json.dumps(evaluation.evaluate(model, words, data, length), indent=2))
+        if was.get(what, value) != value:
+            typer.echo(f"note     it was trained on another {what}: {was[what]} ({was['source']})")
+    typer.echo(json.dumps(evaluation.evaluate(model, words, rows, length), indent=2))
     typer.echo(f"file     {file.stat().st_size / 1e6:.2f} MB")
 
 

@@ -56,6 +56,42 @@ def kl_divergence(
     return loss / student.shape[-1] if per_class else loss
 
 
+def bernoulli_cross_entropy(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, per_class: bool = False
+) -> Tensor:
+    """Soft cross-entropy where several classes may hold at once: a sigmoid for each.
+
+    ``−(1/B) Σ_b Σ_c [p·log q + (1 − p)·log(1 − q)]`` with ``p = σ(t_bc/T)``, ``q = σ(s_bc/T)``;
+    logits of shape (batch, classes). ``per_class=True`` divides by the number of classes too. It
+    is :func:`soft_cross_entropy` over yes and no, whose logits are ``(s_bc, 0)``, summed over c.
+
+    >>> round(float(bernoulli_cross_entropy(torch.zeros(1, 2), torch.zeros(1, 2))), 4)   # 2 ln 2
+    1.3863
+    """
+    _same_shape(student, teacher, "logits", temperature)
+    loss = F.binary_cross_entropy_with_logits(
+        student / temperature, (teacher / temperature).sigmoid(), reduction="sum"
+    )
+    return loss / (student.numel() if per_class else len(student))
+
+
+def bernoulli_divergence(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, per_class: bool = False
+) -> Tensor:
+    """``T²/B · Σ_b Σ_c KL(σ(t_bc/T) ‖ σ(s_bc/T))``, of yes against no for each class.
+
+    The divergence of several independent answers is the sum of theirs; otherwise as
+    :func:`kl_divergence`, from whose logits ``(s_bc, 0)`` it comes.
+
+    >>> float(bernoulli_divergence(torch.tensor([[1.0, -2.0]]), torch.tensor([[1.0, -2.0]]), 3.0))
+    0.0
+    """
+    _same_shape(student, teacher, "logits", temperature)
+    yes_no = [torch.stack((x, torch.zeros_like(x)), -1).flatten(0, 1) for x in (student, teacher)]
+    loss = kl_divergence(yes_no[0], yes_no[1], temperature)  # the mean over rows and classes
+    return loss if per_class else loss * student.shape[-1]
+
+
 def logits_mse(student: Tensor, teacher: Tensor, per_class: bool = False) -> Tensor:
     """``(1/B) Σ_b ‖s_b − t_b‖²`` over logits of shape (batch, classes).
 

@@ -33,7 +33,8 @@ class Objective:
     releases pad every row (a stage's ``pad``) and set ``per_class`` and ``layer_map='release'``.
     ``progressive`` trains embeddings and layers one after the other, each by its own states alone
     (MobileBERT, arXiv:2004.02984, section 3.4). A regression task takes the MSE to the teacher's
-    output as its logits term.
+    output as its logits term; one whose classes may hold at once a sigmoid for each instead of the
+    softmax.
 
     >>> Objective(logits=1, patience={"weight": 10, "layers": "last"}).needs_teacher
     True
@@ -94,13 +95,20 @@ class Objective:
         values.pop("matches", None)
         return values | {match.term: match.to_plain() for match in self.matches}
 
-    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The loss of logits (batch, classes) by ``logits_loss``."""
+    def compare(self, student: Tensor, teacher: Tensor, independent: bool = False) -> Tensor:
+        """The loss of logits (batch, classes) by ``logits_loss``.
+
+        ``independent``: a sigmoid for each class instead of a softmax over them, for classes of
+        which several hold at once; the squared error is the same.
+        """
         if self.logits_loss == "mse":
             return losses.logits_mse(student, teacher, self.per_class)
-        if self.logits_loss == "kl_divergence":
-            return losses.kl_divergence(student, teacher, self.temperature, self.per_class)
-        return losses.soft_cross_entropy(student, teacher, self.temperature, self.per_class)
+        divergence = self.logits_loss == "kl_divergence"
+        if independent:
+            loss = losses.bernoulli_divergence if divergence else losses.bernoulli_cross_entropy
+        else:
+            loss = losses.kl_divergence if divergence else losses.soft_cross_entropy
+        return loss(student, teacher, self.temperature, self.per_class)
 
     def check(
         self, student: PreTrainedModel, teacher: PreTrainedModel, answers: bool = True

@@ -58,9 +58,12 @@ def compress(
     profile: str | profiles.Profile | None = None, budget: str | training_budget.Budget = "A",
     seed: int = 0, glue_dir: str | Path | None = None, teacher: str | Path | Teacher | None = None,
     out: str | Path | None = None, progress: bool = True, say: Callable[[str], object] = print,
-    device: str | None = None, report_to: str = "none",
+    device: str | None = None, report_to: str = "none", length: int | None = None,
 ) -> Result:  # fmt: skip
     """Runs a recipe on a task and measures the result against its teacher.
+
+    ``task``: a name, or a task, such as :func:`xtclib.own` makes of a file. ``length``: how many
+    tokens of a row are read; by the profile unless told.
 
     Resumes: finished stages and checkpoints lie in the cache under a key of everything that
     determines them, so a killed run goes on and a repeated one is read. What the recipe asks for
@@ -78,7 +81,7 @@ def compress(
     if not processes.leads():
         progress, say = False, lambda _: None
     recipe, chosen = recipes.load(recipe), profiles.profile(profile, task, glue_dir)
-    task = find_task(task or chosen.task)
+    task, chosen = find_task(task or chosen.task), profiles.with_length(chosen, length)
     if isinstance(teacher, (str, Path)):
         task = task.taught_by(teacher)
     check_report_to(report_to)
@@ -88,7 +91,10 @@ def compress(
     if out is not None:
         out = Path(out).expanduser()
         by = teacher.key if isinstance(teacher, Teacher) else teacher
-        claim = _claim(out, recipe.hash, task.name, chosen.name, asdict(spent), seed, by, glue_dir)
+        # Several files may have one name; what is in them was read when the task was made.
+        which = [profiles.data_for(task, chosen).fingerprint] if task.details else []
+        claim = _claim(out, recipe.hash, task.name, chosen.name, asdict(spent), seed, by, glue_dir,
+                       *which)  # fmt: skip
         target = out, claim
         if not claim.is_file():
             processes.agreed(lambda: check_new_folder(out))
@@ -98,12 +104,16 @@ def compress(
     if teacher is None and (bare := profiles.stand_in(data, chosen)):
         # What the recipe asks for that no model of this shape has shows before hours of training.
         check_applies(Job(*arguments, bare, progress, device))
+        _check_length(bare, length)
     if not isinstance(teacher, Teacher):
         teacher = profiles.teacher_for(task, chosen, data, teacher, progress, device)
     say(
         f"teacher  {teacher.model.config.num_hidden_layers} layers, "
         f"{'from the cache' if teacher.cached else 'fine-tuned now'} ({teacher.key})"
     )
+    _check_length(teacher, length)
+    if task.details:
+        _say_cut(data, teacher, spent.max_length, say)
     job = Job(*arguments, teacher, progress, device, report_to)
     untrained, pair = check_applies(job), begun(job.during(0))
     job = _fitted(job, untrained, say)
@@ -151,6 +161,23 @@ def _fitted(job: Job, untrained: Pair, say: Callable[[str], object]) -> Job:
     return replace(job, budget=replace(job.budget, max_length=longest))
 
 
+def _check_length(teacher: Teacher, length: int | None) -> None:
+    """Raises ``ValueError`` for a length that was asked for and that the teacher cannot read."""
+    longest = bert.longest(teacher.model)
+    if length and longest and length > longest:
+        has = f"the teacher has positions for {longest}"
+        raise ValueError(f"received a length of {length} tokens, but {has}: choose fewer")
+
+
+def _say_cut(data: TaskData, teacher: Teacher, length: int, say: Callable[[str], object]) -> None:
+    """Says how many rows are longer than what is read of them."""
+    splits = [data.train, *data.evaluation.values()]
+    rows = [data.task.tokenize(split, teacher.tokenizer, length + 1).lengths for split in splits]
+    longer, every = (sum(int((n > most).sum()) for n in rows) for most in (length, 0))
+    more = "--length takes more" if longer else "none is longer"
+    say(f"length   {length} tokens: {longer} of {every} rows are cut, {more}")
+
+
 def _check_reopens(pair: Pair) -> None:
     """Raises ``ValueError`` before anything trains for a student whose file would not open."""
     with tempfile.TemporaryDirectory() as folder:
@@ -176,7 +203,7 @@ def _measure(job: Job, student: PreTrainedModel, stages: list[dict], untrained: 
         start = _scores(untrained.student, tokenizer, data, length, recipe.hash)
     student.config.trained_on = {
         "task": data.task.name, "data": data.fingerprint, "source": data.source,
-        "max_length": length, "profile": chosen.name,
+        "max_length": length, "profile": chosen.name, **data.task.details,
     }  # fmt: skip
     made_from = cache.key(teacher.key, recipe.hash, [s["key"] for s in stages])
     target, sizes = _save(student, tokenizer, f"{chosen.name}-{slug(recipe.name)}-{made_from}", out)

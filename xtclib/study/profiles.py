@@ -79,6 +79,7 @@ _RATES = {
     "movement": 3e-5,
 }  # fmt: skip
 
+FEWEST = 100  # steps of a teacher of your own rows
 PROFILES = {
     p.name: p
     for p in (
@@ -139,6 +140,25 @@ def profile(name: str | Profile | None = None, task: str | Task | None = None,
     if name not in PROFILES:
         raise unknown("profile", name, PROFILES)
     return PROFILES[name]
+
+
+def with_length(chosen: Profile, length: int | None) -> Profile:
+    """A profile that reads ``length`` tokens of a row, for its teachers and every budget.
+
+    >>> with_length(profile("smoke"), 32).teacher.max_length
+    32
+    """
+    if length is None:
+        return chosen
+    if length < 3:  # two tokens stand around each text
+        raise ValueError(f"a length is 3 tokens or more, received {length}")
+
+    def longer(budgets: Mapping[str, Budget]) -> dict[str, Budget]:
+        return {name: replace(each, max_length=length) for name, each in budgets.items()}
+
+    teacher = replace(chosen.teacher, max_length=length)
+    return replace(chosen, teacher=teacher, budgets=longer(chosen.budgets),
+                   teacher_by_task=longer(chosen.teacher_by_task))  # fmt: skip
 
 
 def data_for(
@@ -276,4 +296,6 @@ def _shipped_key(data: TaskData, chosen: Profile) -> str | None:
 def _teaching(data: TaskData, chosen: Profile) -> tuple[str, TaskData, Budget, int, str]:
     """What a profile's teacher is made from: backbone, rows, budget, seed and precision."""
     budget = chosen.teacher_by_task.get(data.task.name, chosen.teacher)
+    if data.task.details and budget.total_steps(len(data.train)) < FEWEST and budget.epochs:
+        budget = replace(budget, steps=FEWEST, epochs=None)  # of a small file, more epochs
     return backbone_for(chosen), data, budget, 0, chosen.precision

@@ -13,7 +13,7 @@ from xtclib.recipes import recipe as recipes
 from xtclib.records import RESULTS, Record, record_path
 from xtclib.study import profiles
 from xtclib.study.compress import compress
-from xtclib.tasks.base import TaskData
+from xtclib.tasks.base import Task, TaskData
 from xtclib.tasks.glue import TASKS
 
 
@@ -21,18 +21,18 @@ from xtclib.tasks.glue import TASKS
 class Planned:
     """One run of a sweep, and its record if it was measured before and nothing has changed."""
 
-    task: str
+    task: Task
     recipe: recipes.Recipe
     budget: str
     seed: int
     record: Record | None
 
     def __str__(self) -> str:
-        return f"{self.task} · {self.recipe.name} · budget {self.budget} · seed {self.seed}"
+        return f"{self.task.name} · {self.recipe.name} · budget {self.budget} · seed {self.seed}"
 
 
 def planned(
-    recipe_names: Iterable[str], tasks: Iterable[str] = tuple(TASKS),
+    recipe_names: Iterable[str], tasks: Iterable[str | Task] = tuple(TASKS),
     profile: str | profiles.Profile | None = None, budgets: Iterable[str] = ("A",),
     seeds: Iterable[int] = (0,), folder: str | Path = RESULTS, glue_dir: str | Path | None = None,
 ) -> Iterator[Planned]:  # fmt: skip
@@ -58,11 +58,11 @@ def planned(
                 path = record_path(folder, chosen.name, data.task.name, recipe.name, budget, seed)
                 spent = asdict(chosen.budget(budget, recipe))
                 today = recipe.hash, data.fingerprint, spent
-                yield Planned(task, recipe, budget, seed, _current(path, today, teacher_key))
+                yield Planned(data.task, recipe, budget, seed, _current(path, today, teacher_key))
 
 
 def sweep(
-    recipe_names: Iterable[str], tasks: Iterable[str] = tuple(TASKS),
+    recipe_names: Iterable[str], tasks: Iterable[str | Task] = tuple(TASKS),
     profile: str | profiles.Profile | None = None, budgets: Iterable[str] = ("A",),
     seeds: Iterable[int] = (0,), folder: str | Path = RESULTS, glue_dir: str | Path | None = None,
     progress: bool = True, say: Callable[[str], object] = print,
@@ -76,7 +76,7 @@ def sweep(
         record = one.record
         if record is None:
             say(f"\n{one}")
-            check_new_file(record_path(folder, chosen.name, one.task, one.recipe.name, "A", 0))
+            check_new_file(record_path(folder, chosen.name, one.task.name, one.recipe.name, "A", 0))
             record = compress(one.recipe, one.task, chosen, one.budget, one.seed, glue_dir,
                               progress=progress, say=say).record  # fmt: skip
             record.save(folder)

@@ -56,6 +56,11 @@ class Task(ABC):
         """Width of the model's output."""
         return len(self.labels)
 
+    @property
+    def details(self) -> dict[str, Any]:
+        """What a name does not tell of a task, for the artefact; empty for one that comes along."""
+        return {}
+
     def load(self, source: str, limit: int | None = None) -> TaskData:
         """The task's rows from a folder or ``"hub"``; at most ``limit`` of each split."""
         raise NotImplementedError(f"{self.name} does not say where its rows are")
@@ -163,7 +168,8 @@ class TaskData:
         """16 hex digits over the fingerprints of all splits, with their names."""
         splits = {"train": self.train, **self.evaluation}
         rows = [[name, split.fingerprint] for name, split in splits.items()]
-        return key(*rows, *filter(None, [self.task.judge]))
+        names = [self.task.labels] if self.task.details else []  # else its name tells them
+        return key(*rows, *names, *filter(None, [self.task.judge]))
 
 
 _TASKS: dict[str, Task] = {}

@@ -1,11 +1,11 @@
-"""A class, or a number, for a text or a pair of texts."""
+"""A class, several, or a number, for a text or a pair of texts."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from xtclib.tasks.rows import Split
 
 @dataclass(frozen=True)
 class _OneLabel(Task):
-    """One label a row: what classes and numbers have in common."""
+    """One answer a row: what classes, sets of them and numbers have in common."""
 
     name: str
     title: str = ""
@@ -63,7 +63,7 @@ class _OneLabel(Task):
         return self.score([self._constant(labels)] * len(split), split.labels)
 
     @abstractmethod
-    def _constant(self, labels: list) -> float:
+    def _constant(self, labels: list) -> Any:
         """The best answer that is always the same."""
 
     @abstractmethod
@@ -99,6 +99,61 @@ class Classification(_OneLabel):
 
 
 CLASSES = Classification("classes")  # whichever: for what only reads rows or compares logits
+
+
+@dataclass(frozen=True)
+class MultiLabel(_OneLabel):
+    """Any number of some classes at once: a row's label is a list of 0 and 1, one a class.
+
+    Each class is decided by itself: yes where its sigmoid is over a half. The score is micro-F1,
+    ``2·TP / (2·TP + FP + FN)`` over all rows and classes; macro-F1 is the mean of the classes' own,
+    and exact match the share of rows with every class right.
+    """
+
+    metrics: tuple[str, ...] = ("micro_f1", "macro_f1", "exact_match")
+    primary: str = "micro_f1"
+    settings: ClassVar[dict] = {"problem_type": "multi_label_classification"}
+    label_type: ClassVar[torch.dtype] = torch.float32
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits, labels.float())
+
+    def compare(self, student: Tensor, teacher: Tensor, loss) -> Tensor:
+        """The objective's loss with a sigmoid for each class in the place of the softmax."""
+        return loss(student, teacher, independent=True)
+
+    def decide(self, logits: np.ndarray, batch=None) -> np.ndarray:
+        return (logits > 0).astype(np.int64)
+
+    def score(self, answers: Sequence, references: Sequence) -> dict[str, float]:
+        """The metrics in percent, from rows of 0 and 1, and micro-F1 as "score".
+
+        >>> task = MultiLabel("tags", "Tags", ("a", "b"))
+        >>> task.score([[1, 0], [1, 1]], [[1, 0], [0, 1]])["score"]
+        80.0
+        """
+        found = super().score(answers, references)
+        return {**found, "score": found[self.primary]}
+
+    def _constant(self, labels: list[list[int]]) -> list[int]:
+        """The set of classes with the best micro-F1: the k most common, for the best k."""
+        counts = np.sum(labels, axis=0)
+        order = np.argsort(-counts, kind="stable")
+        best = 2 * np.cumsum(counts[order]) / (
+            len(labels) * np.arange(1, len(order) + 1) + max(counts.sum(), 1)
+        )  # fmt: skip
+        chosen = set(order[: best.argmax() + 1].tolist())
+        return [int(i in chosen) for i in range(self.num_labels)]
+
+    def _checked(self, values: Sequence, what: str) -> np.ndarray:
+        array = np.asarray(values)
+        if array.ndim != 2 or array.shape[1] != self.num_labels or not array.size:
+            expected = f"a 0 or 1 for each of {self.num_labels} classes, (rows, classes)"
+            raise ValueError(f"received {what} of shape {array.shape}, expected {expected}")
+        if not np.isin(array, (0, 1)).all():
+            wrong = array[~np.isin(array, (0, 1))][0]
+            raise ValueError(f"received {wrong} among the {what}, expected 0 or 1")
+        return array.astype(np.int64)
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,22 @@ def _matthews(predictions: np.ndarray, references: np.ndarray) -> float:
     return _correlation(matthews_corrcoef, references, predictions)
 
 
+def _micro_f1(predictions: np.ndarray, references: np.ndarray) -> float:
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(references, predictions, average="micro", zero_division=0))
+
+
+def _macro_f1(predictions: np.ndarray, references: np.ndarray) -> float:
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(references, predictions, average="macro", zero_division=0))
+
+
+def _exact(predictions: np.ndarray, references: np.ndarray) -> float:
+    return float(np.mean((predictions == references).all(-1)))
+
+
 def _pearson(predictions: np.ndarray, references: np.ndarray) -> float:
     from scipy.stats import pearsonr
 
@@ -96,4 +112,5 @@ def _correlation(by: Callable, *arrays: np.ndarray) -> float:
 
 
 METRICS = {"matthews": _matthews, "accuracy": _accuracy, "f1": _f1, "pearson": _pearson,
-           "spearman": _spearman}  # fmt: skip
+           "spearman": _spearman, "micro_f1": _micro_f1, "macro_f1": _macro_f1,
+           "exact_match": _exact}  # fmt: skip

@@ -224,15 +224,19 @@ class _Ratings(_Rated, Regression):
 
 
 _TWO = ("negative", "positive")
-REVIEWS = register(_Reviews("reviews", "Reviews", _TWO))
-for _variant in (
-    _Reviews("reviews-flipped", "Reviews, labels flipped", _TWO, flipped=0.3),
-    _Reviews("reviews-few", "Reviews, 500 rows", _TWO, rows=500, teacher="reviews"),
-    _Reviews("reviews-weak", "Reviews, weak teacher", _TWO, teacher="reviews-few"),
-):
-    register(_variant)
-register(_Three("reviews-three", "Reviews, three classes", ("negative", "mixed", "positive")))
-RATINGS = register(_Ratings("ratings", "Ratings", primary="pearson"))
+REVIEWS = _Reviews("reviews", "Reviews", _TWO)
+RATINGS = _Ratings("ratings", "Ratings", primary="pearson")
+_NAMES = {
+    register(task).name
+    for task in (
+        REVIEWS,
+        _Reviews("reviews-flipped", "Reviews, labels flipped", _TWO, flipped=0.3),
+        _Reviews("reviews-few", "Reviews, 500 rows", _TWO, rows=500, teacher="reviews"),
+        _Reviews("reviews-weak", "Reviews, weak teacher", _TWO, teacher="reviews-few"),
+        _Three("reviews-three", "Reviews, three classes", ("negative", "mixed", "positive")),
+        RATINGS,
+    )
+}
 
 
 def check_apart(trained_on: Mapping[str, str], data: TaskData) -> None:
@@ -242,7 +246,7 @@ def check_apart(trained_on: Mapping[str, str], data: TaskData) -> None:
     rows are training rows of ``reviews``. ``trained_on``: the task and source that a model names.
     """
     sides = trained_on, {"task": data.task.name, "source": data.source}
-    rated = [side.get("task", "").partition("-")[0] in ("reviews", "ratings") for side in sides]
+    rated = [side.get("task") in _NAMES for side in sides]
     sst = [side.get("task") == "sst2" and "mini:" not in side.get("source", "") for side in sides]
     if (rated[0] and sst[1]) or (sst[0] and rated[1]):
         raise ValueError(

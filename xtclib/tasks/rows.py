@@ -120,13 +120,17 @@ def collate(rows: list[dict], pad_id: int, dtype: torch.dtype = torch.int64) -> 
 def widened(batch: dict[str, Tensor], width: int, pad_id: int) -> dict[str, Tensor]:
     """A batch with what has a value for each token padded to ``width`` tokens.
 
+    Those are whole numbers; a table of floats is the rows' own, however wide it is.
+
     >>> widened({"input_ids": torch.ones(1, 2).long(), "labels": torch.ones(1)}, 3, 0)["input_ids"]
     tensor([[1, 1, 0]])
     """
     fill, shape = {"input_ids": pad_id, "labels": -100}, batch["input_ids"].shape
     more = width - shape[1]
     return {
-        name: F.pad(x, (0, more), value=fill.get(name, 0)) if x.shape == shape else x
+        name: F.pad(x, (0, more), value=fill.get(name, 0))
+        if x.shape == shape and not x.is_floating_point()
+        else x
         for name, x in batch.items()
     }
 
