@@ -40,7 +40,7 @@ Data = Annotated[
 Text = Annotated[str | None, Option(help="Their column of texts; else text, sentence, sentence1.")]
 TextPair = Annotated[str | None, Option(help="Their column of second texts.")]
 Label = Annotated[str | None, Option(help="Their column of labels; else label, class, score, …")]
-Kind = Annotated[str | None, Option(help="classes, labels (several a row) or number; by column.")]
+Kind = Annotated[str | None, Option(help="classes, labels (several), number, tags or vectors.")]
 GlueDir = Annotated[Path | None, Option(parser=_path, help="A folder in GLUE's official layout.")]
 Quiet = Annotated[bool, Option(help="No progress bars.")]
 ReportTo = Annotated[
@@ -156,10 +156,11 @@ def evaluate(
                       label=label, kind=kind) or was.get("task")  # fmt: skip
     whose = profiles.profile(profile or was.get("profile"), asked, glue_dir)
     rows = profiles.data_for(asked or whose.task, whose, glue_dir)
-    if isinstance(rows.task, own.Own) and rows.fingerprint != was.get("data"):
+    if rows.task.details and rows.fingerprint != was.get("data"):
         rows = rows.task.whole()
     reviews.check_apart(was, rows)
     rows.task.check_labels(folder, labels)
+    rows.task.check_head(folder, encodes=getattr(model, "base_model", None) is model)
     length = whose.teacher.max_length if profile or not was else was["max_length"]
     length = min(length, longest or length)
     typer.echo(f"data     {rows.source}")

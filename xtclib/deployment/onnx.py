@@ -41,6 +41,7 @@ from xtclib.techniques.students.shallow import LastStates
 
 OPSET = 20  # the first with Gelu; ONNX Runtime reads it from 1.17 on
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+VECTORS = "sentence_embedding"  # what an encoder gives, as sentence-transformers calls it
 DYNAMIC = Scheme("uint", 8, "tensor")
 ACTIVATIONS = ("dynamic", "trained")
 _ATTENTION = "xtc-onnx"
@@ -305,7 +306,7 @@ def to_onnx(model: PreTrainedModel, metadata: dict[str, str] | None = None) -> b
     ids = torch.full((2, 5), 5)
     example = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
     try:
-        output = "sentence_embedding" if model.base_model is model else "logits"
+        output = VECTORS if model.base_model is model else "logits"
         return trace(_Logits(model, inputs), {n: example[n] for n in inputs}, output, metadata)
     finally:
         model.set_attn_implementation(before)

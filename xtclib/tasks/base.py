@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from xtclib.bert import read_config
 from xtclib.cache import key
-from xtclib.files import unknown
+from xtclib.files import slug, unknown
 from xtclib.tasks.rows import Rows, Split, collate
 
 
@@ -68,6 +68,10 @@ class Task(ABC):
     def taught_by(self, path: str | Path) -> Task:
         """The task under a teacher of this folder or Hub id, for one whose rows depend on it."""
         return self
+
+    def whole(self) -> TaskData:
+        """The rows to score a model on that never saw them: all, where the task knows to."""
+        return self.load(self.source)
 
     def texts(self, data: TaskData) -> list[str]:
         """What a stage that guesses masked words reads: the training rows, without their labels."""
@@ -143,6 +147,12 @@ class Task(ABC):
                 "the order of its outputs (id2label), or use another model"
             )
 
+    def check_head(self, path: str | Path, encodes: bool) -> None:
+        """Raises ``ValueError`` for a model without a head where one is asked for, or with one."""
+        if encodes == bool(self.heads):
+            gives = "gives vectors" if encodes else "has a head"
+            raise ValueError(f"{path} {gives}, {self.name} is no task for it: name rows of its own")
+
     def check(self, objective, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         """Raises ``ValueError`` for an objective by which two models for it cannot be compared."""
         objective.check(student, teacher)
@@ -196,6 +206,13 @@ def find_task(name: str | Task) -> Task:
     if _plain(name) not in _TASKS:
         raise unknown("task", name, [task.name for task in _TASKS.values()])
     return _TASKS[_plain(name)]
+
+
+def own_name(source: str | Path) -> str:
+    """A file's name as a task's, which is no other task's."""
+    path = Path(source).expanduser()
+    name = slug(Path(path.resolve().name if path.exists() else str(source)).stem).lower()
+    return f"own-{name}" if _plain(name) in _TASKS else name
 
 
 def _plain(name: str) -> str:

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 
 from xtclib.config import short
-from xtclib.files import cut, slug, unknown
-from xtclib.tasks.base import Task, TaskData, find_task
+from xtclib.files import cut, unknown
+from xtclib.tasks.base import Task, TaskData, own_name
 from xtclib.tasks.classification import Classification, MultiLabel, Regression
 from xtclib.tasks.labels import columns_of, kind_of, names_of, read, split
 from xtclib.tasks.metrics import METRICS
 from xtclib.tasks.rows import Split
 from xtclib.tasks.tables import read_parts
+from xtclib.tasks.tags import tags
+from xtclib.tasks.vectors import vectors
 
 DEV, DEV_ROWS = 0.1, 2000  # what is cut off to score on
 
@@ -138,7 +140,7 @@ def own(
         said.append(f"{len(names)} classes in '{columns[2]}' ({several}{listed})")
     said += [note for found in rows.values() for note in found.notes]
     said += [f"f1 is that of {short(names[1])}"] if "f1" in metrics else []
-    name = _task_name(source)
+    name = own_name(source)
     primary = "matthews" if "matthews" in metrics else metrics[0]
     return KINDS[kind](name=name, title=name, labels=names, metrics=metrics, primary=primary,
                        source=str(source), parts=parts, about=about, said=tuple(said))  # fmt: skip
@@ -153,6 +155,7 @@ def asked(
     ``names``: of a model's outputs, if there is one; ``before``: the columns that it remembers.
     """
     told = {name: value for name, value in given.items() if value is not None}
+    kind = told.get("kind") or (before or {}).get("kind")
     if data is None:
         if told:
             raise ValueError(f"--{next(iter(told)).replace('_', '-')} is of --data: name that too")
@@ -161,22 +164,17 @@ def asked(
         raise ValueError("received --task and --data, expected one of them")
     answers = {"kind": "number"} if len(names) == 1 else {}
     named = bool(names) and not names[0].upper().startswith("LABEL_")
+    if kind in ("tags", "vectors") or (kind is None and data.endswith(".conll")):
+        if columns := told.keys() - {"kind"}:
+            why = f"--{min(columns).replace('_', '-')} names a column"
+            raise ValueError(f"{why}, and rows of {kind or 'tags'} have none: leave it out")
+        return vectors(data) if kind == "vectors" else tags(data, names if named else ())
     return own(data, **(answers | dict(before or {}) | told), labels=names if named else None)
 
 
 def _name_of(source: str | Path) -> str:
     path = Path(source).expanduser()
     return path.resolve().name if path.exists() else str(source)
-
-
-def _task_name(source: str | Path) -> str:
-    """The file's name as a task's, which is no other task's."""
-    name = slug(Path(_name_of(source)).stem).lower()
-    try:
-        find_task(name)
-    except ValueError:
-        return name
-    return f"own-{name}"
 
 
 def _cut_off(rows: Split, stratified: bool) -> dict[str, Split]:

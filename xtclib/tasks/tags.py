@@ -20,8 +20,7 @@ from transformers import AutoModelForTokenClassification
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from xtclib.config import short
-from xtclib.files import slug
-from xtclib.tasks.base import Task, TaskData
+from xtclib.tasks.base import Task, TaskData, own_name
 from xtclib.tasks.rows import Rows, Split
 
 IGNORED = -100  # the label of a token that begins no word
@@ -51,6 +50,13 @@ class Tags(Task):
     def load(self, source: str, limit: int | None = None) -> TaskData:
         """The rows of a file, a tenth of them kept apart to score on, or of a folder's files."""
         return _load(self, Path(source), limit)
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {"own": {"kind": "tags"}}
+
+    def whole(self) -> TaskData:
+        return _load(self, Path(self.source), None, whole=True)
 
     def texts(self, data: TaskData) -> list[str]:
         return [" ".join(words) for words in data.train.first]
@@ -126,21 +132,23 @@ class Tags(Task):
         return self.score([[common] * len(row) for row in split.labels], split.labels)
 
 
-def tags(source: str | Path) -> Tags:
-    """The task of a tagged file or folder; its labels are the tags found in the training rows.
+def tags(source: str | Path, labels: Sequence[str] = ()) -> Tags:
+    """The task of a tagged file or folder; its ``labels`` are the tags of the training rows.
 
     Raises ``FileNotFoundError`` where there is none, ``ValueError``, with file and line, for
     rows that are not words with tags.
     """
     path = Path(source).expanduser()
     train = _read(_parts(path)["train"])
-    found = sorted({tag for _, row in train for tag in row}, key=lambda tag: (tag != OUTSIDE, tag))
+    found = list(labels) or sorted(
+        {tag for _, row in train for tag in row}, key=lambda tag: (tag != OUTSIDE, tag)
+    )
     if len(found) < 2 or len(found) > MOST_TAGS:
         raise ValueError(
             f"{path} has {len(found)} tags ({short(', '.join(found))}), expected 2 to {MOST_TAGS}: "
             "the tag is the last column"
         )
-    return Tags(slug(path.stem), path.stem, tuple(found), str(path))
+    return Tags(own_name(path), path.stem, tuple(found), str(path))
 
 
 def _parts(path: Path) -> dict[str, Path]:
@@ -159,8 +167,10 @@ def _parts(path: Path) -> dict[str, Path]:
     return {"train": files["train"], **dict(list(sorted(scored.items()))[:1])}
 
 
-def _load(task: Tags, path: Path, limit: int | None) -> TaskData:
+def _load(task: Tags, path: Path, limit: int | None, whole: bool = False) -> TaskData:
     parts = {name: _read(file) for name, file in _parts(path).items()}
+    if len(parts) == 1 and whole:
+        parts["rows"] = parts["train"]
     if len(parts) == 1:
         rows = parts["train"]
         order = np.random.default_rng(0).permutation(len(rows)).tolist()

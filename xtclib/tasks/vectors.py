@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,8 +21,8 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from xtclib.bert import read_config, text_vectors
-from xtclib.files import sha256, slug
-from xtclib.tasks.base import Task, TaskData
+from xtclib.files import sha256
+from xtclib.tasks.base import Task, TaskData, own_name
 from xtclib.tasks.masked import unlabelled
 from xtclib.tasks.rows import Rows, Split
 
@@ -69,11 +70,15 @@ class Vectors(Task):
             where += f", {len(splits['rated'])} rated pairs"
         weights = sorted(Path(self.teacher_path).glob("model*.safetensors"))
         judge = sha256(weights[0]) if weights else self.teacher_path
-        judged = replace(self, known=encode(self.teacher_path, apart), judge=judge)
+        judged = replace(self, known=_known(self.teacher_path, tuple(apart)), judge=judge)
         return TaskData(judged, train, splits, where, "Vectors")
 
     def taught_by(self, path: str | Path) -> Vectors:
         return self if self.teacher_path else replace(self, teacher_path=str(path))
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {"own": {"kind": "vectors"}}
 
     def load_model(self, path: str | Path, seed: int = 0) -> PreTrainedModel:
         """An encoder without a head, from a folder or Hub id."""
@@ -145,7 +150,7 @@ def vectors(source: str | Path, teacher: str | Path = "", rated: str | Path = ""
     ``teacher``: the encoder, MiniLM unless told; ``rated``: a file of tab-separated pairs, two
     texts and a number in the last three columns, as STS-B's are.
     """
-    return Vectors(slug(Path(source).stem), Path(source).stem, str(source), str(teacher),
+    return Vectors(own_name(source), Path(source).stem, str(source), str(teacher),
                    str(rated))  # fmt: skip
 
 
@@ -163,6 +168,11 @@ def encode(path: str | Path, texts: Sequence[str], max_length: int = 256) -> np.
         states = model(**batch).last_hidden_state
         found.append(text_vectors(states, batch["attention_mask"]).numpy())
     return np.concatenate(found)
+
+
+@lru_cache(maxsize=2)
+def _known(path: str, texts: tuple[str, ...]) -> np.ndarray:
+    return encode(path, texts)
 
 
 def _cosines(vectors: np.ndarray) -> np.ndarray:
