@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from xtclib import bert
-from xtclib.attention import use
+from xtclib.attention import takes_another, use
 from xtclib.config import Count, config
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import Stored, Technique, check_finite, copied, pack_, register
@@ -25,12 +25,11 @@ from xtclib.techniques.quantization.quantizers import AsScheme, Scheme, StoredSc
 
 def quantize_attention_(model: PreTrainedModel, scheme: Scheme) -> None:
     """Marks every self-attention of a model to quantize the operands of its two products."""
-    use(model)
-    marked = [m for m in model.modules() if hasattr(m, "query") and hasattr(m, "scaling")]
-    if not marked:
+    if not (bert.is_berts(model) and takes_another(model)):
         lacks = f"{type(model).__name__} has no BERT-like self-attention whose products"
         raise ValueError(f"{lacks} could be quantized; leave out `attention`")
-    for module in marked:
+    use(model)
+    for module in map(bert.attention_of, bert.encoder_layers(model)):
         module.attention_scheme, module.rounded = scheme, partial(fake_quantize, scheme=scheme)
 
 
