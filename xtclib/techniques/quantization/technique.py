@@ -123,10 +123,10 @@ class Storage(Technique):
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         model = copy.deepcopy(model)
-        block = bert.embeddings(model)
         if self.length is not None:
             bert.trim_positions_(model, self.length)
         if self.positions is not None:
+            block = bert.embeddings(model)
             table = QuantEmbedding.from_embedding(block.position_embeddings, self.positions)
             block.position_embeddings = table
         for name, scheme in self._linears(model).items():
@@ -138,10 +138,10 @@ class Storage(Technique):
         return self._set_widths(pack_(model))
 
     def rebuild(self, model: PreTrainedModel) -> None:
-        block = bert.embeddings(model)
         if self.length is not None:
             bert.refuse_longer_(model, self.length)
         if self.positions is not None:
+            block = bert.embeddings(model)
             table = PackedEmbedding.like(block.position_embeddings, self.positions)
             block.position_embeddings = table
         for name, scheme in self._linears(model).items():
