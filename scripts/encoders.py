@@ -30,8 +30,7 @@ from xtclib.costs.breakdown import break_down, flops
 from xtclib.distillation import Objective
 from xtclib.files import write_text
 from xtclib.study import profiles
-from xtclib.tasks.base import TaskData
-from xtclib.tasks.rows import Calibration
+from xtclib.tasks import Calibration, TaskData
 from xtclib.techniques import (
     LayerReduction,
     PruneHeads,

@@ -4,6 +4,7 @@ import transformers
 from torch import nn
 
 from xtclib import bert as models
+from xtclib.distillation import Reader
 from xtclib.tasks.glue import TASKS
 from xtclib.techniques import CNN, LayerReduction, PruneHeads, Quantize, ReplaceModules, base
 from xtclib.techniques.pruning import surgery
@@ -110,20 +111,51 @@ def test_encoders_of_bert_s_build_are_taken(kind, count):
     assert {*inner} == {*models.encoder_linears(model).values()}
 
 
+IDS = torch.arange(2, 12).reshape(1, -1)
+
+
 def test_a_layer_that_takes_turns_is_stored_once_and_takes_fewer():
     config = transformers.AlbertConfig(**SMALL | {"num_hidden_layers": 4})
     albert = transformers.AlbertForSequenceClassification(config).eval()
     assert len(models.encoder_layers(albert)) == 4 and len(models.encoder_linears(albert)) == 6
     student = models.keep_layers(albert, [0, 3])
     assert student.config.num_hidden_layers == 2 and student.config.kept_layers == [0, 3]
-    ids = torch.arange(2, 12).reshape(1, -1)
-    twice = albert(ids, output_hidden_states=True).hidden_states[2]
+    twice = albert(IDS, output_hidden_states=True).hidden_states[2]
     wanted = albert.classifier(albert.albert.pooler_activation(albert.albert.pooler(twice[:, 0])))
-    torch.testing.assert_close(student(ids).logits, wanted)
+    torch.testing.assert_close(student(IDS).logits, wanted)
     with pytest.raises(TypeError, match="all its layers are one"):
         PruneHeads().apply(albert)
     with pytest.raises(TypeError, match="the layers of a AlbertForSeq.* for no modules"):
         ReplaceModules().apply(albert)
+
+
+def test_a_layer_that_takes_turns_shows_what_each_turn_reads():
+    config = transformers.AlbertConfig(**SMALL | {"num_hidden_layers": 3})
+    albert = transformers.AlbertForSequenceClassification(config).eval()
+    read = Reader(albert, ["values", "hidden_states"])
+    shown, value = (
+        read(albert, input_ids=IDS),
+        models.part(models.encoder_layers(albert)[0], "value"),
+    )
+    read.close()
+    for turn in (1, 2, 3):
+        before = shown.at("hidden_states", turn - 1)
+        torch.testing.assert_close(shown.at("values", turn), value(before))
+
+
+def test_positions_that_are_scored_too_are_not_trimmed():
+    config = transformers.DebertaV2Config(**SMALL, relative_attention=True)
+    model = transformers.DebertaV2ForSequenceClassification(config)
+    with pytest.raises(TypeError, match="scores relative positions, .* leave out `length`"):
+        models.trim_positions_(model, 16)
+
+
+@pytest.mark.parametrize("name", ["max_relative_positions", "num_hidden_groups", "inner_group_num"])
+def test_sizes_that_no_machine_builds_are_refused_in_every_family(name):
+    models.check_config_values({"max_relative_positions": -1, "num_hidden_groups": 1}, "here")
+    for value in (10**9, -2, 1.5):
+        with pytest.raises(ValueError, match=f"here says {name}=.*, expected a whole number up to"):
+            models.check_config_values({name: value}, "here")
 
 
 def test_kept_layers_of_modernbert_keep_their_kind_of_attention():

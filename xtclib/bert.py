@@ -55,8 +55,11 @@ _MOST = {"num_labels": 100_000, "num_hidden_layers": 1000, "n_layers": 1000, "vo
 _SIZES = (
     "num_hidden_layers n_layers num_labels vocab_size hidden_size dim intermediate_size hidden_dim "
     "num_attention_heads n_heads embedding_size max_position_embeddings type_vocab_size "
-    "num_feedforward_networks true_hidden_size intra_bottleneck_size"
+    "num_feedforward_networks true_hidden_size intra_bottleneck_size num_hidden_groups "
+    "inner_group_num relative_attention_num_buckets local_attention max_relative_positions "
+    "position_buckets"
 ).split()
+_UNSET = "max_relative_positions", "position_buckets"  # by -1, as DeBERTa has it
 _ACTIVATIONS = "hidden_act", "activation"
 
 
@@ -93,7 +96,8 @@ def check_config_values(values: object, where: str) -> None:
         raise ValueError(f"{where} cannot be read: expected names with values, not {short(values)}")
     for name in _SIZES:
         value, most = values.get(name), _MOST.get(name, LARGEST)
-        if value is not None and (type(value) is not int or not 0 <= value <= most):
+        unset = value is None or (value == -1 and name in _UNSET)
+        if not unset and (type(value) is not int or not 0 <= value <= most):
             raise ValueError(
                 f"{where} says {name}={short(value)}, expected a whole number up to {most}"
             )
@@ -250,7 +254,14 @@ def _first_position(block: nn.Module | None) -> int:
 
 
 def trim_positions_(model: PreTrainedModel, length: int) -> None:
-    """Cuts the position table to ``length`` tokens at most, in place; longer input is refused."""
+    """Cuts the position table to ``length`` tokens at most, in place; longer input is refused.
+
+    ``TypeError`` for a model without that table, and for one that scores relative positions, by as
+    many as there are.
+    """
+    if getattr(model.config, "relative_attention", False):
+        relative = f"{type(model).__name__} scores relative positions, by as many as it has"
+        raise TypeError(f"{relative}: they cannot be trimmed, leave out `length`")
     block = embeddings(model)
     table, rows = block.position_embeddings, length + _first_position(block)
     if rows < table.weight.shape[0]:

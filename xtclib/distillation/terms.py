@@ -229,7 +229,7 @@ class Reader:
             attention.use(model)
         for name in self.wanted & set(INPUTS):
             kept = self._kept[name] = []
-            for layer in encoder_layers(model):
+            for layer in dict.fromkeys(encoder_layers(model)):  # one in turns is hooked once
                 hook = partial(lambda kept, module, inputs, found: kept.append(found), kept)
                 self._hooks.append(part(layer, INPUTS[name]).register_forward_hook(hook))
         if "attention_scores" in self.wanted and not attention.takes_another(model):
