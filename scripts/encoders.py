@@ -38,8 +38,8 @@ from xtclib.techniques import (
     PruneVocabulary,
     Quantize,
     Technique,
+    apply_all,
 )
-from xtclib.techniques.base import apply_all
 from xtclib.training import Budget, Lesson, Run, train
 
 FILE = ROOT / "data" / "encoders.md"
