@@ -4,8 +4,10 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from transformers import MPNetConfig, MPNetModel
 
 from xtclib import attention
+from xtclib.distillation import Reader
 from xtclib.techniques.quantization import technique
 from xtclib.techniques.quantization.quantizers import Scheme, fake_quantize
 
@@ -107,3 +109,22 @@ def test_which_attention_trains_faster(bert):
     assert not attention.trains_faster(bert, bf16=False)
     bert.set_attn_implementation("eager")
     assert not attention.trains_faster(bert, bf16=True)
+
+
+def test_scores_of_mpnet_are_computed_beside_its_own_attention(batch):
+    """With its bias by position; a copy of the model, as one that is scored, adds nothing."""
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=200, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+    model = MPNetModel(MPNetConfig(**sizes, intermediate_size=16, initializer_range=0.5)).eval()
+    assert attention.shows_scores(model) and not attention.takes_another(model)
+    theirs = model(**batch, output_attentions=True).attentions
+    read = Reader(model, ["attention_scores"])
+    copy.deepcopy(model)(**batch)
+    shown = read(model, **batch)
+    hidden = batch["attention_mask"][:, None, None, :] == 0
+    for layer, probabilities in enumerate(theirs):
+        scores = shown.at("attention_scores", layer + 1)
+        masked = scores.masked_fill(hidden, float("-inf"))
+        torch.testing.assert_close(masked.softmax(-1), probabilities, rtol=1e-4, atol=1e-6)
+    read.close()
+    assert read(model, **batch)._kept["attention_scores"] == []

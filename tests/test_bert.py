@@ -4,8 +4,10 @@ import transformers
 from torch import nn
 
 from xtclib import bert as models
+from xtclib.distillation import Reader
 from xtclib.tasks.glue import TASKS
-from xtclib.techniques import CNN, LayerReduction, Quantize, base
+from xtclib.techniques import CNN, LayerReduction, PruneHeads, Quantize, ReplaceModules, base
+from xtclib.techniques.pruning import surgery
 from xtclib.techniques.students.shallow import CNNClassifier, CNNConfig
 
 
@@ -84,7 +86,7 @@ SMALL = dict(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["deberta-v2", "mpnet", "albert", "modernbert", "convbert"])
+@pytest.mark.parametrize("kind", ["deberta", "squeezebert", "nystromformer", "convbert", "fnet"])
 def test_encoders_of_another_build_are_refused_in_one_line(kind, own_cache):
     config = transformers.AutoConfig.for_model(kind, **SMALL)
     model = transformers.AutoModelForSequenceClassification.from_config(config)
@@ -94,11 +96,102 @@ def test_encoders_of_another_build_are_refused_in_one_line(kind, own_cache):
     assert CNN(8, 4, (2,)).apply(model).config.vocab_size == 40
 
 
-@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "electra", "distilbert", "camembert"])
-def test_encoders_of_bert_s_build_are_taken(kind):
+@pytest.mark.parametrize(
+    "kind, count",
+    [("roberta", 6), ("xlm-roberta", 6), ("electra", 6), ("distilbert", 6), ("camembert", 6),
+     ("mpnet", 6), ("deberta-v2", 6), ("albert", 6), ("modernbert", 4)],
+)  # fmt: skip
+def test_encoders_of_bert_s_build_are_taken(kind, count):
     config = transformers.AutoConfig.for_model(kind, **SMALL)
     model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
-    assert len(models.encoder_linears(Quantize().apply(model))) == 6
+    assert len(models.encoder_linears(Quantize().apply(model))) == count
+    (layer,) = models.encoder_layers(model)
+    assert models.heads_of(layer) == 2
+    inner = [models.part(layer, name) for name in models.PARTS]
+    assert {*inner} == {*models.encoder_linears(model).values()}
+
+
+IDS = torch.arange(2, 12).reshape(1, -1)
+
+
+def test_a_layer_that_takes_turns_is_stored_once_and_takes_fewer():
+    config = transformers.AlbertConfig(**SMALL | {"num_hidden_layers": 4})
+    albert = transformers.AlbertForSequenceClassification(config).eval()
+    assert len(models.encoder_layers(albert)) == 4 and len(models.encoder_linears(albert)) == 6
+    student = models.keep_layers(albert, [0, 3])
+    assert student.config.num_hidden_layers == 2 and student.config.kept_layers == [0, 3]
+    twice = albert(IDS, output_hidden_states=True).hidden_states[2]
+    wanted = albert.classifier(albert.albert.pooler_activation(albert.albert.pooler(twice[:, 0])))
+    torch.testing.assert_close(student(IDS).logits, wanted)
+    with pytest.raises(TypeError, match="all its layers are one"):
+        PruneHeads().apply(albert)
+    with pytest.raises(TypeError, match="the layers of a AlbertForSeq.* for no modules"):
+        ReplaceModules().apply(albert)
+
+
+def test_a_layer_that_takes_turns_shows_what_each_turn_reads():
+    config = transformers.AlbertConfig(**SMALL | {"num_hidden_layers": 3})
+    albert = transformers.AlbertForSequenceClassification(config).eval()
+    read = Reader(albert, ["values", "hidden_states"])
+    shown, value = (
+        read(albert, input_ids=IDS),
+        models.part(models.encoder_layers(albert)[0], "value"),
+    )
+    read.close()
+    for turn in (1, 2, 3):
+        before = shown.at("hidden_states", turn - 1)
+        torch.testing.assert_close(shown.at("values", turn), value(before))
+
+
+def test_positions_that_are_scored_too_are_not_trimmed():
+    config = transformers.DebertaV2Config(**SMALL, relative_attention=True)
+    model = transformers.DebertaV2ForSequenceClassification(config)
+    with pytest.raises(TypeError, match="scores relative positions, .* leave out `length`"):
+        models.trim_positions_(model, 16)
+
+
+@pytest.mark.parametrize("name", ["max_relative_positions", "num_hidden_groups", "inner_group_num"])
+def test_sizes_that_no_machine_builds_are_refused_in_every_family(name):
+    models.check_config_values({"max_relative_positions": -1, "num_hidden_groups": 1}, "here")
+    for value in (10**9, -2, 1.5):
+        with pytest.raises(ValueError, match=f"here says {name}=.*, expected a whole number up to"):
+            models.check_config_values({name: value}, "here")
+
+
+def test_kept_layers_of_modernbert_keep_their_kind_of_attention():
+    own = {"num_hidden_layers": 4, "global_attn_every_n_layers": 2, "local_attention": 4}
+    model = transformers.ModernBertForSequenceClassification(
+        transformers.ModernBertConfig(**SMALL | own)
+    ).eval()
+    student = models.keep_layers(model, [1, 2])
+    assert student.config.layer_types == ["sliding_attention", "full_attention"]
+    kept = student.model.layers
+    assert [kept[0].attn.sliding_window, kept[1].attn.sliding_window] == [3, None]
+    # The first layer has no norm: what the norm of layer 1 scaled, its matrix does.
+    norm = nn.init.uniform_(model.model.layers[1].attn_norm.weight)
+    first = models.keep_layers(model, [1]).model.layers[0]
+    assert isinstance(first.attn_norm, nn.Identity)
+    torch.testing.assert_close(
+        first.attn.Wqkv.weight, model.model.layers[1].attn.Wqkv.weight * norm
+    )
+
+
+def test_heads_of_mpnet_keep_their_bias_by_position():
+    config = transformers.MPNetConfig(**SMALL | {"num_hidden_layers": 2, "hidden_size": 16})
+    config.num_attention_heads = 4
+    model = transformers.MPNetForSequenceClassification(config).eval()
+    nn.init.normal_(model.mpnet.encoder.relative_attention_bias.weight)
+    layers, ids = models.encoder_layers(model), torch.arange(2, 22).reshape(2, 10)
+    for layer, kept in zip(layers, ([1, 3], [2]), strict=True):
+        silent = [i for i in range(16) if i // 4 not in kept]
+        models.part(layer, "attention output").weight.data[:, silent] = 0
+    with torch.no_grad():
+        wanted = model(ids).logits
+        surgery.keep_heads_(layers[0], [1, 2, 3])
+        surgery.keep_heads_(layers[0], [0, 2])  # of what is left
+        surgery.keep_heads_(layers[1], [2])
+        torch.testing.assert_close(model(ids).logits, wanted)
+    assert [models.heads_of(layer) for layer in layers] == [2, 1]
 
 
 def test_positions_of_roberta_start_behind_the_padding():

@@ -1,10 +1,12 @@
+import copy
 import json
 from dataclasses import replace
 
 import pytest
 import torch
 from made import roberta
-from transformers import AutoTokenizer, BertTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, BertTokenizer, MPNetConfig, MPNetForSequenceClassification
 
 from xtclib import cache, teachers
 from xtclib.tasks.evaluation import predict
@@ -79,7 +81,7 @@ def test_a_folder_without_weights_is_refused(tmp_path):
         (tmp_path / f"checkpoint-{step}").mkdir()
     refused("holds a Trainer's checkpoints, name one: .*checkpoint-1000")
     (tmp_path / "adapter_config.json").write_text("{}")
-    refused("holds an adapter of a model, merge it")
+    refused("holds an adapter of a model, without adapter_model.safetensors: merge it")
 
 
 def test_a_teacher_s_labels_may_be_numbers_and_its_weights_in_parts(bert, tokenizer, tmp_path):
@@ -95,6 +97,86 @@ def test_a_teacher_s_labels_may_be_numbers_and_its_weights_in_parts(bert, tokeni
         ValueError, match=r"has the labels \['good', 'bad'\], but sst2 is .*id2label"
     ):
         teachers.load_teacher(tmp_path, "sst2")
+
+
+TINY = dict(vocab_size=200, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=16, max_position_embeddings=64, initializer_range=0.2)  # fmt: skip
+KINDS = {
+    "roberta": (roberta, ["query", "value"]),
+    "mpnet": (lambda **o: MPNetForSequenceClassification(MPNetConfig(**TINY | o)), ["q", "v"]),
+}
+
+
+@pytest.fixture(params=KINDS)
+def own(request, tokenizer, tmp_path):
+    """A classifier of some family, the folder of its encoder alone, and a LoRA adapter on that."""
+    peft = pytest.importorskip("peft")
+    make, targets = KINDS[request.param]
+    model = make(**TINY)
+    model.base_model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    how = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=targets)
+    adapted = peft.get_peft_model(copy.deepcopy(model), how).eval()
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:  # zero until it is trained
+            torch.nn.init.normal_(parameter)
+    adapted.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    adapted.save_pretrained(tmp_path / "adapter")
+    return model.eval(), adapted, tmp_path
+
+
+def test_weights_of_any_family_may_be_in_parts_or_a_trainer_s(own, tokenizer, batch):
+    model, _, folder = own
+    model.save_pretrained(folder / "parts", max_shard_size="8KB")
+    assert len(list((folder / "parts").glob("model-*.safetensors"))) > 1
+    model.save_pretrained(folder / "run" / "checkpoint-20")
+    for name in ("parts", "run/checkpoint-20"):
+        tokenizer.save_pretrained(folder / name)
+        teacher = teachers.load_teacher(folder / name, "sst2")
+        assert torch.equal(teacher.model(**batch).logits, model(**batch).logits)
+    with pytest.raises(ValueError, match="Trainer's checkpoints, name one: .*run/checkpoint-20"):
+        teachers.load_teacher(folder / "run", "sst2")
+
+
+def test_an_adapter_is_merged_into_its_base(own, batch):
+    _, adapted, folder = own
+    teacher = teachers.load_teacher(folder / "adapter", "sst2")
+    assert not any("lora" in name for name, _ in teacher.model.named_modules())
+    torch.testing.assert_close(teacher.model(**batch).logits, adapted(**batch).logits)
+    assert teacher.model.config.id2label[1] == "positive" and len(teacher.tokenizer) == 200
+    # Its key is of both: another base, or another adapter, is another teacher.
+    path = folder / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, path)
+    assert teachers.load_teacher(folder / "adapter", "sst2").key != teacher.key
+    with pytest.raises(ValueError, match="adapter has 2 labels, but mnli has 3"):
+        teachers.load_teacher(folder / "adapter", "mnli")
+
+
+def test_an_adapter_that_makes_no_classifier_is_refused(own, monkeypatch):
+    folder = own[2]
+    path = folder / "adapter" / "adapter_model.safetensors"
+
+    def refused(message):
+        with pytest.raises(ValueError, match=message) as caught:
+            teachers.load_teacher(folder / "adapter", "sst2")
+        said = str(caught.value)
+        assert "\n" not in said and "merge it where it was trained" in said
+
+    with monkeypatch.context() as without:
+        without.setattr(teachers.importlib.util, "find_spec", lambda name: None)
+        refused("holds a LoRA adapter, which needs peft: pip install")
+    whole = load_file(path)
+    save_file({n: t for n, t in whole.items() if "classifier" not in n}, path)
+    refused("and neither has 'classifier.dense.bias'")
+    save_file(whole, path)
+    (folder / "base").rename(folder / "gone")
+    refused("LoRA adapter on '.*base', which cannot be read")
+    said = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(said | {"peft_type": "X"}))
+    refused("holds an adapter of kind 'X' on .*, where LORA on a named model is merged here")
+    (folder / "adapter" / "adapter_config.json").write_text("[]")
+    refused("adapter_config.json cannot be read")
 
 
 def test_damaged_weights_are_refused(folder):

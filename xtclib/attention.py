@@ -2,18 +2,24 @@
 
 ``use(model)`` selects it. With ``output_attentions=True`` the model then returns, in
 ``outputs.attentions``, the *scores* (batch, heads, length, length): before the softmax, after
-``1/√d``, without the mask, differentiable. Results are those of eager attention.
+``1/√d``, without the mask, differentiable. Results are those of eager attention. MPNet takes no
+attention but its own: its scores are computed beside it (:func:`watch`).
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
+
+from xtclib.bert import attention_of, encoder_layers, part
 
 NAME = "xtc"
 
@@ -47,10 +53,42 @@ AttentionInterface.register(NAME, score_attention)
 AttentionMaskInterface.register(NAME, eager_mask)
 
 
+def takes_another(model: PreTrainedModel) -> bool:
+    """Whether a model takes an attention that is not its own."""
+    return bool(getattr(model, "_supports_attention_backend", False))
+
+
 def use(model: PreTrainedModel) -> PreTrainedModel:
-    """Selects this attention in place and returns the model."""
-    model.set_attn_implementation(NAME)
+    """Selects this attention in place, where the model takes another, and returns the model."""
+    if takes_another(model):
+        model.set_attn_implementation(NAME)
     return model
+
+
+def shows_scores(model: PreTrainedModel) -> bool:
+    """Whether the scores of a model can be read: by this attention, or by :func:`watch`."""
+    return takes_another(model) or all(map(_is_biased, map(attention_of, encoder_layers(model))))
+
+
+def _is_biased(attention: Any) -> bool:
+    return "position_bias" in inspect.signature(attention.forward).parameters
+
+
+def watch(layer: nn.Module, found: list[Tensor]) -> list[Any]:
+    """Adds a layer's scores, with its bias by position, to a list at every pass; returns hooks."""
+    attention, seen = attention_of(layer), dict[str, Tensor]()
+
+    def note(name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        seen[name] = output.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
+
+    def score(module: nn.Module, inputs: tuple, output: tuple) -> None:
+        if module is attention:  # and not a copy's
+            query, key = seen.pop("query"), seen.pop("key")
+            scores = torch.matmul(query, key.transpose(-1, -2)) * query.shape[-1] ** -0.5
+            found.append(scores + inputs[2])
+
+    both = [part(layer, n).register_forward_hook(partial(note, n)) for n in ("query", "key")]
+    return [*both, attention.register_forward_hook(score)]
 
 
 def trains_faster(model: PreTrainedModel, bf16: bool) -> bool:

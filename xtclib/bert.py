@@ -1,7 +1,7 @@
 """Finding the parts of a BERT-like model, and building students from teachers.
 
-A model is told by its parts, not by its name: an encoder with a list of layers whose linear layers
-are called as BERT's or DistilBERT's.
+A model is told by its parts, not by its name: an encoder with a list of layers, or one that is used
+in turns, whose matrices are called as in one of the rows of ``_NAMES``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,30 @@ from xtclib.files import first_line, unknown
 
 L = TypeVar("L", bound=nn.Linear)
 Kinds = type | tuple[type, ...]  # as isinstance takes them
-KIN = "BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, MobileBERT, MiniLM or DistilBERT"
+KIN = (
+    "BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, MobileBERT, MiniLM, DistilBERT, MPNet, DeBERTa-v2, "
+    "ALBERT or ModernBERT"
+)
+PARTS = "query", "key", "value", "attention output", "feed-forward in", "feed-forward out"
+# What these matrices of a layer are called; where three are one, it is named three times.
+_BERTS, _DISTILBERTS, *_OTHERS = _NAMES = [
+    dict(zip(PARTS, row.split(), strict=True))
+    for row in (
+        "attention.self.query attention.self.key attention.self.value attention.output.dense "
+        "intermediate.dense output.dense",
+        "attention.q_lin attention.k_lin attention.v_lin attention.out_lin ffn.lin1 ffn.lin2",
+        # MPNet's, DeBERTa's, ALBERT's, ModernBERT's
+        "attention.attn.q attention.attn.k attention.attn.v attention.attn.o "
+        "intermediate.dense output.dense",
+        "attention.self.query_proj attention.self.key_proj attention.self.value_proj "
+        "attention.output.dense intermediate.dense output.dense",
+        "attention.query attention.key attention.value attention.dense ffn ffn_output",
+        "attn.Wqkv attn.Wqkv attn.Wqkv attn.Wo mlp.Wi mlp.Wo",
+    )
+]
+PART_OF = {name: part for names in _NAMES for part, name in reversed(names.items())}
+_LISTS = "encoder.layer", "transformer.layer", "layers"  # where the layers are, below the base
+_SHARED = "encoder.albert_layer_groups.0.albert_layers"
 
 
 # What a config may ask for at most. Before a model is built from a file: a million layers take
@@ -31,8 +55,11 @@ _MOST = {"num_labels": 100_000, "num_hidden_layers": 1000, "n_layers": 1000, "vo
 _SIZES = (
     "num_hidden_layers n_layers num_labels vocab_size hidden_size dim intermediate_size hidden_dim "
     "num_attention_heads n_heads embedding_size max_position_embeddings type_vocab_size "
-    "num_feedforward_networks true_hidden_size intra_bottleneck_size"
+    "num_feedforward_networks true_hidden_size intra_bottleneck_size num_hidden_groups "
+    "inner_group_num relative_attention_num_buckets local_attention max_relative_positions "
+    "position_buckets"
 ).split()
+_UNSET = "max_relative_positions", "position_buckets"  # by -1, as DeBERTa has it
 _ACTIVATIONS = "hidden_act", "activation"
 
 
@@ -69,7 +96,8 @@ def check_config_values(values: object, where: str) -> None:
         raise ValueError(f"{where} cannot be read: expected names with values, not {short(values)}")
     for name in _SIZES:
         value, most = values.get(name), _MOST.get(name, LARGEST)
-        if value is not None and (type(value) is not int or not 0 <= value <= most):
+        unset = value is None or (value == -1 and name in _UNSET)
+        if not unset and (type(value) is not int or not 0 <= value <= most):
             raise ValueError(
                 f"{where} says {name}={short(value)}, expected a whole number up to {most}"
             )
@@ -83,43 +111,107 @@ def check_config_values(values: object, where: str) -> None:
 
 
 def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The encoder's list of layers; ``TypeError`` for a model whose layers are not BERT's."""
+    """The encoder's list of layers; ``TypeError`` for a model whose layers are not BERT's.
+
+    A layer that is used several times, as ALBERT's, is listed as often.
+    """
     if not is_berts(model):
         raise TypeError(
             f"{type(model).__name__} has no layers that are built as BERT's, which this changes "
             f"or compares: expected {KIN} (students that learn from logits alone take any teacher)"
         )
-    return _encoder(model).layer
+    return _layers(model)
 
 
 def is_berts(model: PreTrainedModel) -> bool:
-    """Whether a model has a list of layers that are built as BERT's or DistilBERT's."""
-    layers = getattr(_encoder(model), "layer", None)
-    return isinstance(layers, nn.ModuleList) and all(map(_is_berts_layer, layers))
+    """Whether a model has a list of layers whose matrices have names that are known here."""
+    layers = _layers(model)
+    return isinstance(layers, nn.ModuleList) and all(part_names(layer) for layer in layers)
 
 
-def _is_berts_layer(layer: nn.Module) -> bool:
+def is_shared(model: PreTrainedModel) -> bool:
+    """Whether all layers of a model are one, used in turns, as ALBERT's."""
+    return _at(model.base_model, _SHARED) is not None
+
+
+def part_names(layer: nn.Module) -> dict[str, str]:
+    """The name within a layer of each of its ``PARTS``; none for a layer of an unknown kind."""
     attention = getattr(layer, "attention", layer)
     if hasattr(attention, "q_lin"):
-        return True
-    parts = dict(getattr(attention, "self", layer).named_children())
-    return parts.keys() - {"dropout", "distance_embedding"} == {"query", "key", "value"}
+        return _DISTILBERTS
+    inside = dict(getattr(attention, "self", layer).named_children()).keys()
+    if inside - {"dropout", "distance_embedding"} == {"query", "key", "value"}:
+        return _BERTS
+    return next((row for row in _OTHERS if all(_at(layer, n) for n in row.values())), {})
 
 
-def _encoder(model: PreTrainedModel) -> Any:
+def part(layer: nn.Module, name: str) -> Any:
+    """One of the ``PARTS`` of a layer.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> tiny = BertConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
+    >>> part(encoder_layers(BertModel(tiny))[0], "attention output").out_features
+    4
+    """
+    return attrgetter(part_names(layer)[name])(layer)
+
+
+def set_part_(layer: nn.Module, name: str, new: nn.Module) -> None:
+    """Puts ``new`` where one of the ``PARTS`` of a layer is, in place."""
+    owner, _, last = part_names(layer)[name].rpartition(".")
+    setattr(attrgetter(owner)(layer) if owner else layer, last, new)
+
+
+def attention_of(layer: nn.Module) -> Any:
+    """The module of a layer that has its query, and knows how large a head is."""
+    return attrgetter(part_names(layer)["query"].rpartition(".")[0])(layer)
+
+
+def heads_of(layer: nn.Module) -> int:
+    """How many attention heads a layer has."""
+    attention = attention_of(layer)
+    size = getattr(attention, "attention_head_size", None) or attention.head_dim
+    return part(layer, "attention output").in_features // size
+
+
+def _at(module: nn.Module, path: str) -> nn.Module | None:
+    for name in path.split("."):
+        module = getattr(module, name, None)  # type: ignore[assignment]
+    return module
+
+
+def _layers(model: PreTrainedModel) -> nn.ModuleList | None:
     base = model.base_model
-    return getattr(base, "encoder", None) or getattr(base, "transformer", None)  # DistilBERT's
+    if once := _at(base, _SHARED):
+        turns = model.config.num_hidden_layers
+        one = len(base.encoder.albert_layer_groups) == len(once) == 1
+        return nn.ModuleList([once[0]] * turns) if one else None
+    return next((found for path in _LISTS if (found := _at(base, path)) is not None), None)
 
 
 def set_encoder_layers_(model: PreTrainedModel, layers: Iterable[nn.Module]) -> None:
-    """Gives the encoder these layers, in place, numbers them, and says in the config how many."""
-    kept = nn.ModuleList(layers)
+    """Gives the encoder these layers, in place, numbers them, and says in the config how many.
+
+    Of a layer that is used in turns there are then as many turns. ModernBERT's first layer has no
+    norm: the one that becomes the first takes its norm's scale into its matrix.
+    """
+    kept, before = nn.ModuleList(layers), encoder_layers(model)
     for index, layer in enumerate(kept):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index
-    _encoder(model).layer = kept
     model.config.num_hidden_layers = len(kept)
+    if is_shared(model):
+        return
+    if getattr(model.config, "layer_types", None):  # local and global attention take turns
+        model.config.layer_types = [layer.attention_type for layer in kept]
+    if isinstance(getattr(before[0], "attn_norm", None), nn.Identity):
+        first, norm = kept[0], kept[0].attn_norm
+        if not isinstance(norm, nn.Identity):
+            first.attn.Wqkv.weight.data.mul_(norm.weight.data)
+            first.attn_norm = nn.Identity()
+    path = next(path for path in _LISTS if _at(model.base_model, path) is not None)
+    replace_module_(model.base_model, path, kept)
 
 
 def encoder_linears(model: nn.Module, kinds: Kinds = nn.Linear) -> dict[str, nn.Linear]:
@@ -128,10 +220,9 @@ def encoder_linears(model: nn.Module, kinds: Kinds = nn.Linear) -> dict[str, nn.
     Query, key, value, both output projections and the intermediate layer; not the pooler, not the
     classifier.
     """
-    layers = encoder_layers(model)
-    prefix = next(name for name, module in model.named_modules() if module is layers)
-    found = layers.named_modules()
-    return {f"{prefix}.{name}": module for name, module in found if isinstance(module, kinds)}
+    inside = {module for layer in encoder_layers(model) for module in layer.modules()}
+    found = model.named_modules()
+    return {name: m for name, m in found if m in inside and isinstance(m, kinds)}
 
 
 def embeddings(model: PreTrainedModel) -> nn.Module:
@@ -163,7 +254,14 @@ def _first_position(block: nn.Module | None) -> int:
 
 
 def trim_positions_(model: PreTrainedModel, length: int) -> None:
-    """Cuts the position table to ``length`` tokens at most, in place; longer input is refused."""
+    """Cuts the position table to ``length`` tokens at most, in place; longer input is refused.
+
+    ``TypeError`` for a model without that table, and for one that scores relative positions, by as
+    many as there are.
+    """
+    if getattr(model.config, "relative_attention", False):
+        relative = f"{type(model).__name__} scores relative positions, by as many as it has"
+        raise TypeError(f"{relative}: they cannot be trimmed, leave out `length`")
     block = embeddings(model)
     table, rows = block.position_embeddings, length + _first_position(block)
     if rows < table.weight.shape[0]:

@@ -18,8 +18,9 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from xtclib.bert import read_config
 from xtclib.cache import ROOT, cache_dir, keep, key, opened
+from xtclib.config import short
 from xtclib.distillation.objective import Objective
-from xtclib.files import sha256, write_json
+from xtclib.files import first_line, sha256, write_json
 from xtclib.tasks.base import Task, TaskData, find_task
 from xtclib.tasks.evaluation import evaluate
 from xtclib.tasks.reviews import check_apart
@@ -52,6 +53,8 @@ def minilm() -> str:
 
 def weights_id(backbone: str) -> str:
     """What identifies a backbone in a cache key: the sha256 of its weights, or its Hub id."""
+    if _is_adapter(Path(backbone)):
+        return key(weights_id(_base(Path(backbone))), sha256(Path(backbone) / _ADAPTER))
     files = sorted(Path(backbone).glob("model*.safetensors"))  # one, or parts
     sums = [sha256(file) for file in files]
     return (sums[0] if len(sums) == 1 else key(sums)) if sums else backbone
@@ -135,19 +138,23 @@ def shipped(backbone: str, data: TaskData) -> Teacher | None:
     name = shipped_key(backbone, data)
     if name is None:
         return None
-    try:
-        import peft
-    except ImportError:
-        raise ImportError("the shipped teachers need peft: pip install 'xtclib[minilm]'") from None
+    if importlib.util.find_spec("peft") is None:
+        raise ImportError("the shipped teachers need peft: pip install 'xtclib[minilm]'")
     folder = ADAPTERS / data.task.name
     made_from = json.loads((folder / "made_from.json").read_text(encoding="utf-8"))
+    model = _merged(data.task.load_model(backbone), folder)
+    tokenizer = load_tokenizer(backbone, made_from["budget"]["max_length"])
+    return Teacher(model, tokenizer, name, made_from, True)
+
+
+def _merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """A model with an adapter's weights added to its own, in eval mode."""
+    import peft
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the classifier is new: the adapter brings it
-        model = peft.PeftModel.from_pretrained(
-            data.task.load_model(backbone), str(folder), trust_remote_code=False
-        )
-    tokenizer = load_tokenizer(backbone, made_from["budget"]["max_length"])
-    return Teacher(model.merge_and_unload().eval(), tokenizer, name, made_from, True)
+        found = peft.PeftModel.from_pretrained(model, str(adapter), trust_remote_code=False)
+    return found.merge_and_unload().eval()
 
 
 def load_tokenizer(path: str | Path, max_length: int = 128) -> PreTrainedTokenizerBase:
@@ -176,25 +183,30 @@ def load_tokenizer(path: str | Path, max_length: int = 128) -> PreTrainedTokeniz
 def load_teacher(path: str | Path, task: Task | str, data: TaskData | None = None) -> Teacher:
     """A fine-tuned classifier from a folder or Hub id, refused if it cannot be one for the task.
 
-    Refused with ``ValueError``: a wrong number of labels, a different label order, a checkpoint
-    without a classifier (a model that was never fine-tuned), NaN weights and, where ``data`` is
-    given, a model no better than the majority class on 256 training rows.
+    Weights may lie in one file or in parts; a LoRA adapter is merged into its base. Refused with
+    ``ValueError``: a wrong number of labels, a different label order, a checkpoint without a
+    classifier (a model that was never fine-tuned), NaN weights and, where ``data`` is given, a
+    model no better than the majority class on 256 training rows.
     """
     task = find_task(task)
     path = str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
-    held = _held(Path(path)) if Path(path).is_dir() else None
+    adapted = _is_adapter(Path(path))
+    held = _held(Path(path)) if Path(path).is_dir() and not adapted else None
     if held is not None and task.heads and not held.intersection(task.heads):
         raise ValueError(
             f"{path} holds no classifier: it was never fine-tuned for {task.name}; "
             "fine-tune it first (leave the teacher out and it is done for you)"
         )
-    config = read_config(path)
-    task.check_labels(path, [config.id2label[i] for i in range(config.num_labels)])
-    model = task.load_model(path).eval()
+    if adapted:
+        model, words = _adapted(Path(path), task)
+    else:
+        config, words = read_config(path), path
+        task.check_labels(path, [config.id2label[i] for i in range(config.num_labels)])
+        model = task.load_model(path).eval()
     check_finite(model, f"the teacher {path}")
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(words)
     if data is not None:
-        check_apart(getattr(config, "trained_on", None) or {}, data)
+        check_apart(getattr(model.config, "trained_on", None) or {}, data)
     if data is not None and task.tunes:
         sample = data.train.select(np.random.default_rng(0).permutation(len(data.train))[:256])
         found = evaluate(model, tokenizer, data, splits={"sample": sample})["sample"]["score"]
@@ -206,6 +218,62 @@ def load_teacher(path: str | Path, task: Task | str, data: TaskData | None = Non
                 "labels are in another order"
             )
     return Teacher(model, tokenizer, key(weights_id(path)), {"path": path}, True)
+
+
+_ADAPTER, _ADAPTS = "adapter_model.safetensors", "adapter_config.json"
+_MERGE = "merge it where it was trained (peft's `merge_and_unload`), and save model and tokenizer"
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / _ADAPTS).is_file() and (folder / _ADAPTER).is_file()
+
+
+def _base(folder: Path) -> str:
+    """The folder or Hub id of the model that an adapter was trained on."""
+    path = folder / _ADAPTS
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        kind, base = said["peft_type"], said["base_model_name_or_path"]
+    except (ValueError, TypeError, LookupError):
+        raise ValueError(f"{path} cannot be read: copy the adapter again, or {_MERGE}") from None
+    if kind != "LORA" or not isinstance(base, str):
+        what = f"{folder} holds an adapter of kind {short(kind)} on {short(base)}"
+        raise ValueError(f"{what}, where LORA on a named model is merged here: {_MERGE}")
+    return base
+
+
+def _adapted(folder: Path, task: Task) -> tuple[PreTrainedModel, str | Path]:
+    """A LoRA adapter's model, merged, and where its tokenizer is.
+
+    Raises ``ValueError`` without ``peft``, without the adapter's base, and where neither of the two
+    holds a part of the classifier, which would be drawn by chance.
+    """
+    base, holds = _base(folder), f"{folder} holds a LoRA adapter"
+    if importlib.util.find_spec("peft") is None:
+        raise ValueError(f"{holds}, which needs peft: pip install 'xtclib[minilm]', or {_MERGE}")
+    with opened(folder / _ADAPTER) as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    last = tuple(f".{name}" for name in task.heads if not name.endswith("dense.weight"))
+    heads = [shape[0] for name, shape in shapes.items() if name.endswith(last)]
+    try:
+        config = read_config(base)
+        names = [config.id2label[i] for i in range(config.num_labels)]
+        if heads and heads[-1] != len(names):  # a head of its own, whose names are not told
+            names = [f"LABEL_{i}" for i in range(heads[-1])]
+        task.check_labels(folder, names)
+        model, found = task.load_model(base, output_loading_info=True)
+    except OSError as error:
+        gone = f"{holds} on {base!r}, which cannot be read ({first_line(error)[:160]})"
+        raise ValueError(f"{gone}: put that model there, or {_MERGE}") from None
+    lost = [n for n in sorted(found["missing_keys"]) if not any(k.endswith(n) for k in shapes)]
+    if lost:
+        raise ValueError(
+            f"{holds} on {base!r}, and neither has {lost[0]!r}: {_MERGE}, or train it again with "
+            "that module in modules_to_save"
+        )
+    words = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json")
+    own = any((folder / name).is_file() for name in words)
+    return _merged(model, folder), folder if own else base
 
 
 def _held(folder: Path) -> set[str]:
@@ -221,9 +289,8 @@ def _held(folder: Path) -> set[str]:
 
 
 def _instead(folder: Path) -> str:
-    if (folder / "adapter_config.json").is_file():
-        merge = "merge it (peft's `merge_and_unload`) and save the model"
-        return f"it holds an adapter of a model, {merge}"
+    if (folder / _ADAPTS).is_file():
+        return f"it holds an adapter of a model, without {_ADAPTER}: {_MERGE}"
     if checkpoints := sorted(folder.glob("checkpoint-*"), key=lambda p: (len(p.name), p.name)):
         return f"it holds a Trainer's checkpoints, name one: {checkpoints[-1]}"
     if pickles := sorted(file.name for file in folder.glob("*.bin")):

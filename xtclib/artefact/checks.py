@@ -31,14 +31,17 @@ _READ_TOO = (
 ).split()
 _ALTERED = "the file was altered or damaged, copy the artefact again"
 _DAMAGED = "the model was damaged before it was saved, pack it again"
-# What of a config decides the numbers and what they mean, over BERT's relatives, MobileBERT and
-# DistilBERT; a model may lack some.
+# What of a config decides the numbers and what they mean, over all families; a model lacks some.
 _NUMERIC = (
     "model_type hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act "
     "layer_norm_eps vocab_size max_position_embeddings type_vocab_size embedding_size "
     "pad_token_id is_decoder add_cross_attention id2label activation sinusoidal_pos_embds "
     "normalization_type classifier_activation trigram_input num_feedforward_networks "
-    "use_bottleneck use_bottleneck_attention key_query_shared_bottleneck"
+    "use_bottleneck use_bottleneck_attention key_query_shared_bottleneck "
+    "relative_attention_num_buckets relative_attention max_relative_positions position_buckets "
+    "pos_att_type share_att_key norm_rel_ebd position_biased_input conv_kernel_size conv_groups "
+    "conv_act pooler_hidden_act num_hidden_groups inner_group_num hidden_activation norm_eps "
+    "layer_types local_attention rope_parameters classifier_pooling"
 ).split()
 
 

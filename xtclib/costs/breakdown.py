@@ -25,8 +25,8 @@ from xtclib.techniques.base import Stored, held, technique
 
 # The models of `transformers` whose parts the names below tell.
 FAMILIES = (
-    "albert", "bert", "camembert", "distilbert", "electra", "mobilebert", "openai-gpt", "roberta",
-    "squeezebert", "xlm-roberta", "xtc-bilstm", "xtc-cnn",
+    "albert", "bert", "camembert", "distilbert", "electra", "mobilebert", "mpnet", "openai-gpt",
+    "roberta", "squeezebert", "xlm-roberta", "xtc-bilstm", "xtc-cnn",
 )  # fmt: skip
 
 # The first pattern that a module's name matches says which component it is.
@@ -34,7 +34,7 @@ _RULES = tuple(
     (re.compile(pattern), component)
     for pattern, component in (
         (r"(^|[._])layer_?norm$|LayerNorm$|\.ln_\d$", "norm and residual"),
-        (r"positions?_embed", "position embeddings"),
+        (r"positions?_embed|relative_attention_bias$", "position embeddings"),
         (r"token_type_embed", "type embeddings"),
         (r"word_embeddings|tokens_embed$|^embedding$|^characters$", "word embeddings"),
         (r"embeddings_project$|embedding_transformation$|embedding_hidden_mapping_in$"
@@ -44,8 +44,8 @@ _RULES = tuple(
         (r"^(lstm|forwards|backwards)\b", "recurrent"),
         (r"\bpooler", "pooler"),
         (r"^(classifier|pre_classifier|score|dense)\b", "head"),
-        (r"\b(query|key|value|[qkv]_lin|c_attn)$", "query, key, value"),
-        (r"attention\.(output\.dense|out_lin|dense)$|attn\.c_proj$|post_attention\.conv1d$",
+        (r"\b(query|key|value|[qkv]_lin|c_attn)$|attn\.[qkv]$", "query, key, value"),
+        (r"attention\.(output\.dense|out_lin|dense)$|attn\.(c_proj|o)$|post_attention\.conv1d$",
          "attention output"),
         # What these blocks do beside their own parts is to add the residual.
         (r"(attention|\d)\.output$|post_attention$|\b(layers?|h|albert_layers)\.\d+$"
@@ -154,8 +154,9 @@ def positions(model: nn.Module) -> int | None:
     """The longest input that a model takes; ``None`` if it has no positions."""
     config: Any = getattr(model, "config", None)
     limit = getattr(config, _positions_name(config), None)
-    # RoBERTa's positions start after the padding index.
-    offset = config.pad_token_id + 1 if limit and "roberta" in config.model_type else 0
+    # RoBERTa's and MPNet's positions start after the padding index.
+    late = limit and ("roberta" in config.model_type or config.model_type == "mpnet")
+    offset = config.pad_token_id + 1 if late else 0
     return limit and limit - offset
 
 

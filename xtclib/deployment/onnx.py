@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.onnx.ops import symbolic, symbolic_multi_out
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from xtclib.attention import score_attention
+from xtclib.attention import score_attention, takes_another
 from xtclib.bert import longest, replace_module_, text_vectors
 from xtclib.deployment.graph import SUM, quiet, serialized, with_sum
 from xtclib.files import write_bytes
@@ -74,11 +74,19 @@ def _rounded(x: Tensor, scheme: Scheme) -> Tensor:
     return (codes.float() - 128) * scale
 
 
-# As in training, but rounding by ONNX's operators, and a mask that broadcasts over queries.
-def _attention(module: nn.Module, *tensors: Tensor, **options) -> tuple[Tensor, Tensor]:
+# As in training, but rounding by ONNX's operators, and a mask that broadcasts over queries, unless
+# an attention is local, as half of ModernBERT's are: there keys in the window are seen.
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor,
+    sliding_window: int | None = None, **options,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if sliding_window is not None:
+        place = torch.arange(query.shape[2])
+        far = (place[:, None] - place).abs() >= sliding_window
+        mask = torch.minimum(mask, far.to(mask.dtype) * torch.finfo(mask.dtype).min)
     scheme = getattr(module, "attention_scheme", None)
     rounded = partial(_rounded, scheme=scheme) if scheme else None
-    return score_attention(module, *tensors, **{**options, "rounded": rounded})
+    return score_attention(module, query, key, value, mask, **{**options, "rounded": rounded})
 
 
 AttentionInterface.register(_ATTENTION, _attention)
@@ -302,14 +310,16 @@ def to_onnx(model: PreTrainedModel, metadata: dict[str, str] | None = None) -> b
     if getattr(model.config, "type_vocab_size", 0) < 2:  # tokenizers of RoBERTa give no segments
         inputs = [name for name in inputs if name != "token_type_ids"]
     before, training = model.config._attn_implementation, model.training
-    model.set_attn_implementation(_ATTENTION)
+    if takes_another(model):
+        model.set_attn_implementation(_ATTENTION)
     ids = torch.full((2, 5), 5)
     example = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
     try:
         output = VECTORS if model.base_model is model else "logits"
         return trace(_Logits(model, inputs), {n: example[n] for n in inputs}, output, metadata)
     finally:
-        model.set_attn_implementation(before)
+        if takes_another(model):
+            model.set_attn_implementation(before)
         model.train(training)
 
 

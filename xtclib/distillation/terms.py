@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xtclib import attention
-from xtclib.bert import encoder_layers, kept_layers
+from xtclib.bert import encoder_layers, heads_of, kept_layers, part, part_names
 from xtclib.config import Flag, Listed, NotNegative, config, written
 from xtclib.distillation import losses
 from xtclib.files import unknown
@@ -31,8 +31,8 @@ STATES: dict[str, Callable[[int], list[int]]] = {
     "last": lambda depth: [depth],
     "embeddings": lambda depth: [0],
 }
-# What the queries, keys and values of a layer are called, in BERT's kin and in DistilBERT.
-INPUTS = {"queries": ("query", "q_lin"), "keys": ("key", "k_lin"), "values": ("value", "v_lin")}
+# The part of a layer whose output a signal is.
+INPUTS = {"queries": "query", "keys": "key", "values": "value"}
 
 
 @dataclass(frozen=True)
@@ -170,13 +170,16 @@ class Match:
         if reads == "hidden_states" and widths[0] != widths[1] and not self.projection:
             wide = f"the student is {widths[0]} wide and its teacher {widths[1]}"
             raise ValueError(f"{self.term} compares states, but {wide}: add `projection: true`")
+        for whose, model in (("student", student), ("teacher", teacher)):
+            _check_shown(self.term, reads, whose, model)
         if reads == "attention_scores":
             _check_heads(self.term, student, teacher, pairs)
         if reads in INPUTS:
             heads = dict(self.options).get("heads", 12)
             for whose, model in (("student's", student), ("teacher's", teacher)):
                 for layer in encoder_layers(model):
-                    losses.check_relation_heads(_input(layer, reads).out_features, heads, whose)
+                    width = part(layer, INPUTS[reads]).out_features
+                    losses.check_relation_heads(width, heads, whose)
 
     def loss(self, student: Signals, teacher: Signals, mask: Tensor | None, pairs, projection=None,
              shown: Tensor | None = None):  # fmt: skip
@@ -206,7 +209,7 @@ class Signals:
         """A signal at a state. What belongs to a layer rather than to its output starts at 1."""
         if reads == "hidden_states":
             return self.output.hidden_states[state]
-        kept = self.output.attentions if reads == "attention_scores" else self._kept[reads]
+        kept = self._kept.get(reads) or self.output.attentions
         return kept[max(state, 1) - 1]
 
 
@@ -214,8 +217,8 @@ class Reader:
     """Runs a model and keeps the signals that some terms read.
 
     Queries, keys and values are caught as they leave their linear layers, so that any attention
-    kernel will do; scores need :mod:`xtclib.attention`, which it selects, also where that trains
-    faster than the model's own (in ``bf16``).
+    kernel will do; scores, but for MPNet's, need :mod:`xtclib.attention`, which it selects, also
+    where that trains faster than the model's own (in ``bf16``).
     """
 
     def __init__(self, model: PreTrainedModel, wanted: Iterable[str], bf16: bool = False) -> None:
@@ -226,16 +229,20 @@ class Reader:
             attention.use(model)
         for name in self.wanted & set(INPUTS):
             kept = self._kept[name] = []
-            for layer in encoder_layers(model):
+            for layer in dict.fromkeys(encoder_layers(model)):  # one in turns is hooked once
                 hook = partial(lambda kept, module, inputs, found: kept.append(found), kept)
-                self._hooks.append(_input(layer, name).register_forward_hook(hook))
+                self._hooks.append(part(layer, INPUTS[name]).register_forward_hook(hook))
+        if "attention_scores" in self.wanted and not attention.takes_another(model):
+            kept = self._kept["attention_scores"] = []
+            for layer in encoder_layers(model):
+                self._hooks += attention.watch(layer, kept)
 
     def __call__(self, model: nn.Module, **inputs: Tensor) -> Signals:
         """``model`` is the reader's own, or a wrapper of it."""
         for kept in self._kept.values():
             kept.clear()
         asked = {"hidden_states": "output_hidden_states", "attention_scores": "output_attentions"}
-        shown = {asked[name]: True for name in self.wanted if name in asked}
+        shown = {asked[name]: True for name in self.wanted - set(self._kept) if name in asked}
         return Signals(model(**inputs, **shown), {k: list(v) for k, v in self._kept.items()})
 
     def close(self) -> None:
@@ -277,17 +284,22 @@ def _check_heads(term: str, student, teacher, pairs) -> None:
     """Scores are compared head by head: a layer with fewer heads than its teacher's has none."""
     for i, j in pairs:
         i, j = max(i, 1) - 1, max(j, 1) - 1
-        ours, theirs = _heads(encoder_layers(student)[i]), _heads(encoder_layers(teacher)[j])
+        ours, theirs = heads_of(encoder_layers(student)[i]), heads_of(encoder_layers(teacher)[j])
         if ours != theirs:
             has = f"layer {i} of the student has {ours} heads and its teacher's {theirs}"
             raise ValueError(f"{term} compares heads, but {has}: leave it out of this stage")
 
 
-def _heads(layer: nn.Module) -> int:
-    inner = getattr(layer.attention, "self", layer.attention)
-    return inner.n_heads if hasattr(inner, "n_heads") else inner.num_attention_heads
-
-
-def _input(layer: nn.Module, name: str) -> nn.Module:
-    inner = getattr(layer.attention, "self", layer.attention)
-    return next(getattr(inner, n) for n in INPUTS[name] if hasattr(inner, n))
+def _check_shown(term: str, reads: str, whose: str, model: PreTrainedModel) -> None:
+    """Raises ``ValueError`` for a signal that a model does not show."""
+    lacks = ""
+    if reads == "attention_scores" and not attention.shows_scores(model):
+        lacks = "computes its attention in a way of its own, which shows no scores"
+    names = part_names(encoder_layers(model)[0])
+    if reads in INPUTS and names["query"] == names["key"]:
+        lacks = "has query, key and value in one matrix"
+    if lacks:
+        raise ValueError(
+            f"{term} cannot be compared: the {whose}, a {type(model).__name__}, {lacks}; leave the "
+            "term out, hidden_states always work"
+        )

@@ -77,10 +77,11 @@ class Task(ABC):
         """What a stage that guesses masked words reads: the training rows, without their labels."""
         return [*data.train.first, *(data.train.second or ())]
 
-    def load_model(self, path: str | Path, seed: int = 0) -> PreTrainedModel:
+    def load_model(self, path: str | Path, seed: int = 0, **options: Any) -> Any:
         """A model for the task from a folder or Hub id; a missing head is drawn by ``seed``.
 
-        The label names go into the config, so that a model says what its outputs mean.
+        The label names go into the config, so that a model says what its outputs mean. ``options``
+        go to ``from_pretrained``.
         """
         read_config(path)  # or an error, before anything is built
         torch.manual_seed(seed)
@@ -88,7 +89,7 @@ class Task(ABC):
         return self.model_class.from_pretrained(
             path, num_labels=self.num_labels, id2label=names,
             label2id={name: i for i, name in names.items()}, dtype=torch.float32,
-            trust_remote_code=False, use_safetensors=True, **self.settings,
+            trust_remote_code=False, use_safetensors=True, **self.settings, **options,
         )  # fmt: skip
 
     def tokenize(self, split: Split, tokenizer: Tokenizer, max_length: int) -> Rows:

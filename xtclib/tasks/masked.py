@@ -58,7 +58,7 @@ class MaskedWords(Task):
         train, apart = (Split(list(rows), None, list(rows)) for rows in (texts, held_out))
         return TaskData(self, train, {"held out": apart} if held_out else {}, "texts", "held out")
 
-    def load_model(self, path: str | Path, seed: int = 0) -> PreTrainedModel:
+    def load_model(self, path: str | Path, seed: int = 0, **options: Any) -> PreTrainedModel:
         """A masked language model from a folder or Hub id.
 
         A checkpoint without that head, such as a sentence encoder or a classifier, gets a fresh one
@@ -72,7 +72,7 @@ class MaskedWords(Task):
         try:
             model, about = self.model_class.from_pretrained(
                 path, dtype=torch.float32, trust_remote_code=False, use_safetensors=True,
-                output_loading_info=True,
+                output_loading_info=True, **options,
             )  # fmt: skip
         except OSError as error:
             raise FileNotFoundError(

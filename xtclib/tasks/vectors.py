@@ -80,12 +80,12 @@ class Vectors(Task):
     def details(self) -> dict[str, Any]:
         return {"own": {"kind": "vectors"}}
 
-    def load_model(self, path: str | Path, seed: int = 0) -> PreTrainedModel:
+    def load_model(self, path: str | Path, seed: int = 0, **options: Any) -> PreTrainedModel:
         """An encoder without a head, from a folder or Hub id."""
         read_config(path)
         torch.manual_seed(seed)
         return AutoModel.from_pretrained(
-            path, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+            path, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, **options
         )
 
     def tokenize(self, split: Split, tokenizer: Tokenizer, max_length: int) -> Rows:

@@ -16,7 +16,7 @@ from transformers.integrations import integration_utils
 from transformers.trainer_callback import ProgressCallback
 
 from xtclib import processes
-from xtclib.bert import embeddings, encoder_layers
+from xtclib.bert import encoder_layers
 from xtclib.files import seal, staged_folder, unknown, write_json
 from xtclib.techniques.base import Technique
 
@@ -39,7 +39,7 @@ class InTurn(TrainerCallback):
     """Progressive transfer: the embeddings and layers of the student learn one after the other."""
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
-        parts = [embeddings(model), *encoder_layers(model), getattr(model, PROJECTIONS)]
+        parts = [model.base_model.embeddings, *encoder_layers(model), getattr(model, PROJECTIONS)]
         model.requires_grad_(False)
         for part in (parts[turn(state.global_step, state.max_steps, len(parts) - 2)], parts[-1]):
             part.requires_grad_(True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from xtclib.artefact import format
-from xtclib.bert import encoder_layers, encoder_linears
+from xtclib.bert import PARTS, encoder_layers, encoder_linears
 from xtclib.tasks import evaluation
 from xtclib.techniques.pruning import sensitivity
 from xtclib.techniques.pruning.surgery import keep_heads_
@@ -25,7 +25,7 @@ def test_each_part_alone_is_cut_and_the_model_is_left_alone(bert):
         return float(len(seen))
 
     points = sensitivity.weights(bert, score, (0.25, 0.5), progress=False)
-    assert [p.part for p in points[::2]] == list(sensitivity.MATRICES.values())
+    assert [p.part for p in points[::2]] == list(PARTS)
     assert [p.share for p in points] == [0.25, 0.5] * 6
     assert [p.score for p in points] == list(range(1, 13))
     for index, shares in enumerate(seen):  # six linears a layer, in the order of the components

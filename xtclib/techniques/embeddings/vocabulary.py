@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -19,13 +20,17 @@ def tokens_to_keep(
 
     ``keep`` is their share; ``None`` keeps what occurs at all. First come the special tokens, then
     the single characters of tokens that occur, so that every word can still be spelled, then the
-    most frequent, then those with the lowest ids. Raises ``ValueError`` where ``keep`` leaves too
-    few for the special tokens or for the characters.
+    most frequent, then those with the lowest ids. A token of BPE brings those that it is merged
+    from. Raises ``ValueError`` where ``keep`` leaves too few for the special tokens or for the
+    characters.
     """
     size = len(tokenizer)
     special = set(tokenizer.all_special_ids)
     pieces = tokenizer.convert_ids_to_tokens(list(range(size)))
     alphabet = {c for i in np.flatnonzero(counts) if i not in special for c in pieces[i]}
+    merges, unknown = _merges(tokenizer)
+    if merges and unknown is None:  # its characters are bytes: without one, text would vanish
+        alphabet = {p for p in pieces if len(p) == 1}
     rank = np.lexsort((np.arange(size), -counts))
     spells = [len(p.removeprefix("##")) == 1 and p[-1] in alphabet for p in pieces]
     kind = np.array([0 if i in special else 1 if spells[i] else 2 for i in range(size)])
@@ -41,7 +46,40 @@ def tokens_to_keep(
         if count < (kind < 2).sum():
             used = f"special tokens and the characters in use are {(kind < 2).sum()}"
             raise ValueError(f"{keeping} leaves words that cannot be spelled: {used}, keep more")
-    return sorted(ordered[:count].tolist())
+    if not merges:
+        return sorted(ordered[:count].tolist())
+    ids, kept = {piece: i for i, piece in enumerate(pieces)}, set[int]()
+    for i in ordered[: count if keep is None else size].tolist():
+        made = () if i in special else _made_of(pieces[i], merges)
+        wanted = {i, *(ids[part] for part in made)} - kept
+        if keep is None or len(kept) + len(wanted) <= count:
+            kept |= wanted
+    return sorted(kept)
+
+
+def _merges(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[tuple[str, str], int], str | None]:
+    """The pairs that a BPE merges, with their ranks, and its token for what is unknown to it.
+
+    No pairs for another kind of tokenizer.
+    """
+    held = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
+    model = held.get("model") or {}
+    pairs = {(a, b): rank for rank, (a, b) in enumerate(model.get("merges") or ())}
+    return pairs, model.get("unk_token")
+
+
+def _made_of(token: str, merges: Mapping[tuple[str, str], int]) -> set[str]:
+    """All that BPE makes on its way to a token, which it does in the same order in any word.
+
+    >>> sorted(_made_of("abab", {("a", "b"): 0, ("ab", "ab"): 1, ("b", "a"): 2}))
+    ['ab', 'abab']
+    """
+    parts, made = list(token), set[str]()
+    while known := [pair for pair in pairwise(parts) if pair in merges]:
+        at = list(pairwise(parts)).index(min(known, key=merges.__getitem__))
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        made.add(parts[at])
+    return made
 
 
 def cut_tokenizer(
@@ -50,36 +88,71 @@ def cut_tokenizer(
     """A tokenizer with only these tokens, numbered from 0 in their old order.
 
     A word whose token went is spelled in smaller pieces. Raises ``ValueError`` if a special token
-    would go, ``TypeError`` for a tokenizer without a list of words (WordPiece has one).
+    would go, ``TypeError`` for a kind of tokenizer that is not known here.
     """
     dropped = sorted(set(tokenizer.all_special_ids) - set(ids))
     if dropped:
         lost = tokenizer.convert_ids_to_tokens(dropped)
         raise ValueError(f"the cut drops the special tokens {lost}, which models need: keep them")
     held = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
-    ends = (held.get("post_processor") or {}).get("type", "TemplateProcessing")
-    kind = held.get("model", {}).get("type")
-    if kind not in ("WordPiece", "WordLevel") or ends != "TemplateProcessing":
-        found = f"the vocabulary of {type(tokenizer).__name__} ({kind}, {ends})"
-        raise TypeError(f"{found} cannot be cut: expected a fast WordPiece tokenizer, as BERT's")
-    words = held["model"]["vocab"]
+    processors = _processors(held.get("post_processor"))
+    ends, model = [each["type"] for each in processors], held.get("model") or {}
+    kind, marks = model.get("type"), ("continuing_subword_prefix", "end_of_word_suffix")
+    marked = kind == "BPE" and any(model.get(mark) for mark in marks)
+    if kind not in _KINDS or marked or set(ends) - {*_ENDS}:
+        found = f"the vocabulary of {type(tokenizer).__name__} ({kind}, {', '.join(ends)})"
+        known = "a fast WordPiece, Unigram or BPE tokenizer, as BERT's, XLM-R's or RoBERTa's"
+        raise TypeError(f"{found} cannot be cut: expected {known}")
     number = {old: new for new, old in enumerate(ids)}
-    held["model"]["vocab"] = {w: number[i] for w, i in words.items() if i in number}
+    if kind == "Unigram":  # words with their scores, by number
+        model["vocab"] = [word for i, word in enumerate(model["vocab"]) if i in number]
+        model["unk_id"] = number.get(model["unk_id"])
+    else:
+        model["vocab"] = {w: number[i] for w, i in model["vocab"].items() if i in number}
+    if kind == "BPE":
+        words = model["vocab"]
+        model["merges"] = [
+            [a, b] for a, b in model["merges"] if a in words and b in words and a + b in words
+        ]
     added = [token for token in held["added_tokens"] if token["id"] in number]
     held["added_tokens"] = [{**token, "id": number[token["id"]]} for token in added]
-    for token in ((held.get("post_processor") or {}).get("special_tokens") or {}).values():
-        token["ids"] = [number[i] for i in token["ids"]]
+    for each in processors:
+        for token in (each.get("special_tokens") or {}).values():
+            token["ids"] = [number[i] for i in token["ids"]]
+        for name in ("cls", "sep"):  # RoBERTa's, a token and its number
+            if name in each:
+                each[name][1] = number[each[name][1]]
     kept = "model_max_length", "model_input_names", "padding_side", "truncation_side"
     given = {name: getattr(tokenizer, name) for name in kept} | tokenizer.special_tokens_map
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(held)), **given)
 
 
+_KINDS = "WordPiece", "WordLevel", "Unigram", "BPE"
+_ENDS = "TemplateProcessing", "RobertaProcessing", "BertProcessing", "ByteLevel"
+
+
+def _processors(found: dict | None) -> list[dict]:
+    """What a tokenizer does to tokens after all else, one by one."""
+    if found and found["type"] == "Sequence":
+        return [each for part in found["processors"] for each in _processors(part)]
+    return [found] if found else []
+
+
 def keep_rows_(model: PreTrainedModel, ids: Sequence[int]) -> None:
-    """Leaves the word embeddings these rows, in place, and says so in the config."""
+    """Leaves the word embeddings these rows, in place, and says so in the config.
+
+    Raises ``ValueError`` where the padding token, from which RoBERTa's kin number their positions,
+    would get another number.
+    """
     table = model.get_input_embeddings()
     kept = table.weight.detach()[torch.as_tensor(list(ids), device=table.weight.device)].clone()
     padding = model.config.pad_token_id
     padding = list(ids).index(padding) if padding in ids else None
+    counts = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None)
+    if counts is not None and padding != model.config.pad_token_id:
+        moved = f"the padding token would be {padding} instead of {model.config.pad_token_id}"
+        raise ValueError(f"{moved}, from which {type(model).__name__} numbers its positions: "
+                         "keep the tokens before it")  # fmt: skip
     new = nn.Embedding(len(ids), kept.shape[1], padding, device="meta")
     new.weight = nn.Parameter(kept, requires_grad=table.weight.requires_grad)
     model.set_input_embeddings(new.train(table.training))

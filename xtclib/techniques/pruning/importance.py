@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from xtclib.bert import heads_of, part
 from xtclib.config import Named, NotNegative, Positive, Registry, config
 from xtclib.techniques.pruning.layers import GatedLinear, HardConcrete, closed
 from xtclib.techniques.pruning.surgery import _check_width, _layers, _on_hidden, _tables, readers
@@ -21,11 +22,9 @@ def head_magnitudes(model: PreTrainedModel) -> list[Tensor]:
     """Mean ``|w|`` of each head over its query, key, value and output weights: (heads,) a layer."""
     found = []
     for layer in _layers(model):
-        attention = layer.attention.self
-        heads = attention.num_attention_heads
-        inner = attention.query, attention.key, attention.value
-        parts = [linear.weight for linear in inner] + [layer.attention.output.dense.weight.T]
-        sizes = [part.detach().abs().reshape(heads, -1).mean(1) for part in parts]
+        parts = [part(layer, name).weight for name in ("query", "key", "value")]
+        parts.append(part(layer, "attention output").weight.T)
+        sizes = [each.detach().abs().reshape(heads_of(layer), -1).mean(1) for each in parts]
         found.append(torch.stack(sizes).mean(0))
     return found
 
@@ -35,7 +34,8 @@ def neuron_magnitudes(model: PreTrainedModel) -> list[Tensor]:
 
     The product is what scaling one side up and the other down leaves as it is.
     """
-    pairs = [(layer.intermediate.dense, layer.output.dense) for layer in _layers(model)]
+    names = "feed-forward in", "feed-forward out"
+    pairs = [[part(layer, name) for name in names] for layer in _layers(model)]
     return [a.weight.detach().norm(dim=1) * b.weight.detach().norm(dim=0) for a, b in pairs]
 
 
@@ -51,7 +51,7 @@ def hidden_magnitudes(model: PreTrainedModel) -> Tensor:
     return squares.sqrt()
 
 
-def gradients(model: PreTrainedModel, batches: Iterable[dict], part: str) -> list[Tensor]:
+def gradients(model: PreTrainedModel, batches: Iterable[dict], of: str) -> list[Tensor]:
     """Mean ``|∂L(x)/∂ξ|`` over rows x, of a gate ξ = 1 on every head or neuron; unit norm a layer.
 
     Every row has gates of its own, so that slopes of different signs do not cancel. Batches hold
@@ -59,9 +59,9 @@ def gradients(model: PreTrainedModel, batches: Iterable[dict], part: str) -> lis
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     gated, found = [], []
-    for above, dense, count in readers(model, part):
-        above.dense = GatedLinear.from_linear(dense, count)
-        gated.append(above.dense)
+    for put, dense, count in readers(model, of):
+        gated.append(GatedLinear.from_linear(dense, count))
+        put(gated[-1])
         found.append(torch.zeros(count, device=dense.weight.device, dtype=dense.weight.dtype))
     for batch in batches:
         batch = {name: value.to(model.device) for name, value in batch.items()}
@@ -93,15 +93,15 @@ def layer_influence(model: PreTrainedModel, batches: Iterable[dict]) -> list[flo
     return (sums / count).tolist()
 
 
-def learned_gates(model: PreTrainedModel, part: str) -> list[Tensor]:
+def learned_gates(model: PreTrainedModel, of: str) -> list[Tensor]:
     """``log α`` of every gate, (heads,) or (neurons,) a layer, after which the gates are closed."""
     found = []
-    for above, dense, _ in readers(model, part):
+    for put, dense, _ in readers(model, of):
         if not isinstance(dense, HardConcrete):
-            source = f"`learn_gates: {{part: {part}}}` has learned"
+            source = f"`learn_gates: {{part: {of}}}` has learned"
             raise ValueError(f"'gates' reads what {source}: list that in an earlier stage")
         found.append(dense.scores.detach())
-        above.dense = closed(dense)
+        put(closed(dense))
     return found
 
 

@@ -6,6 +6,7 @@ changed; parts are silenced on a copy by zeros, which is what removing them comp
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from xtclib.bert import encoder_linears
+from xtclib.bert import PART_OF, encoder_linears
 from xtclib.files import unknown
 from xtclib.techniques.base import copied
 from xtclib.techniques.pruning.importance import CRITERIA
@@ -24,11 +25,6 @@ from xtclib.techniques.pruning.surgery import HEADS, readers
 
 Score = Callable[[PreTrainedModel], float]
 GROUPS = ("component", "layer", "model")
-MATRICES = {
-    "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
-    "attention.output.dense": "attention output", "intermediate.dense": "feed-forward in",
-    "output.dense": "feed-forward out",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,8 +86,9 @@ def heads(model: PreTrainedModel, score: Score, progress: bool = True) -> Tensor
 
 
 def _part(name: str, by: str) -> str:
-    layer, _, inner = name.partition("layer.")[2].partition(".")
-    names = {"component": MATRICES.get(inner, inner), "layer": f"layer {int(layer) + 1}"}
+    found = re.search(r"layers?\.(\d+)\.(.+)$", name)
+    layer, inner = (int(found[1]), found[2]) if found else (0, name)
+    names = {"component": PART_OF.get(inner, inner), "layer": f"layer {layer + 1}"}
     return names.get(by, "encoder")
 
 

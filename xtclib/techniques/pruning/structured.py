@@ -115,8 +115,8 @@ class LearnGates(Technique):
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         model = copied(model, self.name, HardConcrete)  # gates on the other part may be there
-        for above, dense, count in surgery.readers(model, self.part):
-            above.dense = HardConcrete.from_linear(dense, count, self.learning_rate)
+        for put, dense, count in surgery.readers(model, self.part):
+            put(HardConcrete.from_linear(dense, count, self.learning_rate))
         return model
 
     def penalty(self, model: PreTrainedModel) -> Tensor | None:
@@ -125,9 +125,9 @@ class LearnGates(Technique):
         return self.penalty_weight * torch.cat(open_).mean() if open_ else None
 
     def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
-        for above, dense, _ in surgery.readers(model, self.part):
+        for put, dense, _ in surgery.readers(model, self.part):
             if isinstance(dense, HardConcrete):
-                above.dense = closed(dense)
+                put(closed(dense))
         return model
 
 

@@ -7,18 +7,30 @@ left is an ordinary model with smaller matrices, uneven from layer to layer.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from operator import attrgetter
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from xtclib.bert import KIN, encoder_layers, linear_of, replace_module_
+from xtclib.bert import (
+    attention_of,
+    encoder_layers,
+    heads_of,
+    is_berts,
+    is_shared,
+    linear_of,
+    part,
+    part_names,
+    replace_module_,
+    set_part_,
+)
 
 _ALL = slice(None)
-_NEEDED = "attention.self.query", "attention.output.dense", "intermediate.dense"
+_PROJECTIONS = "query", "key", "value"
 
 
 def widths(model: PreTrainedModel) -> list[dict[str, int]]:
@@ -27,20 +39,21 @@ def widths(model: PreTrainedModel) -> list[dict[str, int]]:
     inner = getattr(config, "true_hidden_size", config.hidden_size)  # MobileBERT's, in its blocks
     usual = inner // config.num_attention_heads
     for layer in _layers(model):
-        heads, neurons = layer.attention.self, layer.intermediate.dense.out_features
-        found.append({"heads": heads.num_attention_heads, "neurons": neurons})
-        if heads.attention_head_size != usual:  # the hidden width was cut, heads were not
-            found[-1]["head_size"] = heads.attention_head_size
+        size = attention_of(layer).attention_head_size
+        neurons = part(layer, "feed-forward in").out_features
+        found.append({"heads": heads_of(layer), "neurons": neurons})
+        if size != usual:  # the hidden width was cut, heads were not
+            found[-1]["head_size"] = size
     return found
 
 
 def uneven(model: PreTrainedModel) -> list[dict[str, int]] | None:
     """The widths of a model whose layers are not as its config says; ``None`` where all are."""
-    encoder = getattr(model.base_model, "encoder", None)
-    if not isinstance(getattr(encoder, "layer", None), nn.ModuleList):
+    if not is_berts(model) or _whole(model):
         return None  # no layers whose parts could have been removed
     config, found = model.config, widths(model)
-    said = {"heads": config.num_attention_heads, "neurons": config.intermediate_size}
+    neurons = config.hidden_dim if hasattr(config, "hidden_dim") else config.intermediate_size
+    said = {"heads": config.num_attention_heads, "neurons": neurons}
     return None if all(width == said for width in found) else found
 
 
@@ -49,22 +62,53 @@ def keep_heads_(layer: nn.Module, heads: Sequence[int]) -> None:
 
     Raises ``ValueError`` for none, for unknown ones, and for numbers that do not rise.
     """
-    attention = layer.attention.self
-    _check(heads, attention.num_attention_heads, "head")
-    size = attention.attention_head_size
-    kept = (torch.tensor(list(heads)).unsqueeze(1) * size + torch.arange(size)).flatten()
-    for name in ("query", "key", "value"):
-        setattr(attention, name, _cut(getattr(attention, name), kept))
-    layer.attention.output.dense = _cut(layer.attention.output.dense, inputs=kept)
-    attention.num_attention_heads, attention.all_head_size = len(heads), len(kept)
+    attention, count = attention_of(layer), heads_of(layer)
+    _check(heads, count, "head")
+    size, numbers = attention.attention_head_size, torch.tensor(list(heads))
+    kept = (numbers.unsqueeze(1) * size + torch.arange(size)).flatten()
+    for name in _PROJECTIONS:
+        set_part_(layer, name, _cut(part(layer, name), kept))
+    output = part(layer, "attention output")
+    set_part_(layer, "attention output", _cut(output, inputs=kept))
+    _set_heads_(attention, len(heads), size)
+    if len(heads) < count:
+        _own_bias_(attention, numbers.to(output.weight.device))
+
+
+def _set_heads_(attention: Any, heads: int, size: int) -> None:
+    names = ("n_heads", "dim") if hasattr(attention, "n_heads") else _BERTS_HEADS
+    for name, value in zip(names, (heads, heads * size), strict=True):
+        setattr(attention, name, value)
+
+
+_BERTS_HEADS = "num_attention_heads", "all_head_size"
+
+
+def _own_bias_(attention: Any, heads: Tensor) -> None:
+    """Leaves a head its bias by position, which MPNet makes once, for the heads of all layers.
+
+    ``heads``: 0-based numbers, among those that the layer has, of those that stay.
+    """
+    if "position_bias" not in inspect.signature(attention.forward).parameters:
+        return
+    before = getattr(attention, "head_numbers", None)
+    if before is None:
+        attention.register_forward_pre_hook(_biased)
+    attention.register_buffer("head_numbers", heads if before is None else before[heads])
+
+
+def _biased(attention: Any, inputs: tuple) -> tuple:
+    hidden, mask, bias = inputs
+    return hidden, mask, bias[:, attention.head_numbers]
 
 
 def keep_neurons_(layer: nn.Module, neurons: Sequence[int]) -> None:
     """Leaves a layer the feed-forward neurons of these 0-based numbers, in place."""
-    _check(neurons, layer.intermediate.dense.out_features, "neuron")
+    first, second = (part(layer, f"feed-forward {side}") for side in ("in", "out"))
+    _check(neurons, first.out_features, "neuron")
     kept = torch.tensor(list(neurons))
-    layer.intermediate.dense = _cut(layer.intermediate.dense, kept)
-    layer.output.dense = _cut(layer.output.dense, inputs=kept)
+    set_part_(layer, "feed-forward in", _cut(first, kept))
+    set_part_(layer, "feed-forward out", _cut(second, inputs=kept))
 
 
 def resize_(model: PreTrainedModel, wanted: Sequence[Mapping[str, int]]) -> None:
@@ -73,16 +117,21 @@ def resize_(model: PreTrainedModel, wanted: Sequence[Mapping[str, int]]) -> None
     if len(layers) != len(wanted):
         raise ValueError(f"widths of {len(wanted)} layers were given for {len(layers)} layers")
     for layer, width in zip(layers, wanted, strict=True):
-        attention, inner = layer.attention.self, width["neurons"]
+        attention, inner = attention_of(layer), width["neurons"]
         size = width.get("head_size", attention.attention_head_size)
-        attention.attention_head_size, attention.scaling = size, size**-0.5
+        if width["heads"] != heads_of(layer):
+            numbers = torch.empty(width["heads"], dtype=torch.long)
+            _own_bias_(attention, numbers.to(part(layer, "query").weight.device))
+        attention.attention_head_size = size
+        if hasattr(attention, "scaling"):
+            attention.scaling = size**-0.5
         values = width["heads"] * size
-        for name in ("query", "key", "value"):
-            setattr(attention, name, _empty(getattr(attention, name), outputs=values))
-        layer.attention.output.dense = _empty(layer.attention.output.dense, inputs=values)
-        layer.intermediate.dense = _empty(layer.intermediate.dense, outputs=inner)
-        layer.output.dense = _empty(layer.output.dense, inputs=inner)
-        attention.num_attention_heads, attention.all_head_size = width["heads"], values
+        sizes: dict[str, dict] = {name: {"outputs": values} for name in _PROJECTIONS}
+        sizes |= {"attention output": {"inputs": values}}
+        sizes |= {"feed-forward in": {"outputs": inner}, "feed-forward out": {"inputs": inner}}
+        for name, size_of in sizes.items():
+            set_part_(layer, name, _empty(part(layer, name), **size_of))
+        _set_heads_(attention, width["heads"], size)
 
 
 def saved_widths(config: PretrainedConfig) -> list[dict[str, int]] | None:
@@ -126,11 +175,10 @@ def _tables(model: PreTrainedModel) -> list[nn.Embedding]:
 def _on_hidden(model: PreTrainedModel) -> Iterator[tuple[nn.Linear, bool, bool]]:
     """Linear layers with whether they read and whether they write hidden states."""
     for layer in _layers(model):
-        attention = layer.attention.self
-        for linear in (attention.query, attention.key, attention.value, layer.intermediate.dense):
-            yield linear, True, False
-        for linear in (layer.attention.output.dense, layer.output.dense):
-            yield linear, False, True
+        for name in (*_PROJECTIONS, "feed-forward in"):
+            yield part(layer, name), True, False
+        for name in ("attention output", "feed-forward out"):
+            yield part(layer, name), False, True
     if getattr(model.base_model, "pooler", None) is not None:
         yield model.base_model.pooler.dense, True, True
     if getattr(model, "classifier", None) is not None:
@@ -141,7 +189,8 @@ def _check_width(model: PreTrainedModel) -> None:
     """``TypeError`` for models whose hidden width is not the same all the way through."""
     config, head = model.config, getattr(model, "classifier", None)
     even = getattr(config, "embedding_size", config.hidden_size) == config.hidden_size
-    if not even or not isinstance(head, (nn.Linear, type(None))):
+    berts = all("attention.self.query" in part_names(la).values() for la in _layers(model))
+    if not (even and berts) or not isinstance(head, (nn.Linear, type(None))):
         wanted = "expected BERT's: embeddings as wide as its layers, one linear layer as classifier"
         raise TypeError(f"the hidden width of {type(model).__name__} cannot be cut: {wanted}")
 
@@ -149,25 +198,36 @@ def _check_width(model: PreTrainedModel) -> None:
 HEADS, NEURONS = "heads", "neurons"
 
 
-def readers(model: PreTrainedModel, part: str) -> list[tuple[nn.Module, nn.Linear, int]]:
-    """For each layer: the module above, the ``dense`` that reads heads or neurons, how many."""
-    found = []
+def readers(
+    model: PreTrainedModel, part_: str
+) -> list[tuple[Callable[[nn.Module], None], nn.Linear, int]]:
+    """For each layer: what reads heads or neurons, how to put another in its place, how many."""
+    name = "attention output" if part_ == HEADS else "feed-forward out"
+    found: list = []
     for layer in _layers(model):
-        above = layer.attention.output if part == HEADS else layer.output
-        heads, neurons = layer.attention.self.num_attention_heads, above.dense.in_features
-        found.append((above, above.dense, heads if part == HEADS else neurons))
+        dense = part(layer, name)
+        count = heads_of(layer) if part_ == HEADS else dense.in_features
+        found.append((partial(set_part_, layer, name), dense, count))
     return found
 
 
 def _layers(model: PreTrainedModel) -> nn.ModuleList:
+    if why := _whole(model):
+        lacks = f"no heads, neurons or width can be taken out of {type(model).__name__}: {why}"
+        raise TypeError(f"{lacks} (they can from BERT, RoBERTa, ELECTRA, DistilBERT, MPNet)")
+    return encoder_layers(model)
+
+
+def _whole(model: PreTrainedModel) -> str:
+    """Why nothing can be taken out of a model's layers; empty where heads and neurons can."""
+    if is_shared(model):
+        return "all its layers are one"
     layers = encoder_layers(model)
-    for layer, name in itertools.product(layers, _NEEDED):
-        try:
-            attrgetter(name)(layer)
-        except AttributeError:
-            lacks = f"{type(model).__name__} has no `{name}` in its layers"
-            raise TypeError(f"{lacks}: parts are removed from a {KIN}") from None
-    return layers
+    if any(part_names(layer)["query"] == part_names(layer)["key"] for layer in layers):
+        return "its query, key and value are one matrix"
+    if any(hasattr(attention_of(layer), "pos_att_type") for layer in layers):
+        return "its heads score positions too, by matrices of their own"
+    return ""
 
 
 def _check(kept: Sequence[int], count: int, what: str) -> None:

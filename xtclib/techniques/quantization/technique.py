@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from xtclib import bert
-from xtclib.attention import use
+from xtclib.attention import takes_another, use
 from xtclib.config import Count, config
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import Stored, Technique, check_finite, copied, pack_, register
@@ -25,12 +25,11 @@ from xtclib.techniques.quantization.quantizers import AsScheme, Scheme, StoredSc
 
 def quantize_attention_(model: PreTrainedModel, scheme: Scheme) -> None:
     """Marks every self-attention of a model to quantize the operands of its two products."""
-    use(model)
-    marked = [m for m in model.modules() if hasattr(m, "query") and hasattr(m, "scaling")]
-    if not marked:
+    if not (bert.is_berts(model) and takes_another(model)):
         lacks = f"{type(model).__name__} has no BERT-like self-attention whose products"
         raise ValueError(f"{lacks} could be quantized; leave out `attention`")
-    for module in marked:
+    use(model)
+    for module in map(bert.attention_of, bert.encoder_layers(model)):
         module.attention_scheme, module.rounded = scheme, partial(fake_quantize, scheme=scheme)
 
 
@@ -124,10 +123,10 @@ class Storage(Technique):
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         model = copy.deepcopy(model)
-        block = bert.embeddings(model)
         if self.length is not None:
             bert.trim_positions_(model, self.length)
         if self.positions is not None:
+            block = bert.embeddings(model)
             table = QuantEmbedding.from_embedding(block.position_embeddings, self.positions)
             block.position_embeddings = table
         for name, scheme in self._linears(model).items():
@@ -139,10 +138,10 @@ class Storage(Technique):
         return self._set_widths(pack_(model))
 
     def rebuild(self, model: PreTrainedModel) -> None:
-        block = bert.embeddings(model)
         if self.length is not None:
             bert.refuse_longer_(model, self.length)
         if self.positions is not None:
+            block = bert.embeddings(model)
             table = PackedEmbedding.like(block.position_embeddings, self.positions)
             block.position_embeddings = table
         for name, scheme in self._linears(model).items():

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from xtclib.bert import encoder_layers, set_encoder_layers_
+from xtclib.bert import encoder_layers, part_names, set_encoder_layers_
 from xtclib.config import Ratio, Share, Size, config
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import Technique, copied, count_of, register
+
+_TAKEN = "attention.self.query", "attention.q_lin"  # layers from states to states, in a list
 
 
 class Replaced(nn.Module):
@@ -68,6 +70,9 @@ class ReplaceModules(Technique):
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         model = copied(model).requires_grad_(False)
         layers = encoder_layers(model)
+        if not {part_names(layer)["query"] for layer in layers} <= set(_TAKEN):
+            takes = f"{self.name} takes the layers of a {type(model).__name__} for no modules"
+            raise TypeError(f"{takes}: expected layers as BERT's or DistilBERT's")
         if being_replaced(model):
             raise ValueError("the modules of this model are being replaced already: once will do")
         count = count_of(self.layers, len(layers), "layers")
