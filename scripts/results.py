@@ -20,6 +20,8 @@ from xtclib.cache import ROOT
 from xtclib.deployment import runtimes
 from xtclib.files import write_text
 
+ENCODERS = ROOT / "data" / "encoders.md"  # by scripts/encoders.py
+
 GALLERY = (
     "reviews-benchmark", "reviews-reasons", "reviews-budgets", "minilm-size-accuracy", "deployment",
     "reviews-pruning", "losses-compared", "quantization",
@@ -271,11 +273,22 @@ def gallery(*names: str) -> str:
     return re.sub(r'(?<=\bsrc)(set)?="', r'\1="figures/', shown)
 
 
+def encoders() -> str:
+    """The table of encoders, those that are alike in one row."""
+    head, line, *rows = ENCODERS.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    alike: dict[str, list[str]] = {}
+    for row in rows:
+        _, name, cells = row.split("|", 2)
+        alike.setdefault(cells, []).append(name.strip())
+    return "\n".join([head, line, *(f"| {', '.join(n)} |{c}" for c, n in alike.items())])
+
+
 def made() -> dict[tuple[str, str], str]:
     """What stands between two markers, by page and the markers' name."""
     return {
         ("README.md", "picture"): gallery(GALLERY[0]),
         ("README.md", "systems"): systems(),
+        ("README.md", "encoders"): encoders(),
         ("RESULTS.md", "results"): f"{section()}\n\n## Figures\n\n{gallery(*GALLERY)}",
     }
 
