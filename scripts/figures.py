@@ -21,7 +21,16 @@ from xtclib.cache import ROOT
 from xtclib.costs.breakdown import break_down, by_length
 from xtclib.deployment import runtimes
 from xtclib.distillation import losses
-from xtclib.figures import costs, deployment, distillation, pruning, quantization, style, training
+from xtclib.figures import (
+    costs,
+    deployment,
+    distillation,
+    heads,
+    pruning,
+    quantization,
+    style,
+    training,
+)  # fmt: skip
 from xtclib.figures import records as plots
 from xtclib.records import RESULTS, Record, common
 
@@ -78,6 +87,11 @@ def gallery(results: Path) -> dict:
         rows = [r for r in found["rows"] if (r["batch"], r["length"]) == (1, 128)]
         figures["deployment"] = deployment.size_and_speed(rows, found["sizes"])
         figures["deployment-speed"] = deployment.speed(found["rows"])
+    path = results / "deployment" / "heads.json"
+    if path.is_file():
+        found = runtimes.read_measured(path)
+        figures["tagger"] = heads.spans_found(found["tagger"])
+        figures["encoder"] = heads.vectors_kept(found["encoder"])
     for profile in sorted(p.name for p in results.glob("*") if p.is_dir()):
         measured = records.read(profile, results)
         pruned = [r for r in measured if plots.family_of(r.recipe) == "pruned"]

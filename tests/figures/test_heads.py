@@ -1,0 +1,25 @@
+import pytest
+
+from xtclib.figures import heads
+
+TAGGER = [{"model": name, "found": dict(zip(("PER", "LOC", "ORG", "PROD"), found, strict=True)),
+           "counts": {"PER": 90, "LOC": 40, "ORG": 20, "PROD": 5}}
+          for name, found in {"fp32": (100, 100, 99, 100), "1 bit": (80, 70, 40, 3)}.items()]  # fmt: skip
+ENCODER = [{"model": "8 bits", "cosine": 99.0, "spearman": 98.0, "top-10": 95.0, "top-1": 90.0},
+           {"model": "1 bit", "cosine": 80.0, "spearman": 70.0, "top-10": 50.0, "top-1": 40.0}]  # fmt: skip
+
+
+def test_the_tagger_is_shown_by_kind_and_the_title_says_which_goes_first():
+    figure = heads.spans_found(TAGGER)
+    assert figure.layout.title.text.startswith("What is rare goes first: products")
+    assert [trace.name for trace in figure.data][:2] == ["persons (90)", "places (40)"]
+    assert list(figure.data[3].y) == [100, 3] and list(figure.data[0].x) == ["fp32", "1 bit"]
+    other = [row | {"found": row["found"] | {"PROD": 100, "ORG": 0}} for row in TAGGER]
+    assert heads.spans_found(other).layout.title.text.startswith("companies are lost")
+
+
+@pytest.mark.parametrize("cosine, title", [(80.0, "Neighbours change"), (10.0, "What an encoder")])
+def test_the_encoders_title_is_what_it_shows(cosine, title):
+    figure = heads.vectors_kept([ENCODER[0], ENCODER[1] | {"cosine": cosine}])
+    assert figure.layout.title.text.startswith(title) and len(figure.data) == 4
+    assert list(figure.data[3].y) == [90.0, 40.0]
