@@ -5,8 +5,8 @@
 A MiniLM that learned the generated names (`scripts/names.py`) and the plain MiniLM as an encoder of
 movie reviews. Both are rounded to 8, 4, 3 and 2 bits without training; then to one bit, trained by
 `xtc-1bit` for some steps, the encoder for longer too. Of the tagger: the share of spans found, by
-kind, and by whether the name stands in the training rows. Of the encoder: the mean cosine to the teacher's vectors, the rank
-correlation of all pairs' cosines, and the nearest others that stay the nearest.
+kind, and by whether the name stands in the training rows. Of the encoder: the mean cosine to the
+teacher's vectors, the rank correlation of all pairs' cosines, and the nearest others that stay so.
 """
 
 from __future__ import annotations

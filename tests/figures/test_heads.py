@@ -2,11 +2,16 @@ import pytest
 
 from xtclib.figures import heads
 
-TAGGER = [{"model": name, "found": dict(zip(("PER", "LOC", "ORG", "PROD"), found, strict=True)),
-           "counts": {"PER": 90, "LOC": 40, "ORG": 20, "PROD": 5}}
-          for name, found in {"fp32": (100, 100, 99, 100), "1 bit": (80, 70, 40, 3)}.items()]  # fmt: skip
-ENCODER = [{"model": "8 bits", "cosine": 99.0, "spearman": 98.0, "top-10": 95.0, "top-1": 90.0},
-           {"model": "1 bit", "cosine": 80.0, "spearman": 70.0, "top-10": 50.0, "top-1": 40.0}]  # fmt: skip
+FOUND = {"fp32": (100, 100, 99, 100), "1 bit": (80, 70, 40, 3)}
+COUNTS = {"PER": 90, "LOC": 40, "ORG": 20, "PROD": 5}
+TAGGER = [
+    {"model": name, "found": dict(zip(COUNTS, found, strict=True)), "counts": COUNTS}
+    for name, found in FOUND.items()
+]
+ENCODER = [
+    {"model": "8 bits", "cosine": 99.0, "spearman": 98.0, "top-10": 95.0, "top-1": 90.0},
+    {"model": "1 bit", "cosine": 80.0, "spearman": 70.0, "top-10": 50.0, "top-1": 40.0},
+]
 
 
 def test_the_tagger_is_shown_by_kind_and_the_title_says_which_goes_first():
