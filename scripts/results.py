@@ -289,6 +289,8 @@ def made() -> dict[tuple[str, str], str]:
         ("README.md", "picture"): gallery(GALLERY[0]),
         ("README.md", "systems"): systems(),
         ("README.md", "encoders"): encoders(),
+        ("OWN_DATA.md", "tagger"): gallery("tagger"),
+        ("OWN_DATA.md", "encoder"): gallery("encoder"),
         ("RESULTS.md", "results"): f"{section()}\n\n## Figures\n\n{gallery(*GALLERY)}",
     }
 

@@ -28,6 +28,8 @@ __version__ = version("xtclib")
 _WHERE = {
     "compress": "study.compress",
     "own": "tasks.own",
+    "tags": "tasks",
+    "vectors": "tasks",
     "trainable": "artefact",
     "Record": "records",
     "fake_quantize": "techniques.quantization",

@@ -511,7 +511,7 @@ def test_the_page_runs_as_it_is_written(run, tmp_path, monkeypatch, capsys):
 
 
 def test_the_page_is_short_and_its_file_as_it_says():
-    assert PAGE.count("\n") <= 80
+    assert PAGE.count("\n") <= 120
     task = own.own(EXAMPLE)
     assert task.labels == ("billing", "bug", "praise") and len(task.parts["train"]) == 20
     for line in re.search(r"^```csv\n(.*?)^```", PAGE, re.M | re.S)[1].splitlines():
