@@ -93,6 +93,7 @@ class OwnNumber(Own, Regression):
 
 
 KINDS: dict[str, Any] = {"classes": OwnClasses, "labels": OwnLabels, "number": OwnNumber}
+OTHERS = "tags", "vectors"  # of files without columns
 
 
 def own(
@@ -115,8 +116,10 @@ def own(
     what no task can be made of.
     """
     tables = read_parts(source)
+    if kind in OTHERS:
+        raise ValueError(f"{source} as {kind}: xtclib.{kind}(file) makes that task")
     if kind is not None and kind not in KINDS:
-        raise unknown("kind", kind, KINDS)
+        raise unknown("kind", kind, (*KINDS, *OTHERS))
     columns = columns_of(tables["train"], text, text_pair, label)
     rows = {part: read(table, *columns) for part, table in tables.items()}
     kind = kind or kind_of(rows["train"])
@@ -164,7 +167,7 @@ def asked(
         raise ValueError("received --task and --data, expected one of them")
     answers = {"kind": "number"} if len(names) == 1 else {}
     named = bool(names) and not names[0].upper().startswith("LABEL_")
-    if kind in ("tags", "vectors") or (kind is None and data.endswith(".conll")):
+    if kind in OTHERS or (kind is None and data.endswith(".conll")):
         if columns := told.keys() - {"kind"}:
             why = f"--{min(columns).replace('_', '-')} names a column"
             raise ValueError(f"{why}, and rows of {kind or 'tags'} have none: leave it out")

@@ -69,8 +69,10 @@ def read_parts(source: str | Path) -> dict[str, Table]:
 def read_table(path: Path) -> Table:
     """One file as a table; ``ValueError`` for one that is none or has no rows."""
     if path.suffix.lower() not in SUFFIXES:
-        kinds = ", ".join(SUFFIXES)
-        raise ValueError(f"{path.name} is no file of rows that is read here: expected {kinds}")
+        raise ValueError(
+            f"{path.name} is no file of rows that is read here: expected {', '.join(SUFFIXES)}; "
+            "tagged words are of --kind tags, plain texts of --kind vectors"
+        )
     read = _separated if path.suffix.lower() in (".csv", ".tsv") else _json_lines
     table = read(path, _text(path))
     if not table.lines:
