@@ -290,6 +290,11 @@ def _refuse(length: int, block: nn.Module, inputs: tuple, named: dict) -> None:
         raise ValueError(f"{long}: truncate the input (its tokenizer does by truncation=True)")
 
 
+def has_no_head(model: nn.Module) -> bool:
+    """Whether a model gives states alone: ``transformers`` calls it ``BertModel``, … ``Model``."""
+    return type(model).__name__.endswith("Model")
+
+
 def text_vectors(states: Tensor, mask: Tensor) -> Tensor:
     """One vector of length one for each text: the mean of its tokens' states, padding left out.
 

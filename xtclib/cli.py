@@ -145,11 +145,12 @@ def evaluate(
             cure = "name the artefact's folder by --tokenizer"
             raise FileNotFoundError(f"no tokenizer.json in {where}: {cure}")
         words, labels = teachers.load_tokenizer(where, model.max_length or 128), model.labels
-        was, longest = model.trained_on, model.max_length
+        was, longest, encodes = model.trained_on, model.max_length, model.encodes
     else:
         model, words = format.load(folder)
         file, labels = folder / format.WEIGHTS, list(model.config.id2label.values())
         was, longest = getattr(model.config, "trained_on", None) or {}, bert.longest(model)
+        encodes = bert.has_no_head(model)
     if "own" in was and not (task or data):
         raise ValueError(f"{folder} was trained on rows of one's own: name their file by --data")
     asked = own.asked(task, data, labels, was.get("own"), text=text, text_pair=text_pair,
@@ -160,7 +161,7 @@ def evaluate(
         rows = rows.task.whole()
     reviews.check_apart(was, rows)
     rows.task.check_labels(folder, labels)
-    rows.task.check_head(folder, encodes=getattr(model, "base_model", None) is model)
+    rows.task.check_head(folder, encodes)
     length = whose.teacher.max_length if profile or not was else was["max_length"]
     length = min(length, longest or length)
     typer.echo(f"data     {rows.source}")

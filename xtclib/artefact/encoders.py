@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from xtclib.bert import longest
+from xtclib.bert import has_no_head, longest
 from xtclib.files import write_json
 
 _MODULES = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
@@ -17,7 +17,7 @@ def write_pooling(model: PreTrainedModel, folder: Path) -> None:
 
     They say what :func:`xtclib.bert.text_vectors` does. A model with a head gets none.
     """
-    if model.base_model is not model:
+    if not has_no_head(model):
         return
     kinds = {path: f"sentence_transformers.models.{kind}" for path, kind in _MODULES.items()}
     modules = [{"idx": i, "name": str(i), "path": path, "type": kind}

@@ -29,7 +29,7 @@ from torch.onnx.ops import symbolic, symbolic_multi_out
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from xtclib.attention import score_attention, takes_another
-from xtclib.bert import longest, replace_module_, text_vectors
+from xtclib.bert import has_no_head, longest, replace_module_, text_vectors
 from xtclib.deployment.graph import SUM, quiet, serialized, with_sum
 from xtclib.files import write_bytes
 from xtclib.techniques.base import Stored
@@ -241,7 +241,7 @@ class _Logits(nn.Module):
     def forward(self, *tensors: Tensor) -> Tensor:
         given = dict(zip(self.inputs, tensors, strict=True))
         output = self.model(**given)
-        if self.model.base_model is self.model:
+        if has_no_head(self.model):
             return text_vectors(output.last_hidden_state, given["attention_mask"])
         return output.logits
 
@@ -315,7 +315,7 @@ def to_onnx(model: PreTrainedModel, metadata: dict[str, str] | None = None) -> b
     ids = torch.full((2, 5), 5)
     example = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
     try:
-        output = VECTORS if model.base_model is model else "logits"
+        output = VECTORS if has_no_head(model) else "logits"
         return trace(_Logits(model, inputs), {n: example[n] for n in inputs}, output, metadata)
     finally:
         if takes_another(model):

@@ -232,7 +232,7 @@ class OnnxModel(nn.Module):
         self.activations: str = about["activations"]
         self.trained_on: dict = about.get("trained_on", {})  # task, data, source and length
         self.inputs = [value.name for value in self.session.get_inputs()]
-        self.base_model = self if self.session.get_outputs()[0].name == onnx.VECTORS else None
+        self.encodes = self.session.get_outputs()[0].name == onnx.VECTORS
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None,
