@@ -133,12 +133,16 @@ def test_a_record_without_floors_or_times_is_shown(tmp_path):
         ("finetune-half", ("reviews", "reviews-weak", "A"), "of all rows ({mean})"),
         ("xtc-1bit", ("reviews", "reviews", "B"), "one bit ends at {mean}, by"),
         ("finetune-1bit", ("reviews", "reviews", "B"), "labels alone at {mean}, and"),
-        ("xtc-half", ("reviews", "reviews", "B"), "both end at {mean}."),
-        ("finetune-half", ("reviews", "reviews", "B"), "both end at {mean}."),
-        ("theseus-6l", ("reviews", "reviews", "A"), "Theseus {mean},"),
+        ("xtc-half", ("reviews", "reviews", "B"), "they end at {mean} and"),
+        ("finetune-half", ("reviews", "reviews", "B"), "and {mean}. TinyBERT"),
+        ("tinybert-6l", ("reviews", "reviews", "A"), "TinyBERT ends at {mean} ({low} to {high})"),
+        ("theseus-6l", ("reviews", "reviews", "A"), "Theseus at {mean} ({low} to {high})"),
+        ("pkd-6l", ("reviews", "reviews", "A"), "PKD at {mean} ({low} to {high})"),
+        ("minilmv2-6l", ("reviews", "reviews", "A"), "MiniLMv2 at {mean} ({low} to {high})"),
         ("mobilebert", ("reviews", "reviews", "A"), "MobileBERT ({mean})"),
         ("dualtrain", ("reviews", "reviews", "A"), "DualTrain ({mean})"),
-        ("wellread-pd", ("reviews", "reviews", "A"), "Students' PD ({mean}) does not"),
+        ("wellread-pd", ("reviews", "reviews", "A"), "Students' PD ({mean}) and"),
+        ("wellread-pf", ("reviews", "reviews", "A"), "PF ({mean}) do not"),
         ("random-pruning", ("reviews", "reviews", "A"), "at 80 %, {mean} is left"),
         ("xtc-half", ("minilm", "mrpc", "A"), "XTC {mean},"),
         ("tinybert-6l", ("minilm", "mrpc", "A"), "TinyBERT {mean},"),
@@ -161,6 +165,6 @@ def test_the_results_say_what_the_adapter_gives_away():
     place = ROOT / "data" / "teachers" / "reviews"
     full = json.loads((place / "full.json").read_text())["scores"]
     ours = json.loads((place / "score.json").read_text())["test"]["score"]
-    told = f"ends at {sum(full) / 3:.1f} ({min(full):.1f} to {max(full):.1f}), a point above"
+    told = f"ends at {sum(full) / 3:.1f} ({min(full):.1f} to {max(full):.1f}), {sum(full) / 3 - ours:.1f} above"
     text = " ".join((ROOT / "RESULTS.md").read_text(encoding="utf-8").split())
-    assert told in text and round(sum(full) / 3 - ours) == 1
+    assert told in text and sum(full) / 3 - ours < 0.5
