@@ -380,6 +380,20 @@ def test_what_is_missing_is_told_without_a_run(counted, tmp_path):
     assert run.record.recipe == "ptq-8bit"
 
 
+def test_a_sweep_goes_on_past_a_run_that_is_refused(counted, tmp_path, monkeypatch):
+    measure = study_sweep.compress
+
+    def refuse(recipe, *args, **kwargs):
+        if recipe.name == "xtc-1bit":
+            raise ValueError("this backbone has no head")
+        return measure(recipe, *args, **kwargs)
+
+    monkeypatch.setattr(study_sweep, "compress", refuse)
+    with pytest.raises(ValueError, match=r"refused: .*xtc-1bit.* this backbone has no head$"):
+        go(tmp_path, budgets="A", seeds=(0,))
+    assert counted == [("ptq-8bit", "A", 0)]
+
+
 def test_a_sweep_takes_any_iterable(counted, tmp_path):
     go(tmp_path, iter(("xtc-1bit", "xtc-2bit")), budgets=iter("AB"), seeds=iter((0, 1)))
     assert len(counted) == 8

@@ -69,19 +69,28 @@ def sweep(
 ) -> list[Record]:  # fmt: skip
     """Every combination, as records in ``folder``; those measured before are read, not run again.
 
-    What counts as measured: :func:`planned`. A record is written as soon as it is measured.
+    What counts as measured: :func:`planned`. A record is written as soon as it is measured. A run
+    that is refused does not stop the rest; the ``ValueError`` comes at the end.
     """
-    chosen, found = profiles.profile(profile), []
+    chosen, found, refused = profiles.profile(profile), [], []
     for one in planned(recipe_names, tasks, chosen, budgets, seeds, folder, glue_dir):
         record = one.record
         if record is None:
             say(f"\n{one}")
             check_new_file(record_path(folder, chosen.name, one.task.name, one.recipe.name, "A", 0))
-            record = compress(one.recipe, one.task, chosen, one.budget, one.seed, glue_dir,
-                              progress=progress, say=say).record  # fmt: skip
+            try:
+                record = compress(one.recipe, one.task, chosen, one.budget, one.seed, glue_dir,
+                                  progress=progress, say=say).record  # fmt: skip
+            except ValueError as error:
+                refused.append(f"{one}: {error}")
+                say(f"refused  {error}")
+                continue
             record.save(folder)
             say(record.table())
         found.append(record)
+    if refused:
+        others = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        raise ValueError(f"refused: {refused[0]}{others}")
     return found
 
 
