@@ -191,7 +191,7 @@ def test_a_student_is_made_before_anything_else_is_done_to_its_teacher(bert):
 
 def test_a_shallow_student_is_not_stored_by_parts(bert):
     with pytest.raises(TypeError, match="CNNClassifier has no table at `embeddings.position_emb"):
-        Storage().apply(CNN(8, 4, (2,)).apply(bert))
+        Storage(positions="int8-row").apply(CNN(8, 4, (2,)).apply(bert))
 
 
 def test_layers_of_distilbert_can_be_removed(bert, batch):
