@@ -1,5 +1,8 @@
+import json
+
 import pytest
 
+from xtclib.cache import ROOT
 from xtclib.figures import heads
 
 FOUND = {"fp32": (100, 100, 99, 100), "1 bit": (80, 70, 40, 3)}
@@ -28,3 +31,17 @@ def test_the_encoders_title_is_what_it_shows(cosine, title):
     figure = heads.vectors_kept([ENCODER[0], ENCODER[1] | {"cosine": cosine}])
     assert figure.layout.title.text.startswith(title) and len(figure.data) == 4
     assert list(figure.data[3].y) == [90.0, 40.0]
+
+
+def test_the_page_says_what_was_measured():
+    page = " ".join((ROOT / "OWN_DATA.md").read_text(encoding="utf-8").split())
+    measured = ROOT / "data" / "results" / "deployment" / "heads.json"
+    rows = json.loads(measured.read_text(encoding="utf-8"))
+    tagger, encoder = ({row["model"]: row for row in rows[k]} for k in ("tagger", "encoder"))
+    found = tagger["3 bits"]["found"]
+    assert f"{found['PER']:.1f} % of the persons" in page
+    assert f"{found['PROD']:.1f} % of the products" in page
+    assert found["name seen"] > found["name new"]
+    four, last = encoder["4 bits"], encoder["1 bit, 1200 steps"]
+    assert f"mean cosine is {four['cosine'] / 100:.2f}" in page and 45 < four["top-1"] < 55
+    assert f"a Spearman of {last['spearman'] / 100:.2f}" in page

@@ -14,7 +14,10 @@ _KEPT = {"cosine": "cosine to the teacher's vector", "spearman": "order of all p
 
 
 def spans_found(rows: Sequence[Mapping], title: str | None = None) -> go.Figure:
-    """The share of the names that a tagger finds, by kind: rows of ``benchmarks/heads.py``."""
+    """The share of the names that a tagger finds, by kind and how many there are of it.
+
+    Rows of ``benchmarks/heads.py``.
+    """
     shown = {words: [row["found"][kind] for row in rows] for kind, words in _KINDS.items()}
     counted = rows[0]["counts"]
     names = {words: f"{words} ({counted[kind]})" for kind, words in _KINDS.items()}
@@ -25,7 +28,7 @@ def spans_found(rows: Sequence[Mapping], title: str | None = None) -> go.Figure:
         else ""
     )
     title = title or f"{rare}{worst} are lost before the rest"
-    axis = "names found, % (in brackets: how many there are)"
+    axis = "names found, %"
     return _lines({names[w]: found for w, found in shown.items()}, rows, title, axis)
 
 
