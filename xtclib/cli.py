@@ -84,8 +84,8 @@ def compress(
     from xtclib.recipes import recipe as book
     from xtclib.study import compress as study
     from xtclib.study import profiles
+    from xtclib.tasks.asked import asked as asked_for
     from xtclib.tasks.base import find_task
-    from xtclib.tasks.own import asked as asked_for
 
     theirs = bert.read_config(_path(teacher)).id2label.values() if data and teacher else ()
     asked = asked_for(task, data, [*theirs], text=text, text_pair=text_pair, label=label, kind=kind)
@@ -135,7 +135,8 @@ def evaluate(
     from xtclib import bert, teachers
     from xtclib.artefact import format
     from xtclib.study import profiles
-    from xtclib.tasks import evaluation, own, reviews
+    from xtclib.tasks import evaluation, reviews
+    from xtclib.tasks.asked import asked as asked_for
 
     if folder.suffix == ".onnx":
         from xtclib.deployment import runtimes
@@ -153,12 +154,12 @@ def evaluate(
         encodes = bert.has_no_head(model)
     if "own" in was and not (task or data):
         raise ValueError(f"{folder} was trained on rows of one's own: name their file by --data")
-    asked = own.asked(task, data, labels, was.get("own"), text=text, text_pair=text_pair,
+    asked = asked_for(task, data, labels, was.get("own"), text=text, text_pair=text_pair,
                       label=label, kind=kind) or was.get("task")  # fmt: skip
     whose = profiles.profile(profile or was.get("profile"), asked, glue_dir)
     rows = profiles.data_for(asked or whose.task, whose, glue_dir)
     if rows.task.details and rows.fingerprint != was.get("data"):
-        rows = rows.task.whole()
+        rows = rows.task.whole(rows)
     reviews.check_apart(was, rows)
     rows.task.check_labels(folder, labels)
     rows.task.check_head(folder, encodes)
@@ -354,8 +355,7 @@ def results(
         built_in = profiles.profile(entry["profile"]).data == "mini"
         entry |= {"folder": plan.parent, "glue_dir": cache.BUILT_IN if built_in else glue_dir}
     if not missing:
-        for entry in entries:
-            sweep.sweep(**entry, progress=not quiet)
+        sweep.sweeps(entries, progress=not quiet)
         return
     runs = {f"{e['profile']} · {run}": run for e in entries for run in sweep.planned(**e)}
     wanted = [name for name, run in runs.items() if run.record is None]

@@ -392,6 +392,11 @@ def test_a_sweep_goes_on_past_a_run_that_is_refused(counted, tmp_path, monkeypat
     with pytest.raises(ValueError, match=r"refused: .*xtc-1bit.* this backbone has no head$"):
         go(tmp_path, budgets="A", seeds=(0,))
     assert counted == [("ptq-8bit", "A", 0)]
+    entry = {"tasks": ["sst2"], "profile": "smoke", "folder": tmp_path / "two"}
+    both = [entry | {"recipe_names": [name]} for name in ("xtc-1bit", "ptq-4bit")]
+    with pytest.raises(ValueError, match="refused: .*xtc-1bit"):
+        study_sweep.sweeps(both)
+    assert counted[-1] == ("ptq-4bit", "A", 0)  # the next sweep of a plan goes on too
 
 
 def test_a_sweep_takes_any_iterable(counted, tmp_path):

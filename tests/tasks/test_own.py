@@ -19,7 +19,7 @@ from xtclib import cli
 from xtclib.cache import ROOT
 from xtclib.figures import records as drawn
 from xtclib.study import profiles, sweep
-from xtclib.tasks import own, reviews
+from xtclib.tasks import asked, own, reviews
 from xtclib.tasks.classification import MultiLabel
 from xtclib.tasks.rows import Split, widened
 from xtclib.training.budget import Budget
@@ -384,13 +384,13 @@ def test_a_file_that_is_called_as_a_task_is_another_one(loaded):
 
 def test_a_teachers_order_of_classes_is_taken(write):
     path = write("a.csv", HEAD + ROWS)
-    task = own.asked(None, str(path), ["b", "a"])
+    task = asked.asked(None, str(path), ["b", "a"])
     assert task.labels == ("b", "a") and task.parts["train"].labels[:2] == [1, 0]
-    assert own.asked(None, str(path), ["LABEL_0", "LABEL_1"]).labels == ("a", "b")
+    assert asked.asked(None, str(path), ["LABEL_0", "LABEL_1"]).labels == ("a", "b")
     with pytest.raises(ValueError, match="a.csv, line 2: received the class 'a', which the model"):
-        own.asked(None, str(path), ["spam", "ham"])
+        asked.asked(None, str(path), ["spam", "ham"])
     stars = write("b.csv", HEAD + "x,1\ny,2\n" * 3)
-    assert type(own.asked(None, str(stars), ["LABEL_0"])) is own.OwnNumber
+    assert type(asked.asked(None, str(stars), ["LABEL_0"])) is own.OwnNumber
 
 
 def test_a_teacher_of_few_rows_learns_for_some_steps(loaded):

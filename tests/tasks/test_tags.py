@@ -66,11 +66,12 @@ def test_scores_are_seqevals(tmp_path):
     [
         ("a.conll", "Anna B-PER\nsleeps\n", "a.conll, line 2: received 'sleeps', expected a word"),
         ("a.conll", "Anna O\n\nBen O\n", "has 1 tags"),
-        ("a.conll", "Anna B-PER\nsleeps O\n", "has 1 tagged sentences, expected two"),
+        ("a.conll", "Anna B-PER\nsleeps O\n", "has 1 tagged sentence, expected two"),
         ("a.jsonl", '{"words": ["a", "b"], "tags": ["O"]}', "line 1: received 2 words and 1 tags"),
-        ("a.jsonl", '{"words": "ab", "tags": ["O"]}', "line 1: words and tags are lists of str"),
-        ("a.jsonl", "no json", r"line 1: expected \{\"words\""),
-        ("a.conll", b"\xff\xfeA\x00", "not UTF-8 at offset 0: save it as UTF-8"),
+        ("a.jsonl", '{"words": "ab", "tags": ["O"]}', "line 1: received 'ab' in column 'words'"),
+        ("a.jsonl", '{"text": ["a"], "tags": ["O"]}', "unknown column of a.jsonl 'words'"),
+        ("a.jsonl", "no json", "line 1: .*expected one object a line"),
+        ("a.conll", b"A\xff O\n", "line 1: received byte 0xff, which is no UTF-8: save the file"),
     ],
 )
 def test_bad_files_are_told_by_line(tmp_path, name, text, message):
@@ -93,15 +94,37 @@ def test_files_of_other_systems_and_folders_are_read(tmp_path):
     assert tags(tmp_path / "rows.jsonl").labels == plain.labels == ("O", "B-PER", "I-PER")
     folder = tmp_path / "folder"
     folder.mkdir()
-    with pytest.raises(FileNotFoundError, match="no train.conll"):
+    with pytest.raises(ValueError, match="holds no training rows"):
         tags(folder)
     (folder / "train.conll").write_text(GOOD)
     (folder / "test.conll").write_text("Anna B-DOG\nsits O\n\nBen O\n")
-    with pytest.raises(ValueError, match="test of .* has the tag 'B-DOG', which training lacks"):
-        task = tags(folder)
-        task.load(task.source)
-    with pytest.raises(FileNotFoundError, match="which is not there"):
+    with pytest.raises(ValueError, match="line 1: received the tag 'B-DOG', which training lacks"):
+        tags(folder)
+    with pytest.raises(FileNotFoundError, match="no file or folder at"):
         tags(tmp_path / "nothing")
+
+
+def test_a_dataset_with_named_tags_is_read(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    names = datasets.ClassLabel(names=["O", "B-PER"])
+    features = {"tokens": datasets.List(datasets.Value("string")), "ner_tags": datasets.List(names)}
+    rows = {"tokens": [["Anna", "sleeps"], ["It", "rains"]], "ner_tags": [[1, 0], [0, 0]]}
+    found = datasets.Dataset.from_dict(rows, datasets.Features(features))
+    datasets.DatasetDict({"train": found, "test": found}).save_to_disk(tmp_path / "saved")
+    task = tags(tmp_path / "saved")
+    assert task.labels == ("O", "B-PER") and task.details["own"]["label"] == "ner_tags"
+    data = task.load()
+    assert data.evaluation["test"].labels == [[1, 0], [0, 0]]
+    assert data.evaluation["test"].first == rows["tokens"]
+
+
+def test_a_file_that_the_model_never_saw_is_scored_whole(tmp_path):
+    (tmp_path / "a.conll").write_text(GOOD)
+    task = tags(tmp_path / "a.conll", labels=["B-PER", "O", "I-PER"])
+    assert task.labels == ("B-PER", "O", "I-PER")
+    assert len(task.whole(task.load()).evaluation["test"]) == 3
+    with pytest.raises(ValueError, match="received the tag 'B-PER', which the model lacks"):
+        tags(tmp_path / "a.conll", labels=["O", "I-PER"])
 
 
 def test_the_generated_set_is_the_same_everywhere(tmp_path):

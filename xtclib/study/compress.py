@@ -87,18 +87,19 @@ def compress(
     check_report_to(report_to)
     spent = chosen.budget(budget, recipe)
     budget_name = budget if isinstance(budget, str) else "custom"
+    # Several files may have one name; what is in them was read when the task was made.
+    data = profiles.data_for(task, chosen, glue_dir) if task.details else None
     target = None
     if out is not None:
         out = Path(out).expanduser()
         by = teacher.key if isinstance(teacher, Teacher) else teacher
-        # Several files may have one name; what is in them was read when the task was made.
-        which = [profiles.data_for(task, chosen).fingerprint] if task.details else []
+        which = [data.fingerprint] if data else []
         claim = _claim(out, recipe.hash, task.name, chosen.name, asdict(spent), seed, by, glue_dir,
                        *which)  # fmt: skip
         target = out, claim
         if not claim.is_file():
             processes.agreed(lambda: check_new_folder(out))
-    data = profiles.data_for(task, chosen, glue_dir)
+    data = data or profiles.data_for(task, chosen, glue_dir)
     say(f"data     {data.source}")
     arguments = recipe, chosen, spent, budget_name, seed, data
     if teacher is None and (bare := profiles.stand_in(data, chosen)):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from xtclib.files import check_new_file
 from xtclib.recipes import recipe as recipes
@@ -92,6 +93,18 @@ def sweep(
         others = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         raise ValueError(f"refused: {refused[0]}{others}")
     return found
+
+
+def sweeps(entries: Iterable[Mapping[str, Any]], progress: bool = True) -> None:
+    """Several sweeps, each the arguments of one; what was refused in any is told at the end."""
+    refused = []
+    for entry in entries:
+        try:
+            sweep(**entry, progress=progress)
+        except ValueError as error:
+            refused.append(str(error))
+    if refused:
+        raise ValueError("; ".join(refused))
 
 
 def _current(path: Path, today: tuple, teacher_key: Callable[..., str]) -> Record | None:

@@ -69,9 +69,9 @@ class Task(ABC):
         """The task under a teacher of this folder or Hub id, for one whose rows depend on it."""
         return self
 
-    def whole(self) -> TaskData:
-        """The rows to score a model on that never saw them: all, where the task knows to."""
-        return self.load(self.source)
+    def whole(self, data: TaskData) -> TaskData:
+        """What of ``data`` to score a model on that never saw it: all, where the task knows to."""
+        return data
 
     def texts(self, data: TaskData) -> list[str]:
         """What a stage that guesses masked words reads: the training rows, without their labels."""
@@ -209,10 +209,15 @@ def find_task(name: str | Task) -> Task:
     return _TASKS[_plain(name)]
 
 
+def file_name(source: str | Path) -> str:
+    """What a file or folder is called, wherever it is named from; a Hub id as it is."""
+    path = Path(source).expanduser()
+    return path.resolve().name if path.exists() else str(source)
+
+
 def own_name(source: str | Path) -> str:
     """A file's name as a task's, which is no other task's."""
-    path = Path(source).expanduser()
-    name = slug(Path(path.resolve().name if path.exists() else str(source)).stem).lower()
+    name = slug(Path(file_name(source)).stem).lower()
     return f"own-{name}" if _plain(name) in _TASKS else name
 
 

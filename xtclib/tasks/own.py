@@ -6,7 +6,7 @@ not told is chosen by what the columns hold, and said in the ``source`` of its r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,12 @@ import numpy as np
 
 from xtclib.config import short
 from xtclib.files import cut, unknown
-from xtclib.tasks.base import Task, TaskData, own_name
+from xtclib.tasks.base import Task, TaskData, file_name, own_name
 from xtclib.tasks.classification import Classification, MultiLabel, Regression
 from xtclib.tasks.labels import columns_of, kind_of, names_of, read, split
 from xtclib.tasks.metrics import METRICS
 from xtclib.tasks.rows import Split
 from xtclib.tasks.tables import read_parts
-from xtclib.tasks.tags import tags
-from xtclib.tasks.vectors import vectors
 
 DEV, DEV_ROWS = 0.1, 2000  # what is cut off to score on
 
@@ -56,10 +54,10 @@ class Own(Task):
         note = f"the dev rows are a tenth{' of each class' * stratified}, cut off by seed 0"
         return self._data(_cut_off(parts["train"], stratified), note, limit)
 
-    def whole(self) -> TaskData:
+    def whole(self, data: TaskData) -> TaskData:
         """All of a file to be scored, for a model that never saw it; or the part that is for it."""
         if len(self.parts) > 1:
-            return self.load()
+            return data
         return self._data({"test": self.parts["train"]}, "all of them scored")
 
     def score(self, answers: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
@@ -73,7 +71,7 @@ class Own(Task):
         train = kept.pop("train", Split([], None, []))
         held_out = kept.pop("dev") if len(kept) > 1 else None
         where = [*self.said, f"{counts} rows, {note}", f"scored by {', '.join(self.metrics)}"]
-        source = f"{_name_of(self.source)}: {'; '.join(where)}"
+        source = f"{file_name(self.source)}: {'; '.join(where)}"
         return TaskData(self, train, kept, source, f"{self.title} {next(iter(kept))}", held_out)
 
 
@@ -93,7 +91,6 @@ class OwnNumber(Own, Regression):
 
 
 KINDS: dict[str, Any] = {"classes": OwnClasses, "labels": OwnLabels, "number": OwnNumber}
-OTHERS = "tags", "vectors"  # of files without columns
 
 
 def own(
@@ -116,10 +113,8 @@ def own(
     what no task can be made of.
     """
     tables = read_parts(source)
-    if kind in OTHERS:
-        raise ValueError(f"{source} as {kind}: xtclib.{kind}(file) makes that task")
     if kind is not None and kind not in KINDS:
-        raise unknown("kind", kind, (*KINDS, *OTHERS))
+        raise unknown("kind", kind, KINDS)
     columns = columns_of(tables["train"], text, text_pair, label)
     rows = {part: read(table, *columns) for part, table in tables.items()}
     kind = kind or kind_of(rows["train"])
@@ -131,7 +126,7 @@ def own(
     if wrong := [name for name in metrics if name not in METRICS]:
         raise unknown("metric", wrong[0], METRICS)
     if len(parts["train"]) < 2 and not labels:
-        raise ValueError(f"{_name_of(source)} has one row, expected two at least")
+        raise ValueError(f"{file_name(source)} has one row, expected two at least")
     about = {"text": columns[0], "text_pair": columns[1], "label": columns[2], "kind": kind,
              "metrics": list(metrics)}  # fmt: skip
     said = ["texts in " + " and ".join(f"'{name}'" for name in columns[:2] if name)]
@@ -147,37 +142,6 @@ def own(
     primary = "matthews" if "matthews" in metrics else metrics[0]
     return KINDS[kind](name=name, title=name, labels=names, metrics=metrics, primary=primary,
                        source=str(source), parts=parts, about=about, said=tuple(said))  # fmt: skip
-
-
-def asked(
-    task: str | None, data: str | None, names: Sequence[str] = (),
-    before: Mapping[str, Any] | None = None, **given: str | None,
-) -> Any:  # fmt: skip
-    """What a command is about: ``task``, or the task made of ``data`` by the columns ``given``.
-
-    ``names``: of a model's outputs, if there is one; ``before``: the columns that it remembers.
-    """
-    told = {name: value for name, value in given.items() if value is not None}
-    kind = told.get("kind") or (before or {}).get("kind")
-    if data is None:
-        if told:
-            raise ValueError(f"--{next(iter(told)).replace('_', '-')} is of --data: name that too")
-        return task
-    if task is not None:
-        raise ValueError("received --task and --data, expected one of them")
-    answers = {"kind": "number"} if len(names) == 1 else {}
-    named = bool(names) and not names[0].upper().startswith("LABEL_")
-    if kind in OTHERS or (kind is None and data.endswith(".conll")):
-        if columns := told.keys() - {"kind"}:
-            why = f"--{min(columns).replace('_', '-')} names a column"
-            raise ValueError(f"{why}, and rows of {kind or 'tags'} have none: leave it out")
-        return vectors(data) if kind == "vectors" else tags(data, names if named else ())
-    return own(data, **(answers | dict(before or {}) | told), labels=names if named else None)
-
-
-def _name_of(source: str | Path) -> str:
-    path = Path(source).expanduser()
-    return path.resolve().name if path.exists() else str(source)
 
 
 def _cut_off(rows: Split, stratified: bool) -> dict[str, Split]:

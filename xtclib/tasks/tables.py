@@ -1,4 +1,4 @@
-"""Tables that people have: CSV, TSV and JSON lines, folders of them, datasets saved or on the Hub.
+"""Tables that people have: CSV, TSV, JSON lines and CoNLL, folders of them, datasets.
 
 Everything is read as text or Arrow; nothing that a file holds is executed. What is wrong with a
 file is a ``ValueError`` that names it and the line.
@@ -20,7 +20,7 @@ from typing import Any
 from xtclib.files import cut, first_line, unknown
 
 PARTS = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "test": "test"}
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".conll")
 # How Arrow's columns of text, numbers and class names are called; pictures and sounds stay closed.
 _READ = {"Value", "ClassLabel", "List", "LargeList", "Sequence"}
 _LONGEST = 10**8  # letters of a cell; the module csv stops at 131,072
@@ -71,10 +71,10 @@ def read_table(path: Path) -> Table:
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(
             f"{path.name} is no file of rows that is read here: expected {', '.join(SUFFIXES)}; "
-            "tagged words are of --kind tags, plain texts of --kind vectors"
+            "plain texts are of --kind vectors"
         )
-    read = _separated if path.suffix.lower() in (".csv", ".tsv") else _json_lines
-    table = read(path, _text(path))
+    readers = {".csv": _separated, ".tsv": _separated, ".conll": _conll}
+    table = readers.get(path.suffix.lower(), _json_lines)(path, _text(path))
     if not table.lines:
         raise ValueError(f"{path.name} has no rows: expected names of columns, and rows below them")
     return table
@@ -164,6 +164,28 @@ def _json_lines(path: Path, lines: io.StringIO) -> Table:
         begins.append(number)
     names = dict.fromkeys(name for row in rows for name in row)
     return Table(path.name, {name: [row.get(name) for row in rows] for name in names}, begins)
+
+
+def _conll(path: Path, lines: io.StringIO) -> Table:
+    """A word a line, its tag in the last column, a blank line between sentences, as CoNLL's."""
+    words, tags, begins = list[list[str]](), list[list[str]](), list[int]()
+    inside = False
+    for number, line in enumerate(lines, 1):
+        cells = line.strip().split("\t") if "\t" in line else line.split()
+        if not line.strip() or cells[0] == "-DOCSTART-":
+            inside = False
+            continue
+        if len(cells) < 2 or not cells[-1].strip():
+            received = f"received {cut(repr(line.strip()), 40)}"
+            raise ValueError(f"{path.name}, line {number}: {received}, expected a word and its tag")
+        if not inside:
+            words.append([])
+            tags.append([])
+            begins.append(number)
+            inside = True
+        words[-1].append(cells[0].strip())
+        tags[-1].append(cells[-1].strip())
+    return Table(path.name, {"words": words, "tags": tags}, begins)
 
 
 def _folder(path: Path) -> dict[str, Table]:

@@ -1,13 +1,12 @@
 """A tag for every word: names, parts of speech.
 
-Files hold one word a line with its tag in the last column and a blank line between sentences, as
-CoNLL's do, or, as ``.jsonl``, ``{"words": […], "tags": […]}`` a line.
+A row is a sentence, as a list of words and a list of tags: from a ``.conll`` file, JSON lines, or a
+dataset (:mod:`.tables`).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,17 +19,20 @@ from transformers import AutoModelForTokenClassification
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from xtclib.config import short
-from xtclib.tasks.base import Task, TaskData, own_name
+from xtclib.files import cut
+from xtclib.tasks.base import TaskData, file_name, own_name
+from xtclib.tasks.own import Own
 from xtclib.tasks.rows import Rows, Split
+from xtclib.tasks.tables import Table, read_parts
 
 IGNORED = -100  # the label of a token that begins no word
 OUTSIDE = "O"
-KINDS = ".conll", ".txt", ".tsv", ".jsonl"
-MOST_TAGS = 1000
+WORDS, TAGS = ("words", "tokens"), ("tags", "ner_tags", "pos_tags")
+MOST = 1000  # tags
 
 
 @dataclass(frozen=True)
-class Tags(Task):
+class Tags(Own):
     """A tag for every word, scored by the spans that the tags name.
 
     A word's tag is learned and read at its first token (Devlin et al. 2019, arXiv:1810.04805,
@@ -38,25 +40,14 @@ class Tags(Task):
     them: a span with one wrong word is wrong. Words past the longest length count as outside.
     """
 
-    name: str
-    title: str
-    labels: tuple[str, ...]
-    source: str  # a file, or a folder with train, and dev or test
+    name: str = ""
+    title: str = ""
+    labels: tuple[str, ...] = ()
     primary: str = "f1"
+    metrics: tuple[str, ...] = ("f1", "precision", "recall", "accuracy")
     model_class: ClassVar[Any] = AutoModelForTokenClassification
     heads: ClassVar[tuple[str, ...]] = ("classifier.weight",)
     augments: ClassVar[bool] = False
-
-    def load(self, source: str, limit: int | None = None) -> TaskData:
-        """The rows of a file, a tenth of them kept apart to score on, or of a folder's files."""
-        return _load(self, Path(source), limit)
-
-    @property
-    def details(self) -> dict[str, Any]:
-        return {"own": {"kind": "tags"}}
-
-    def whole(self) -> TaskData:
-        return _load(self, Path(self.source), None, whole=True)
 
     def texts(self, data: TaskData) -> list[str]:
         return [" ".join(words) for words in data.train.first]
@@ -132,113 +123,66 @@ class Tags(Task):
         return self.score([[common] * len(row) for row in split.labels], split.labels)
 
 
-def tags(source: str | Path, labels: Sequence[str] = ()) -> Tags:
-    """The task of a tagged file or folder; its ``labels`` are the tags of the training rows.
+def tags(source: str | Path, text: str | None = None, label: str | None = None,
+         labels: Sequence[str] | None = None) -> Tags:  # fmt: skip
+    """The task of a tagged file, folder or dataset; :func:`.tables.read_parts` says which.
 
-    Raises ``FileNotFoundError`` where there is none, ``ValueError``, with file and line, for
-    rows that are not words with tags.
+    ``text``, ``label``: the columns, unless they are called as in ``WORDS`` and ``TAGS``.
+    ``labels``: the tags in the order of a model's outputs; else those of the training rows.
+    Raises ``FileNotFoundError`` where there is none, ``ValueError``, with file and line, for rows
+    that are not words with tags.
     """
-    path = Path(source).expanduser()
-    train = _read(_parts(path)["train"])
-    found = list(labels) or sorted(
-        {tag for _, row in train for tag in row}, key=lambda tag: (tag != OUTSIDE, tag)
-    )
-    if len(found) < 2 or len(found) > MOST_TAGS:
-        raise ValueError(
-            f"{path} has {len(found)} tags ({short(', '.join(found))}), expected 2 to {MOST_TAGS}: "
-            "the tag is the last column"
-        )
-    return Tags(own_name(path), path.stem, tuple(found), str(path))
+    tables = read_parts(source)
+    columns = _column(tables["train"], text, WORDS), _column(tables["train"], label, TAGS)
+    rows = {part: _sentences(table, *columns) for part, table in tables.items()}
+    where = file_name(source)
+    if len(rows["train"]) < 2 and not labels:
+        raise ValueError(f"{where} has {len(rows['train'])} tagged sentence, expected two or more")
+    found = labels or sorted({tag for *_, row in rows["train"] for tag in row}, key=_order)
+    if not 2 <= len(found) <= MOST:
+        listed = cut(", ".join(map(str, found)), 80)
+        raise ValueError(f"{where} has {len(found)} tags ({listed}), expected 2 to {MOST}")
+    who = "the model" if labels else "training"
+    parts = {part: _split(sentences, found, who) for part, sentences in rows.items()}
+    about = {"kind": "tags", "text": columns[0], "label": columns[1]}
+    said = (f"words in '{columns[0]}'", f"{len(found)} tags in '{columns[1]}'")
+    return Tags(name=own_name(source), title=own_name(source), labels=tuple(found),
+                source=str(source), parts=parts, about=about, said=said)  # fmt: skip
 
 
-def _parts(path: Path) -> dict[str, Path]:
-    """A file as ``train``; of a folder ``train`` and what is scored, ``dev`` or ``test``."""
-    if path.is_file():
-        return {"train": path}
-    if not path.is_dir():
-        raise FileNotFoundError(f"received '{path}', which is not there: expected a tagged file")
-    files = {f.stem: f for f in sorted(path.iterdir()) if f.suffix in KINDS}
-    if "train" not in files:
-        raise FileNotFoundError(
-            f"no train{', train'.join(KINDS)} in '{path}': expected it, and dev or test beside it"
-        )
-    names = {"dev": "dev", "valid": "dev", "validation": "dev", "test": "test"}
-    scored = {names[stem]: file for stem, file in files.items() if stem in names}
-    return {"train": files["train"], **dict(list(sorted(scored.items()))[:1])}
+def _order(tag: str) -> tuple[bool, str]:
+    return tag != OUTSIDE, tag
 
 
-def _load(task: Tags, path: Path, limit: int | None, whole: bool = False) -> TaskData:
-    parts = {name: _read(file) for name, file in _parts(path).items()}
-    if len(parts) == 1 and whole:
-        parts["rows"] = parts["train"]
-    if len(parts) == 1:
-        rows = parts["train"]
-        order = np.random.default_rng(0).permutation(len(rows)).tolist()
-        apart = set(order[: max(len(rows) // 10, 1)])
-        parts = {"train": [row for i, row in enumerate(rows) if i not in apart],
-                 "dev": [rows[i] for i in sorted(apart)]}  # fmt: skip
-    ids, splits = {tag: i for i, tag in enumerate(task.labels)}, {}
-    for name, rows in parts.items():
-        new = sorted({tag for _, row in rows for tag in row} - ids.keys())
-        if new:
-            raise ValueError(f"{name} of {path} has the tag {short(new[0])}, which training lacks")
-        words, labels = zip(*((w, [ids[t] for t in row]) for w, row in rows[:limit]), strict=True)
-        splits[name] = Split(list(words), None, list(labels))
-    train = splits.pop("train")
-    counts = ", ".join(f"{len(s)} {name}" for name, s in splits.items())
-    said = f"{path.name}: {len(train)} train, {counts} sentences, {task.num_labels} tags, span F1"
-    return TaskData(task, train, splits, said, f"{task.title} {' and '.join(splits)}")
+def _column(table: Table, told: str | None, usual: Sequence[str]) -> str:
+    """The column told, else the one with a usual name; ``ValueError`` where there is none."""
+    name = told or next((name for name in usual if name in table.columns), usual[0])
+    table.column(name)
+    return name
 
 
-def _read(path: Path) -> list[tuple[list[str], list[str]]]:
-    """Sentences as words and tags."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 at offset {error.start}: save it as UTF-8") from None
-    lines = enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1)
-    rows = list(_json_rows(path, lines) if path.suffix == ".jsonl" else _columns(path, lines))
-    if len(rows) < 2:
-        raise ValueError(f"{path} has {len(rows)} tagged sentences, expected two or more")
-    return rows
-
-
-Lines = Iterator[tuple[int, str]]
-
-
-def _columns(path: Path, lines: Lines) -> Iterator[tuple[list[str], list[str]]]:
-    words, tags = list[str](), list[str]()
-    for number, line in [*lines, (0, "")]:
-        cells = line.split("\t") if "\t" in line else line.split()
-        if not line.strip() or cells[0] == "-DOCSTART-":
-            if words:
-                yield words, tags
-                words, tags = [], []
-            continue
-        if len(cells) < 2 or not cells[0].strip() or not cells[-1].strip():
-            raise ValueError(
-                f"{path}, line {number}: received {short(line)}, expected a word and its tag"
-            )
-        words.append(cells[0].strip().replace(" ", "_"))
-        tags.append(cells[-1].strip())
-
-
-def _json_rows(path: Path, lines: Lines) -> Iterator[tuple[list[str], list[str]]]:
-    for number, line in lines:
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-            words, tags = row["words"], row["tags"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise ValueError(f'{where}: expected {{"words": […], "tags": […]}}') from None
-        told = [w for part in (words, tags) for w in (part if isinstance(part, list) else [None])]
-        if not all(isinstance(w, str) and w.strip() for w in told):
-            raise ValueError(f"{where}: words and tags are lists of strings that are not empty")
+def _sentences(table: Table, text: str, label: str) -> list[tuple[str, list[str], list[str]]]:
+    """Where each sentence stands, its words and its tags."""
+    found = []
+    for row, (words, tags) in enumerate(zip(table.column(text), table.column(label), strict=True)):
+        where = table.at(row)
+        for name, cell in ((text, words), (label, tags)):
+            listed = isinstance(cell, list) and all(isinstance(x, str) and x.strip() for x in cell)
+            if not listed or not cell:
+                received = f"received {short(cell)} in column '{name}'"
+                raise ValueError(f"{where}: {received}, expected a list of words that has some")
         if len(words) != len(tags):
-            raise ValueError(
-                f"{where}: received {len(words)} words and {len(tags)} tags, expected one a word"
-            )
-        if words:
-            yield ["_".join(word.split()) for word in words], tags
+            received = f"received {len(words)} words and {len(tags)} tags"
+            raise ValueError(f"{where}: {received}, expected one a word")
+        found.append((where, ["_".join(word.split()) for word in words], tags))
+    return found
+
+
+def _split(sentences: list[tuple[str, list[str], list[str]]], known: Sequence[str], who: str
+           ) -> Split:  # fmt: skip
+    ids, labels = {tag: i for i, tag in enumerate(known)}, []
+    for where, _, tags in sentences:
+        if new := [tag for tag in tags if tag not in ids]:
+            raise ValueError(f"{where}: received the tag {short(new[0])}, which {who} lacks")
+        labels.append([ids[tag] for tag in tags])
+    return Split([words for _, words, _ in sentences], None, labels)  # type: ignore[misc]

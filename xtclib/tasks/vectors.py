@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,10 +22,14 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from xtclib.bert import read_config, text_vectors
 from xtclib.files import sha256
 from xtclib.tasks.base import Task, TaskData, own_name
-from xtclib.tasks.masked import unlabelled
+from xtclib.tasks.evaluation import answers
+from xtclib.tasks.masked import split_texts, unlabelled
 from xtclib.tasks.rows import Rows, Split
 
-APART = 1000  # texts to judge by, at most
+_UNLABELLED = (
+    "vectors have no labels to learn from: take a recipe that learns from its teacher, as xtc-1bit "
+    "does"
+)
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,8 @@ class Vectors(Task):
         texts = list(dict.fromkeys(unlabelled(source)))
         if len(texts) < 20:
             raise ValueError(f"{source} has {len(texts)} different texts, expected 20 or more")
-        order = np.random.default_rng(0).permutation(len(texts)).tolist()
-        count = min(max(len(texts) // 10, 10), APART)
-        apart, rest = [texts[i] for i in order[:count]][:limit], order[count:][:limit]
-        train = Split([texts[i] for i in rest], None, [0] * len(rest))
+        rest, apart = (some[:limit] for some in split_texts(texts, max(0.1, 10 / len(texts))))
+        train = Split(rest, None, [0] * len(rest))
         splits = {"apart": Split(apart, None, list(range(len(apart))))}
         where = f"{Path(source).name}: {len(train)} train texts, {len(apart)} apart"
         if self.rated:
@@ -70,7 +71,7 @@ class Vectors(Task):
             where += f", {len(splits['rated'])} rated pairs"
         weights = sorted(Path(self.teacher_path).glob("model*.safetensors"))
         judge = sha256(weights[0]) if weights else self.teacher_path
-        judged = replace(self, known=_known(self.teacher_path, tuple(apart)), judge=judge)
+        judged = replace(self, known=encode(self.teacher_path, apart), judge=judge)
         return TaskData(judged, train, splits, where, "Vectors")
 
     def taught_by(self, path: str | Path) -> Vectors:
@@ -100,7 +101,7 @@ class Vectors(Task):
         return text_vectors(output.last_hidden_state, mask) if given is None else given
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        raise NotImplementedError("vectors have no labels")
+        raise ValueError(_UNLABELLED)
 
     def compare(self, student: Tensor, teacher: Tensor, loss=None) -> Tensor:
         """``mean ‖s − t‖² = 2 − 2·cos(s, t)`` over the batch, whatever the objective takes."""
@@ -136,8 +137,7 @@ class Vectors(Task):
 
     def check(self, objective, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         if objective.labels:
-            why = "vectors have no labels to learn from"
-            raise ValueError(f"{why}: take a recipe that learns from its teacher, as xtc-1bit does")
+            raise ValueError(_UNLABELLED)
         if objective.logits and student.config.hidden_size != teacher.config.hidden_size:
             widths = f"{student.config.hidden_size} and its teacher's {teacher.config.hidden_size}"
             raise ValueError(f"the student's vectors are {widths} wide: take one as wide")
@@ -154,25 +154,11 @@ def vectors(source: str | Path, teacher: str | Path = "", rated: str | Path = ""
                    str(rated))  # fmt: skip
 
 
-@torch.inference_mode()
 def encode(path: str | Path, texts: Sequence[str], max_length: int = 256) -> np.ndarray:
     """The vectors (texts, width) that a saved encoder gives, as :class:`Vectors` reads them."""
-    model = AutoModel.from_pretrained(
-        path, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
-    ).eval()
+    task, rows = Vectors(), Split(list(texts), None, [0] * len(texts))
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    found = []
-    for start in range(0, len(texts), 64):
-        batch = tokenizer(list(texts[start : start + 64]), padding=True, truncation=True,
-                          max_length=max_length, return_tensors="pt")  # fmt: skip
-        states = model(**batch).last_hidden_state
-        found.append(text_vectors(states, batch["attention_mask"]).numpy())
-    return np.concatenate(found)
-
-
-@lru_cache(maxsize=2)
-def _known(path: str, texts: tuple[str, ...]) -> np.ndarray:
-    return encode(path, texts)
+    return np.stack(answers(task.load_model(path), tokenizer, task, rows, max_length))
 
 
 def _cosines(vectors: np.ndarray) -> np.ndarray:
