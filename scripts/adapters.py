@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from xtclib import teachers
 from xtclib.files import staged_folder, write_json
 from xtclib.study import profiles
-from xtclib.tasks.evaluation import evaluate
+from xtclib.tasks import TaskData
+from xtclib.tasks.evaluation import evaluate, predict
 
 RANK, WORD_RANK = 8, 4
 LORA = {"r": RANK, "lora_alpha": RANK,  # a scale of one: the product is the difference
@@ -91,16 +92,27 @@ def make(task: str) -> Path:
     return target
 
 
+def confidence(teacher: teachers.Teacher, data: TaskData) -> float | None:
+    """The mean share that a teacher gives the class it chooses, on the test rows; of classes."""
+    if data.task.num_labels < 2:
+        return None
+    rows, length = data.evaluation["test"], profiles.profile("reviews").teacher.max_length
+    logits = predict(teacher.model, teacher.tokenizer, rows, length)
+    return float(torch.from_numpy(logits).softmax(-1).amax(-1).mean())
+
+
 def compare(task: str, seeds: range = range(3)) -> None:
-    """Scores of fully fine-tuned teachers on the adapter's test rows, kept beside it."""
+    """Scores of fully fine-tuned teachers on the adapter's test rows, and how sure both are."""
     chosen = profiles.profile("reviews")
     data, backbone = profiles.data_for(task, chosen), profiles.backbone_for(chosen)
-    scores = []
+    shipped = teachers.shipped(backbone, data)
+    scores, sure = [], {"adapter": confidence(shipped, data), "full": []}
     for seed in seeds:
         full = teachers.fine_tuned(backbone, data, chosen.teacher, seed)
         length = chosen.teacher.max_length
         scores.append(evaluate(full.model, full.tokenizer, data, length)["test"]["score"])
-        found = {"seeds": list(seeds)[: len(scores)], "scores": scores}
+        sure["full"].append(confidence(full, data))
+        found = {"seeds": list(seeds)[: len(scores)], "scores": scores, "confidence": sure}
         write_json(teachers.ADAPTERS / task / "full.json", found)
         print(f"{task}, fully fine-tuned, seed {seed}: {scores[-1]:.2f}")
 
