@@ -87,7 +87,8 @@ class XtcQuantizer(HfQuantizer):
     """
 
     requires_calibration = True
-    packed = True
+    packed = True  # the model, now
+    packs = True  # as it is saved
 
     @property
     def is_trainable(self) -> bool:
@@ -130,7 +131,7 @@ class XtcQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(self, model):
         """Floats as fp16, bytes as they are, a sha256 for each, and what the config must say."""
         chosen = [technique(item) for item in self.quantization_config.techniques]
-        if chosen and any(hasattr(module, "stored") for module in model.modules()):
+        if self.packs and chosen and any(hasattr(module, "stored") for module in model.modules()):
             model = finalize(copy.deepcopy(model), chosen)
         tensors = {
             name: (t.detach().half() if t.is_floating_point() else t.detach()).cpu().contiguous()
@@ -192,8 +193,9 @@ def finalize(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrai
     return model
 
 
-def _mark_(model: PreTrainedModel, quantizer: XtcQuantizer) -> None:
+def _mark_(model: PreTrainedModel, quantizer: XtcQuantizer, packs: bool = True) -> None:
     """Says by what a model is saved, and whether it is packed now; in place."""
+    quantizer.packs = packs
     quantizer.packed = any(isinstance(module, Stored) for module in model.modules())
     model.config.quantization_config = quantizer.quantization_config
     model.hf_quantizer, model.is_quantized = quantizer, quantizer.packed
@@ -218,11 +220,13 @@ def trainable(model: PreTrainedModel, pack: bool = True) -> PreTrainedModel:
             replace_module_(model, name, module.trainable())
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None and not pack:
+        said = [item for item in held(model.config) if technique(item).reshapes]
         quantizer.remove_quantization_config(model)
         layers = surgery.uneven(model)
-        quantizer = XtcQuantizer(XtcConfig(layers=layers), pre_quantized=True) if layers else None
+        structure = XtcConfig(said, layers=layers) if said or layers else None
+        quantizer = structure and XtcQuantizer(structure, pre_quantized=True)
     if quantizer is not None:
-        _mark_(model, quantizer)
+        _mark_(model, quantizer, pack)
     return model
 
 

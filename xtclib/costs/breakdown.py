@@ -56,6 +56,7 @@ _RULES = tuple(
 )  # fmt: skip
 # ALBERT's shared layer has another name: it is told by how often it was called.
 _LAYER = re.compile(r"\b(?:layers?|h|forwards|backwards)\.(\d+)(?:\.|$)")
+_FACTOR = re.compile(r"\.(down|up|table)$")  # of a matrix or table, as which it counts
 _ATTENTION = re.compile(r"(^|\.)(attention\.self|attention|attn)$")
 
 
@@ -65,6 +66,7 @@ def component_of(name: str) -> str:
     >>> component_of("bert.encoder.layer.3.attention.self.query")
     'query, key, value'
     """
+    name = _FACTOR.sub("", name)
     return next((found for pattern, found in _RULES if pattern.search(name)), "other")
 
 
@@ -195,7 +197,7 @@ def _price(model: nn.Module, batch: int, length: int) -> tuple[Part, ...]:
             numbers = out.numel() if isinstance(out, Tensor) else 0
             part = parts[component, layer]
             part["parameters"] += sum(p.numel() for p in new)
-            if component == "query, key, value":
+            if component == "query, key, value" and not _FACTOR.search(name):
                 projected.setdefault(layer, []).append(out)
             if _ATTENTION.search(name) and layer in projected:
                 parts["attention", layer].update(_attention(model.config, projected.pop(layer)))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from xtclib.bert import Kinds, encoder_linears, replace_module_
+from xtclib.bert import Kinds, encoder_layers, replace_module_
 from xtclib.config import Named, Registry, config
 from xtclib.tasks.rows import Calibration
 
@@ -29,6 +29,7 @@ class Technique(Named):
     a ``TrainerCallback``: any training loop can call them.
     """
 
+    reshapes: ClassVar[bool] = False  # what it leaves is no ordinary model, packed or not
     prunes: ClassVar[bool] = False  # removes weights, heads, neurons, width or vocabulary
     needs_task: ClassVar[str | None] = None  # the one task of a stage that it goes with
     percent: ClassVar[str | None] = None  # the field that `nip-90` sets, in hundredths
@@ -228,7 +229,8 @@ def check_plain(model: nn.Module, what: str, allowed: Kinds = ()) -> None:
 
     Such a layer says so itself: its ``refusal`` ends the sentence that ``what`` begins.
     """
-    for linear in encoder_linears(model).values():
-        refusal = getattr(linear, "refusal", None)
-        if refusal and not isinstance(linear, allowed):
+    inside = {module for layer in encoder_layers(model) for module in layer.modules()}
+    for module in inside:
+        refusal = getattr(module, "refusal", None)
+        if refusal and not isinstance(module, allowed):
             raise ValueError(f"{what} {refusal}")

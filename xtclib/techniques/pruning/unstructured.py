@@ -16,6 +16,7 @@ from xtclib.bert import encoder_linears, linear_of, replace_module_
 from xtclib.config import READ, Count, Expect, Flag, NotNegative, Positive, Share, Whole, config
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import Technique, copied, pack_, register
+from xtclib.techniques.factorization.layers import LowRankLinear
 from xtclib.techniques.pruning import masks
 from xtclib.techniques.pruning.importance import CRITERIA, Criterion, Magnitude
 from xtclib.techniques.pruning.layers import MaskedLinear, SparseLinear
@@ -111,7 +112,7 @@ class Sparsify(Technique):
             masks.check_pattern(self.pattern, linear.weight.shape)
             if isinstance(linear, MaskedLinear):
                 raise ValueError("the model is pruned already: one sparsify takes all that goes")
-        model = copied(model, self.name)
+        model = copied(model, self.name, LowRankLinear)  # its factors are matrices as any other
         if not self.sparsity:
             return model
         rate = self.criterion.score_learning_rate

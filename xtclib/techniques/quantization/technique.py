@@ -62,8 +62,7 @@ class Quantize(Technique):
         check_finite(model, "cannot quantize this model")
         self._replace_(model, quantizing)
         if self.embeddings is not None:
-            table = QuantEmbedding.from_embedding(model.get_input_embeddings(), self.embeddings)
-            model.set_input_embeddings(table)
+            _set_words_(model, QuantEmbedding.from_embedding, self.embeddings)
         if self.attention is not None:
             quantize_attention_(model, self.attention)
         if data is not None and self.activations is not None and self.activations.learned:
@@ -78,8 +77,7 @@ class Quantize(Technique):
     def rebuild(self, model: PreTrainedModel) -> None:
         self._replace_(model, _empty)
         if self.embeddings is not None:
-            table = PackedEmbedding.like(model.get_input_embeddings(), self.embeddings)
-            model.set_input_embeddings(table)
+            _set_words_(model, PackedEmbedding.like, self.embeddings)
         if self.attention is not None:
             quantize_attention_(model, self.attention)
 
@@ -91,6 +89,15 @@ class Quantize(Technique):
         for name, linear in bert.encoder_linears(model, (nn.Linear, Stored)).items():
             block = name.rpartition(".")[0]
             bert.replace_module_(model, name, make(linear, self.weights, inputs[block]))
+
+
+def _set_words_(model: PreTrainedModel, make: Callable, scheme: Scheme) -> None:
+    """Replaces the word table, or the narrower one of a factorized table."""
+    words = model.get_input_embeddings()
+    if hasattr(words, "table"):
+        words.table = make(words.table, scheme)
+    else:
+        model.set_input_embeddings(make(words, scheme))
 
 
 def _empty(linear: nn.Module, weights: Scheme, inputs: InputQuantizer) -> nn.Module:

@@ -1,0 +1,1 @@
+"""Factorization: a matrix as the product of two thin ones."""
