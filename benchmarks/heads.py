@@ -1,12 +1,14 @@
 """What a tagger and a sentence encoder lose first, as their weights lose bits.
 
-    python benchmarks/heads.py [--steps 30,100,300] [--longest 1200] [--out FILE.json]
+    python benchmarks/heads.py [--steps 30,100,300] [--longest 12000] [--glue-dir DIR] [--out FILE]
 
 A MiniLM that learned the generated names (`scripts/names.py`) and the plain MiniLM as an encoder of
-movie reviews. Both are rounded to 8, 4, 3 and 2 bits without training; then to one bit, trained by
-`xtc-1bit` for some steps, the encoder for longer too. Of the tagger: the share of spans found, by
-kind, and by whether the name stands in the training rows. Of the encoder: the mean cosine to the
-teacher's vectors, the rank correlation of all pairs' cosines, and the nearest others that stay so.
+reviews, tweets and editorials. Both are rounded to 8, 4, 3 and 2 bits without training; then to one
+bit, trained for some steps: the tagger by `xtc-1bit`, the encoder by `logits-1bit`, for longer too,
+and once by `xtc-1bit`. Of the tagger: the share of spans found, by kind, and by whether the name
+stands in the training rows. Of the encoder, on texts kept apart: the mean cosine to the teacher's
+vectors, the rank correlation of all pairs' cosines, and the nearest others that stay so; with a
+GLUE folder also that correlation over MRPC's test pairs, sentences of news that it never read.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ from pathlib import Path
 
 import common
 import numpy as np
+from scipy.stats import spearmanr
 from seqeval.metrics.sequence_labeling import get_entities
 
 from xtclib.cache import ROOT
 from xtclib.study import profiles
 from xtclib.study.compress import compress
-from xtclib.tasks import evaluation, reviews, tags, vectors
+from xtclib.tasks import Vectors, evaluation, find_task, reviews, tags, vectors
+from xtclib.tasks.rows import Split
 from xtclib.techniques import Quantize
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -58,17 +62,20 @@ def rounded(model, scheme: str):
     return technique.finalize(technique.apply(model)).eval()
 
 
-def measure(task, steps: list[str], show) -> list[dict]:
-    """Rows of a task: how it was compressed, and what ``show`` makes of the answers."""
+def measure(task, runs: dict[str, tuple[str, str]], show) -> list[dict]:
+    """Rows of a task: how it was compressed, and what ``show`` makes of the answers.
+
+    ``runs``: recipe and budget of what is trained, by what it is called.
+    """
     chosen = profiles.profile("reviews")
     data = profiles.data_for(task, chosen)
     teacher = profiles.teacher_for(task, chosen, data, progress=False)
     length = chosen.teacher.max_length
     models = {"fp32": teacher.model}
     models |= {f"{bits} bits": rounded(teacher.model, scheme) for bits, scheme in BITS.items()}
-    for count in steps:
-        run = compress("xtc-1bit", task, chosen, f"{count}steps", teacher=teacher, progress=False)
-        models[f"1 bit, {count} steps"] = run.student
+    for name, (recipe, budget) in runs.items():
+        run = compress(recipe, task, chosen, budget, teacher=teacher, progress=False)
+        models[name] = run.student
     rows = []
     for name, model in models.items():
         for split, found in evaluation.evaluate(model, teacher.tokenizer, data, length).items():
@@ -78,21 +85,42 @@ def measure(task, steps: list[str], show) -> list[dict]:
     return rows
 
 
+def mrpc_pairs(folder: str):
+    """How alike models find MRPC's test pairs, in the order of the first one to be asked."""
+    data = next(iter(find_task("mrpc").load(folder).evaluation.values()))
+    texts, known = [*data.first, *data.second], []
+
+    def order(_, model, tokenizer, length):
+        rows = Split(texts, None, [0] * len(texts))
+        found = np.stack(evaluation.answers(model, tokenizer, Vectors(), rows, length))
+        cosines = (found[: len(data)] * found[len(data) :]).sum(-1)
+        known.append(cosines)
+        return {"mrpc pairs": 100 * float(spearmanr(cosines, known[0]).statistic)}
+
+    return order
+
+
 def main() -> None:
-    args = common.options(__doc__, steps="30,100,300", longest=1200, out="")
+    args = common.options(__doc__, steps="30,100,300", longest=12000, glue_dir="", out="")
     steps = args.steps.split(",")
+    runs = {f"1 bit, {count} steps": ("xtc-1bit", f"{count}steps") for count in steps}
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder, "names"))
         text = Path(folder, "reviews.txt")
-        text.write_text("\n".join(reviews.rated()[0]), encoding="utf-8")
+        sentences = [*reviews.rated()[0], *reviews.unlabelled()]
+        text.write_text("\n".join(sentences), encoding="utf-8")
 
         def by_kind(data, model, tokenizer, length):
             split = data.evaluation["test"]
             answers = evaluation.answers(model, tokenizer, data.task, split, length)
             return found_by_kind(data.task, data, answers)
 
-        tagger = measure(tags(Path(folder, "names")), steps, by_kind)
-        encoder = measure(vectors(text), [*steps, str(args.longest)], lambda *_: {})
+        tagger = measure(tags(Path(folder, "names")), runs, by_kind)
+        runs = {f"1 bit, by layers too, {steps[-1]} steps": ("xtc-1bit", f"{steps[-1]}steps")}
+        runs |= {f"1 bit, {count} steps": ("logits-1bit", f"{count}steps")
+                 for count in (*steps, args.longest)}  # fmt: skip
+        compared = mrpc_pairs(args.glue_dir) if args.glue_dir else lambda *_: {}
+        encoder = measure(vectors(text), runs, compared)
     common.write(args.out, {"tagger": tagger, "encoder": encoder, "seed": 0})
 
 

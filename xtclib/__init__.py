@@ -29,6 +29,7 @@ _WHERE = {
     "compress": "study.compress",
     "own": "tasks.own",
     "tags": "tasks",
+    "questions": "tasks",
     "vectors": "tasks",
     "trainable": "artefact",
     "Record": "records",

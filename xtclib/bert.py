@@ -13,6 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
@@ -293,6 +294,14 @@ def _refuse(length: int, block: nn.Module, inputs: tuple, named: dict) -> None:
 def has_no_head(model: nn.Module) -> bool:
     """Whether a model gives states alone: ``transformers`` calls it ``BertModel``, … ``Model``."""
     return type(model).__name__.endswith("Model")
+
+
+def said(output: Any) -> Tensor:
+    """What a model's output says: logits, both ends' of an answer side by side, or else states."""
+    if getattr(output, "start_logits", None) is not None:
+        return torch.stack([output.start_logits, output.end_logits], -1)
+    logits = getattr(output, "logits", None)
+    return output.last_hidden_state if logits is None else logits
 
 
 def text_vectors(states: Tensor, mask: Tensor) -> Tensor:

@@ -271,9 +271,7 @@ def answer(model: PreTrainedModel) -> list[float]:
     count = min(bert.longest(model) or 16, 16)
     ids = torch.arange(2 * count).reshape(2, count) % min(model.config.vocab_size, 1000)
     with torch.no_grad():
-        output = model(input_ids=ids)
-    logits = getattr(output, "logits", None)
-    return (output.last_hidden_state if logits is None else logits).flatten().tolist()
+        return bert.said(model(input_ids=ids)).flatten().tolist()
 
 
 def check_reopens(model: PreTrainedModel, folder: Path, fresh: bool = False) -> None:
@@ -346,10 +344,11 @@ def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def _auto_class(config: PretrainedConfig, folder: Path) -> Any:
-    """The class that opens what a config says was saved: a tagger, an encoder, or a classifier."""
+    """The class that opens what a config says was saved: by its head, or as an encoder."""
     kind = next(iter(config.architectures or []), "")
-    if kind.endswith("ForTokenClassification"):
-        return transformers.AutoModelForTokenClassification
+    for head in ("TokenClassification", "QuestionAnswering"):
+        if kind.endswith(f"For{head}"):
+            return getattr(transformers, f"AutoModelFor{head}")
     encodes = kind.endswith("Model") and (folder / SUMS).is_file()  # a pre-trained model is none
     return transformers.AutoModel if encodes else _CLASSIFIER
 

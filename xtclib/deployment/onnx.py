@@ -29,7 +29,7 @@ from torch.onnx.ops import symbolic, symbolic_multi_out
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from xtclib.attention import score_attention, takes_another
-from xtclib.bert import has_no_head, longest, replace_module_, text_vectors
+from xtclib.bert import has_no_head, longest, replace_module_, said, text_vectors
 from xtclib.deployment.graph import SUM, quiet, serialized, with_sum
 from xtclib.files import write_bytes
 from xtclib.techniques.base import Stored
@@ -243,7 +243,7 @@ class _Logits(nn.Module):
         output = self.model(**given)
         if has_no_head(self.model):
             return text_vectors(output.last_hidden_state, given["attention_mask"])
-        return output.logits
+        return said(output)
 
 
 def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dynamic") -> Path:
@@ -252,11 +252,11 @@ def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dy
     ``activations`` of a packed model: ``dynamic`` (uint8, one scale per tensor, ONNX's
     DynamicQuantizeLinear: the fastest) or ``trained`` (its own schemes, to the same integers).
     Inputs are int64 of shape (batch, length), both dynamic: ids, mask, and segments where the model
-    knows more than one; the output is ``logits``, (batch, classes) or a tagger's (batch, length,
-    tags), or an encoder's ``sentence_embedding``, (batch, width). Labels, the longest length and
-    the scheme stand in the file's metadata. An old file survives a failure. 8-bit weights may
-    saturate on x86 processors without VNNI, as all of ONNX Runtime's int8 does there; weights of up
-    to 4 bits cannot.
+    knows more than one; the output is ``logits``, (batch, classes), a tagger's (batch, length,
+    tags) or, for both ends of an answer, (batch, length, 2), or an encoder's
+    ``sentence_embedding``, (batch, width). Labels, the longest length and the scheme stand in the
+    file's metadata. An old file survives a failure. 8-bit weights may saturate on x86 processors
+    without VNNI, as all of ONNX Runtime's int8 does there; weights of up to 4 bits cannot.
 
     Raises ``ValueError`` for other ``activations``, and for a scheme that runtimes have no product
     for.
@@ -294,10 +294,10 @@ def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dy
 def about(model: PreTrainedModel, activations: str) -> dict[str, str]:
     """The metadata that :class:`OnnxModel` reads."""
     config = model.config
-    said = {"activations": activations, "labels": list(config.id2label.values()),
+    told = {"activations": activations, "labels": list(config.id2label.values()),
             "max_length": longest(model),
             "trained_on": getattr(config, "trained_on", None) or {}}  # fmt: skip
-    return {"xtc": json.dumps(said)}
+    return {"xtc": json.dumps(told)}
 
 
 def to_onnx(model: PreTrainedModel, metadata: dict[str, str] | None = None) -> bytes:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from xtclib import attention
 from xtclib.bert import encoder_layers, heads_of, kept_layers, part, part_names
-from xtclib.config import Flag, Listed, NotNegative, config, written
+from xtclib.config import Flag, Listed, NotNegative, Share, config, written
 from xtclib.distillation import losses
 from xtclib.files import unknown
 
@@ -31,6 +31,19 @@ STATES: dict[str, Callable[[int], list[int]]] = {
     "last": lambda depth: [depth],
     "embeddings": lambda depth: [0],
 }
+
+
+def states_of(which: str | float, depth: int) -> list[int]:
+    """The states by a name of ``STATES``, or those above a share of the layers.
+
+    >>> states_of("inner", 4), states_of(0.75, 12)
+    ([1, 2, 3], [10, 11, 12])
+    """
+    if isinstance(which, str):
+        return STATES[which](depth)
+    return list(range(round(which * depth) + 1, depth + 1))
+
+
 # The part of a layer whose output a signal is.
 INPUTS = {"queries": "query", "keys": "key", "values": "value"}
 
@@ -67,7 +80,8 @@ TERMS: dict[str, Term] = {
 class Match:
     """One term of an objective: its weight, the states it compares, and the loss's own options.
 
-    ``states``: which of the student's, a name in ``STATES``; by default the term's. ``layers``: the
+    ``states``: which of the student's, a name in ``STATES``, or a share of the layers, for those
+    above it; by default the term's. ``layers``: the
     teacher's state for each of them, as a list or a layer map's name; by default the objective's.
     ``projection``: a learned matrix, shared by the states, takes the student's width to the
     teacher's. The states' losses are summed; ``per_layer``: their mean. Raises ``ValueError`` for
@@ -77,7 +91,7 @@ class Match:
     name: ClassVar[str] = "term"
     term: str
     weight: NotNegative = 1.0
-    states: Literal["all", "layers", "inner", "last", "embeddings"] | None = None
+    states: Literal["all", "layers", "inner", "last", "embeddings"] | Share | None = None
     layers: LayerMap | Listed[int] | None = None
     projection: Flag = False
     per_layer: Flag = False
@@ -134,7 +148,7 @@ class Match:
         >>> Match("patience", layers="last").pairs(3, 12)        # PKD-last
         [(1, 10), (2, 11)]
         """
-        chosen = STATES[self.states or self._term.states](student)
+        chosen = states_of(self.states or self._term.states, student)
         wanted = kind if self.layers is None else self.layers
         if isinstance(wanted, str):
             to = losses.layer_map(student, teacher, wanted, kept)

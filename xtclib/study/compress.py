@@ -81,7 +81,8 @@ def compress(
     if not processes.leads():
         progress, say = False, lambda _: None
     recipe, chosen = recipes.load(recipe), profiles.profile(profile, task, glue_dir)
-    task, chosen = find_task(task or chosen.task), profiles.with_length(chosen, length)
+    task = find_task(task or chosen.task)
+    chosen = profiles.with_length(chosen, length or profiles.length_for(task, chosen))
     if isinstance(teacher, (str, Path)):
         task = task.taught_by(teacher)
     check_report_to(report_to)

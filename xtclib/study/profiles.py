@@ -13,6 +13,7 @@ import torch
 from transformers import BertConfig, BertForPreTraining
 
 from xtclib import cache, teachers
+from xtclib.bert import read_config
 from xtclib.cache import BUILT_IN, cache_dir, key
 from xtclib.files import fault, unknown
 from xtclib.recipes.recipe import Recipe
@@ -159,6 +160,14 @@ def with_length(chosen: Profile, length: int | None) -> Profile:
     teacher = replace(chosen.teacher, max_length=length)
     return replace(chosen, teacher=teacher, budgets=longer(chosen.budgets),
                    teacher_by_task=longer(chosen.teacher_by_task))  # fmt: skip
+
+
+def length_for(task: Task, chosen: Profile) -> int | None:
+    """The length that a task needs where a profile's is too short for it, or what a model reads."""
+    if task.length is None:
+        return None
+    most = getattr(read_config(backbone_for(chosen)), "max_position_embeddings", task.length)
+    return min(task.length, most - 2)
 
 
 def data_for(

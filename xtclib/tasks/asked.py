@@ -7,8 +7,11 @@ from typing import Any
 
 from xtclib.files import unknown
 from xtclib.tasks.own import KINDS, own
+from xtclib.tasks.questions import questions
 from xtclib.tasks.tags import tags
 from xtclib.tasks.vectors import vectors
+
+_OTHERS = {"tags": ("text", "label"), "vectors": (), "questions": ()}  # kinds, and their columns
 
 
 def asked(
@@ -27,19 +30,20 @@ def asked(
         return task
     if task is not None:
         raise ValueError("received --task and --data, expected one of them")
-    if kind not in (None, *KINDS, "tags", "vectors"):
-        raise unknown("kind", kind, (*KINDS, "tags", "vectors"))
+    if kind not in (None, *KINDS, *_OTHERS):
+        raise unknown("kind", kind, (*KINDS, *_OTHERS))
     kind = kind or ("tags" if data.endswith(".conll") else None)
     named = bool(names) and not names[0].upper().startswith("LABEL_")
     labels = names if named else None
     answers = {"kind": "number"} if len(names) == 1 else {}
     answers = answers | dict(before or {}) | told
-    if kind not in ("tags", "vectors"):
+    if kind not in _OTHERS:
         return own(data, **answers, labels=labels)
-    taken = {"tags": ("kind", "text", "label"), "vectors": ("kind",)}[kind]
-    if columns := sorted(told.keys() - set(taken)):
+    if columns := sorted(told.keys() - {"kind", *_OTHERS[kind]}):
         why = f"--{columns[0].replace('_', '-')} names a column"
         raise ValueError(f"{why}, and rows of {kind} have none like it: leave it out")
     if kind == "vectors":
         return vectors(data)
+    if kind == "questions":
+        return questions(data)
     return tags(data, answers.get("text"), answers.get("label"), labels)

@@ -50,9 +50,14 @@ class Own(Task):
         parts = dict(self.parts)
         if len(parts) > 1:
             return self._data(parts, "the dev or test part is scored", limit)
+        kept, note = self.cut_off(parts["train"])
+        return self._data(kept, note, limit)
+
+    def cut_off(self, rows: Split) -> tuple[dict[str, Split], str]:
+        """Rows as ``train`` and ``dev``, and how they were parted."""
         stratified = isinstance(self, Classification)
         note = f"the dev rows are a tenth{' of each class' * stratified}, cut off by seed 0"
-        return self._data(_cut_off(parts["train"], stratified), note, limit)
+        return _cut_off(rows, stratified), note
 
     def whole(self, data: TaskData) -> TaskData:
         """All of a file to be scored, for a model that never saw it; or the part that is for it."""

@@ -57,9 +57,21 @@ def read_parts(source: str | Path) -> dict[str, Table]:
     path = Path(source).expanduser()
     if path.is_file():
         return {"train": read_table(path)}
+    if path.is_dir() and not is_saved(path):
+        return _folder(path)
+    return _of_datasets(path.name if path.is_dir() else str(source), dataset(source))
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a folder is what ``datasets`` wrote by ``save_to_disk``."""
+    return any((path / f"dataset_{kind}.json").is_file() for kind in ("dict", "info"))
+
+
+def dataset(source: str | Path) -> Any:
+    """A folder that ``datasets`` wrote, or a Hub id, as that library opens it; errors as above."""
+    path = Path(source).expanduser()
     if path.is_dir():
-        saved = any((path / f"dataset_{kind}.json").is_file() for kind in ("dict", "info"))
-        return _saved(path) if saved else _folder(path)
+        return _saved(path)
     hub = re.fullmatch(r"([\w-][\w.-]*/[\w.-]+)(?::([\w.-]+))?", str(source))
     if not hub or path.suffix in SUFFIXES:
         raise FileNotFoundError(f"no file or folder at '{cut(str(source))}'")
@@ -206,25 +218,23 @@ def _check_parts(where: str, parts: Iterable[str], expected: str) -> None:
         raise ValueError(f"'{where}' holds two parts called {counts.most_common(1)[0][0]}")
 
 
-def _saved(path: Path) -> dict[str, Table]:
+def _saved(path: Path) -> Any:
     try:
-        found = _datasets().load_from_disk(str(path))
+        return _datasets().load_from_disk(str(path))
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = f"cannot be read ({first_line(error)}): save it again by save_to_disk"
         raise ValueError(f"the dataset in '{path}' {why}") from None
-    return _of_datasets(path.name, found)
 
 
-def _from_hub(source: str, name: str, config: str | None) -> dict[str, Table]:
+def _from_hub(source: str, name: str, config: str | None) -> Any:
     datasets = _datasets()
     try:
-        found = datasets.load_dataset(name, config)
+        return datasets.load_dataset(name, config)
     except (OSError, ValueError, RuntimeError) as error:  # offline, not there, needs a config
         raise FileNotFoundError(
             f"no file or folder at '{source}', and the Hub did not give it ({first_line(error)}): "
             "name a file, a folder, or a dataset's id while the Hub can be reached"
         ) from None
-    return _of_datasets(source, found)
 
 
 def _of_datasets(name: str, found: Any) -> dict[str, Table]:

@@ -14,6 +14,7 @@ from xtclib.techniques.base import (
     register,
     technique,
 )
+from xtclib.techniques.deformer.technique import DeFormer
 from xtclib.techniques.embeddings.technique import PruneVocabulary, SmallVocabulary
 from xtclib.techniques.factorization.technique import Factorize
 from xtclib.techniques.pruning.depth import LayerReduction
@@ -25,9 +26,9 @@ from xtclib.techniques.students.technique import CNN, BiLSTM, Bottleneck, Compac
 from xtclib.techniques.students.theseus import KeepSuccessors, ReplaceModules
 
 __all__ = [
-    "CNN", "TECHNIQUES", "BiLSTM", "Bottleneck", "Compact", "DistilBert", "Factorize", "Held",
-    "KeepSuccessors", "LayerReduction", "LearnGates", "PruneHeads", "PruneNeurons",
-    "PruneVocabulary", "PruneWidth", "Quantize", "ReplaceModules", "ReweightedProximal",
-    "SmallVocabulary", "Sparsify", "SplitTernary", "Storage", "Stored", "Technique", "apply_all",
-    "pack_", "register", "technique",
+    "CNN", "TECHNIQUES", "BiLSTM", "Bottleneck", "Compact", "DeFormer", "DistilBert",
+    "Factorize", "Held", "KeepSuccessors", "LayerReduction", "LearnGates", "PruneHeads",
+    "PruneNeurons", "PruneVocabulary", "PruneWidth", "Quantize", "ReplaceModules",
+    "ReweightedProximal", "SmallVocabulary", "Sparsify", "SplitTernary", "Storage", "Stored",
+    "Technique", "apply_all", "pack_", "register", "technique",
 ]  # fmt: skip

@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 
 from xtclib.bert import heads_of, part
 from xtclib.config import Named, NotNegative, Positive, Registry, config
+from xtclib.tasks.base import Task
+from xtclib.tasks.classification import CLASSES
 from xtclib.techniques.pruning.layers import GatedLinear, HardConcrete, closed
 from xtclib.techniques.pruning.surgery import _check_width, _layers, _on_hidden, _tables, readers
 
@@ -51,7 +53,9 @@ def hidden_magnitudes(model: PreTrainedModel) -> Tensor:
     return squares.sqrt()
 
 
-def gradients(model: PreTrainedModel, batches: Iterable[dict], of: str) -> list[Tensor]:
+def gradients(
+    model: PreTrainedModel, batches: Iterable[dict], of: str, task: Task = CLASSES
+) -> list[Tensor]:
     """Mean ``|∂L(x)/∂ξ|`` over rows x, of a gate ξ = 1 on every head or neuron; unit norm a layer.
 
     Every row has gates of its own, so that slopes of different signs do not cancel. Batches hold
@@ -68,7 +72,9 @@ def gradients(model: PreTrainedModel, batches: Iterable[dict], of: str) -> list[
         rows = len(batch["input_ids"])
         for layer, total in zip(gated, found, strict=True):
             layer.gate = nn.Parameter(total.new_ones(rows, 1, len(total)))
-        loss = rows * model(**batch).loss  # the sum over rows, each of which has its own gates
+        labels, mask = batch.pop("labels"), batch["attention_mask"]
+        mean = task.loss(*task.answers(model(**batch), labels, mask))
+        loss = rows * mean  # the sum over rows, each of which has its own gates
         slopes = torch.autograd.grad(loss, [layer.gate for layer in gated])
         for total, slope in zip(found, slopes, strict=True):
             total += slope.abs().sum((0, 1))

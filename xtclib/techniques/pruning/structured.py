@@ -50,7 +50,7 @@ class _Narrow(Technique):
         """How much each part of each layer matters."""
         if self.criterion == "gradient":
             rows = needs(data, "the criterion 'gradient'")
-            return importance.gradients(model, rows.batches(), self.part)
+            return importance.gradients(model, rows.batches(), self.part, rows.data.task)
         if self.criterion == "gates":
             return importance.learned_gates(model, self.part)
         if self.criterion == "random":
