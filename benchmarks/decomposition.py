@@ -87,7 +87,7 @@ def runs(shape: str, batch: int, folder: str) -> dict:
 
 def deformer(shape: str, repeats: int, threads: int) -> list[dict]:
     """Milliseconds and peak memory of each run, beside the whole model's."""
-    rows = []
+    rows: list[dict] = []
     depth = common.architectures.config_of(shape).num_hidden_layers
     flops = breakdown.deformer(shape, QUESTION + PASSAGE, QUESTION, round(LAYERS * depth)).flops()
     operations = flops / breakdown.break_down(shape, 1, QUESTION + PASSAGE).flops()
@@ -97,12 +97,12 @@ def deformer(shape: str, repeats: int, threads: int) -> list[dict]:
             sizes = {name[:4]: made.pop(name) for name in list(made) if name.endswith("bytes")}
             with torch.inference_mode():
                 times = latency.in_turns(made, repeats, warm_up=1)
-        for name, found in times.items():
-            rows.append({"run": name, "batch": batch, "times": found, "operations": operations,
-                         "faster": times["whole"]["median"] / found["median"],
-                         "bytes a passage": sizes.get(name[:4]),
-                         **peak(shape, batch, name, threads)})  # fmt: skip
-    return rows
+        rows += [{"run": name, "batch": batch, "times": found, "operations": operations,
+                  "faster": times["whole"]["median"] / found["median"],
+                  "bytes a passage": sizes.get(name[:4])}
+                 for name, found in times.items()]  # fmt: skip
+    print("timed; memory, a process each", flush=True)
+    return [row | peak(shape, row["batch"], row["run"], threads) for row in rows]
 
 
 def peak(shape: str, batch: int, name: str, threads: int) -> dict[str, float]:

@@ -12,6 +12,7 @@ import torch
 from xtclib import LayerReduction, Match, recipes, records
 from xtclib.costs import architectures, breakdown, claims
 from xtclib.distillation import attention_mse, kl_divergence, layer_map, soft_cross_entropy
+from xtclib.techniques.factorization import decompositions
 from xtclib.techniques.pruning import masks
 from xtclib.techniques.quantization import Scheme, packing, quantize, relative_error, split
 
@@ -67,6 +68,15 @@ def open_row(f):
         yield f"{n} signs", f(packing.encode(signs, 1, 1), table, n), signs
 
 
+def nearest(f):
+    draw = torch.Generator().manual_seed(7)
+    for outputs, inputs, rank in ((6, 8, 2), (8, 5, 3)):
+        w, x = (torch.randn(n, inputs, generator=draw).double() for n in (outputs, 40))
+        x = x * torch.arange(1, inputs + 1)
+        up, down = decompositions.whitened_svd(w, x.T @ x / 40).factors(rank)
+        yield f"{outputs} × {inputs}, rank {rank}", f(w, x, rank), up @ down
+
+
 KEPT = [0, 2, 3, 5, 6, 8, 9, 11]  # of twelve layers, by a student of eight
 TWO_BITS = {"task": "reviews", "recipe": "xtc-2bit-half", "budget": "A", "seed": 0}
 ANSWERS = {  # name: (what is right, digits after the point; None: exactly)
@@ -107,6 +117,9 @@ ANSWERS = {  # name: (what is right, digits after the point; None: exactly)
     "06 bits each": (lambda: (packing.packed_length(768, 1.6) + 2) * 8 / 768, 3),
     "06 zero point": (lambda: quantize(torch.tensor([-1.0, 3.0]), "uint8-tensor").zero_point, None),
     "06 zero becomes": (lambda: 0.0, 3),
+    "07 rank": (lambda: decompositions.break_even(3072, 768), None),
+    "07 size": (lambda: 288 * (768 + 4), None),
+    "07 times": (lambda: 2 * 768 / (768 + 4), 2),
 }
 TESTS = {
     "01 encoder_flops": encoder_flops,
@@ -115,6 +128,7 @@ TESTS = {
     "04 masked_scores_mse": masked_scores_mse,
     "05 unpack_signs": unpack_signs,
     "06 open_row": open_row,
+    "07 nearest": nearest,
 }
 
 

@@ -29,6 +29,8 @@ GALLERY = (
 FAMILIES = {
     "quantized": "Few bits for each weight:",
     "shaped": "Fewer or other layers, taught in one way or another:",
+    "factorized": "Matrices as products of two thin ones, then distilled:",
+    "apart": "Two texts read apart in the lower layers:",
     "pruned": "Weights, heads, neurons or tokens removed:",
 }
 NAMES = {"reviews": "Reviews", "sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC test", "mnli": "MNLI"}

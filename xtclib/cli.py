@@ -40,7 +40,7 @@ Data = Annotated[
 Text = Annotated[str | None, Option(help="Their column of texts; else text, sentence, sentence1.")]
 TextPair = Annotated[str | None, Option(help="Their column of second texts.")]
 Label = Annotated[str | None, Option(help="Their column of labels; else label, class, score, …")]
-Kind = Annotated[str | None, Option(help="classes, labels (several), number, tags or vectors.")]
+Kind = Annotated[str | None, Option(help="classes, labels, number, tags, vectors or questions.")]
 GlueDir = Annotated[Path | None, Option(parser=_path, help="A folder in GLUE's official layout.")]
 Quiet = Annotated[bool, Option(help="No progress bars.")]
 ReportTo = Annotated[
@@ -163,8 +163,8 @@ def evaluate(
     reviews.check_apart(was, rows)
     rows.task.check_labels(folder, labels)
     rows.task.check_head(folder, encodes)
-    length = whose.teacher.max_length if profile or not was else was["max_length"]
-    length = min(length, longest or length)
+    length = None if profile or not was else was["max_length"]
+    length = min(length or rows.task.length or whose.teacher.max_length, longest or 10**6)
     typer.echo(f"data     {rows.source}")
     typer.echo(f"length   {length} tokens")
     here = {"task": rows.task.name, "max_length": length, "data": rows.fingerprint}

@@ -1,6 +1,7 @@
 """Questions on passages: the official rules, windows that cover every token, spans, files."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -292,3 +293,15 @@ def test_techniques_look_at_its_rows(folder, make_bert):
     for technique in (PruneHeads(criterion="gradient"), Factorize("fisher"), Factorize("data"),
                       Factorize(allocate="sensitivity"), Quantize()):  # fmt: skip
         assert technique.apply(model, rows) is not model
+
+
+def test_the_pages_reader_answers_from_passages_it_read_before(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "OWN_DATA.md").read_text(encoding="utf-8")
+    page = page[page.index("## An answer from a passage") :]
+    command, code = re.findall(r"```(?:python)?\n(.*?)```", page, re.S)
+    recipe, *_, out = command.split()[2:]
+    compress(recipe, questions(folder), "smoke", out=out, progress=False)
+    told: list[str] = []
+    exec(code, {"print": told.append})
+    assert len(told) == 1 and told[0] in code

@@ -17,9 +17,10 @@ from xtclib.bert import encoder_layers
 from xtclib.costs.breakdown import break_down
 from xtclib.distillation.losses import layer_map
 from xtclib.distillation.terms import LAYER_MAPS
-from xtclib.figures import costs, deployment, distillation, pruning, quantization
+from xtclib.figures import costs, deployment, distillation, factorization, pruning, quantization
 from xtclib.figures.style import plain
 from xtclib.techniques.base import apply_all, technique
+from xtclib.techniques.factorization.decompositions import rank_for, svd
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.pruning.structured import PruneHeads
 from xtclib.techniques.pruning.unstructured import Sparsify
@@ -105,6 +106,30 @@ def breakdown_explorer(
         return costs.shares(replace(found, model="this BERT"))
 
     return _explorer(make, list(sliders.values()), sentence)
+
+
+def rank_explorer(weight: Tensor, share: float = 0.5) -> ui.VBox:
+    """The singular values of a matrix (rows, columns), under a slider for the share that stays.
+
+    >>> import torch
+    >>> rank_explorer(torch.eye(8)).children[-1].value
+    '<b>rank 2 of 8</b>: 50 % of the values, 25.0 % of Σ σ²'
+    """
+    one, shape = svd(weight.detach().float().cpu()), tuple(weight.shape)
+    slider = ui.IntSlider(round(100 * share), min=5, max=100, step=5, description="values, %")
+    sentence = ui.HTML()
+
+    def make() -> go.Figure:
+        rank = rank_for(slider.value / 100, *shape)
+        kept = 100 * float(1 - one.tail()[rank] / one.tail()[0])
+        held = 100 * rank * sum(shape) / (shape[0] * shape[1])
+        sentence.value = (
+            f"<b>rank {rank} of {len(one.values)}</b>: {held:.0f} % of the values, "
+            f"{kept:.1f} % of Σ σ²"
+        )
+        return factorization.values(one, rank)
+
+    return _explorer(make, [slider], sentence)
 
 
 _WEIGHTS = {  # scheme, and the width of ternary weights

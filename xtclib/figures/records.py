@@ -31,7 +31,8 @@ from xtclib.records import Group, Record, grouped
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
-FAMILIES = {"quantized": "fewer bits", "pruned": "weights removed", "shaped": "another shape"}
+FAMILIES = {"quantized": "fewer bits", "pruned": "weights removed", "shaped": "another shape",
+            "factorized": "thinner matrices", "apart": "texts read apart"}  # fmt: skip
 
 
 def published() -> list[Row]:

@@ -139,14 +139,17 @@ class Recipe:
 
     @property
     def family(self) -> str:
-        """What makes its student small: ``pruned``, ``quantized``, or another shape, ``shaped``.
+        """What makes its student small: ``pruned``, ``quantized``, or what a technique says it is.
+
+        ``factorized``, ``apart`` (two texts read so), or another shape, ``shaped``.
 
         >>> [load(name).family for name in ("nip-8bit-distilled", "xtc-1bit-half", "pkd-6l")]
         ['pruned', 'quantized', 'shaped']
         """
         if self.prunes:
             return "pruned"
-        return "quantized" if any(t.name == "quantize" for t in self.techniques) else "shaped"
+        kinds = [t.family for t in self.techniques if t.family != "shaped"]
+        return "quantized" if "quantized" in kinds else next(iter(kinds), "shaped")
 
     @property
     def techniques(self) -> list[Technique]:

@@ -29,6 +29,7 @@ class Technique(Named):
     a ``TrainerCallback``: any training loop can call them.
     """
 
+    family: ClassVar[str] = "shaped"  # under which its recipes stand in tables
     reshapes: ClassVar[bool] = False  # what it leaves is no ordinary model, packed or not
     prunes: ClassVar[bool] = False  # removes weights, heads, neurons, width or vocabulary
     needs_task: ClassVar[str | None] = None  # the one task of a stage that it goes with

@@ -35,6 +35,7 @@ class DeFormer(Technique):
     """
 
     name: ClassVar[str] = "deformer"
+    family: ClassVar[str] = "apart"
     reshapes: ClassVar[bool] = True
     layers: Layers = 0.75
     states: States = "fp16"

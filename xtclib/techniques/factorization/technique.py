@@ -43,6 +43,7 @@ class Factorize(Technique):
     """
 
     name: ClassVar[str] = "factorize"
+    family: ClassVar[str] = "factorized"
     reshapes: ClassVar[bool] = True
     percent: ClassVar[str | None] = "share"
     criterion: Literal["svd", "fisher", "data"] = "svd"

@@ -46,6 +46,7 @@ class Quantize(Technique):
     """
 
     name: ClassVar[str] = "quantize"
+    family: ClassVar[str] = "quantized"
     weights: StoredScheme | None = Scheme("binary")
     embeddings: StoredScheme | None = Scheme("binary", granularity="row")
     activations: AsScheme | None = Scheme("int", 8, "token")
