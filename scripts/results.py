@@ -56,7 +56,8 @@ SYSTEMS = {
     "magnitude pruning": ("magnitude-downstream-50",), "RPP": ("rpp-50",),
     "movement pruning": ("movement-50",), "2:4 sparsity": ("two-of-four",),
     "head pruning": ("head-pruning",), "heads and neurons": ("prune-half",),
-    "vocabulary pruning": ("vocab-pruning",),
+    "vocabulary pruning": ("vocab-pruning",), "data-aware SVD": ("drone-50",),
+    "DeFormer": ("deformer-9of12",),
 }  # fmt: skip
 
 

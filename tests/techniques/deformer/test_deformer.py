@@ -172,6 +172,12 @@ def test_it_is_saved_opened_and_exported(techniques, pairs, tokenizer, tmp_path)
     export_onnx(found, tmp_path / "m.onnx", "trained")
     exported = torch.as_tensor(OnnxModel(tmp_path / "m.onnx")(**pairs).logits)
     assert torch.allclose(exported, logits(made, pairs), atol=1e-2)
+    (tmp_path / "out" / "SHA256SUMS").unlink()
+    path = tmp_path / "out" / "config.json"
+    path.write_text(path.read_text().replace('"layers": 3', '"layers": 1').replace(
+        '"layers": 2', '"layers": 1'))  # fmt: skip
+    with pytest.raises(ValueError, match="config.json says segments="):
+        format.load(tmp_path / "out")
     again = format.trainable(found, pack=False)
     again.save_pretrained(tmp_path / "plain")
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain").eval()
