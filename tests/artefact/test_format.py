@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,7 +83,8 @@ def rewrite(folder, change, checked=False):
 @pytest.mark.parametrize("name", recipe.names())
 def test_a_reloaded_artefact_computes_the_same_bits(name, bert12, tokenizer, data, batch, tmp_path):
     techniques = recipe.load(name).techniques
-    model = apply_all(bert12, techniques, Calibration(data, tokenizer, rows=16))
+    pairs = replace(data, train=replace(data.train, second=data.train.first))
+    model = apply_all(bert12, techniques, Calibration(pairs, tokenizer, rows=16))
     model = format.finalize(model, techniques)
     batch["input_ids"] = batch["input_ids"].clamp(max=model.config.vocab_size - 1)
     format.save(model, tokenizer, tmp_path / "a")

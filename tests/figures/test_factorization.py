@@ -17,14 +17,14 @@ def words(figure):
     return figure.layout.title.text.replace("<br>", " ").replace("\u00a0", " ")
 
 
-def test_spectra_say_what_is_lost_where_nothing_is_saved():
+def test_spectra_say_what_is_lost_at_break_even():
     flat, steep = torch.eye(8), torch.tensor([4.0, 2, 1, 0.5, 0.25, 0.1, 0.1, 0.1]).diag()
     figure = factorization.spectra({"flat": svd(flat), "steep": svd(steep)})
-    assert words(figure) == "At the rank that saves nothing flat still lacks 50 %"
-    assert figure.data[0].y[4] == pytest.approx(50) and figure.data[1].y[4] > 98
-    assert max(figure.data[0].x) <= 160 and {a.text for a in figure.layout.annotations} == {
-        " flat", " steep", "break-even"}  # fmt: skip
-    assert "At 50 % of break-even" in words(factorization.spectra({"flat": svd(flat)}, 0.5))
+    assert words(figure) == "At break-even 0 to 50 % of Σ σ² is lost"
+    assert figure.data[0].y[4] == pytest.approx(50) and 0 < figure.data[1].y[4] < 2
+    assert max(figure.data[0].x) <= 160 and [t.name for t in figure.data] == ["flat", "steep"]
+    half = factorization.spectra({"flat": svd(flat)}, 0.5)
+    assert words(half) == "At 50 % of break-even 75 % of Σ σ² is lost"
 
 
 def test_what_is_lost_is_a_point_for_each_way():

@@ -48,5 +48,6 @@ def faster(rows: Sequence[Mapping], published: float | None = None, title: str |
     if published:
         figure.add_vline(x=published, line={"color": GREY, "dash": "dot", "width": 1.5},
                          annotation_text=f"published {published:.2f}")  # fmt: skip
-    figure.update_xaxes(title_text="times as fast as the whole model", rangemode="tozero")
+    widest = 1.2 * max(row["faster"] for row in shown)
+    figure.update_xaxes(title_text="times as fast as the whole model", range=[0, widest])
     return figure.update_yaxes(autorange="reversed")

@@ -7,36 +7,33 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 import torch
 
-from xtclib.figures.style import GREY, label_ends, line_of, marker_of, new_figure
+from xtclib.figures.style import GREY, line_of, marker_of, new_figure
 from xtclib.techniques.factorization.decompositions import Spectrum, break_even
 
 
 def spectra(found: Mapping[str, Spectrum], at: float = 1.0, title: str | None = None) -> go.Figure:
-    """What is left of ``Σ σ²`` as the rank rises to break-even and on, a line for each matrix.
+    """What is lost of ``Σ σ²`` as the rank rises to break-even and on, a line for each matrix.
 
     ``at``: the share of break-even that the default title speaks of.
     """
-    kept = {name: 1 - one.tail() / one.tail()[0] for name, one in found.items()}
-    shares = {n: torch.arange(len(k)) / _break_even(found[n]) for n, k in kept.items()}
-    reached = {n: float(k[int(at * _break_even(found[n]))]) for n, k in kept.items()}
-    least = min(reached, key=lambda name: reached[name])
-    where = "the rank that saves nothing" if at == 1 else f"{100 * at:.0f} % of break-even"
-    title = title or f"At {where} {least} still lacks {100 - 100 * reached[least]:.0f} %"
-    figure = new_figure(title, 340)
-    for i, (name, curve) in enumerate(kept.items()):
-        x, y = 100 * shares[name], 100 * curve
-        shown = x <= 160
+    lost = {name: one.tail() / one.tail()[0] for name, one in found.items()}
+    there = {n: 100 * float(x[int(at * _break_even(found[n]))]) for n, x in lost.items()}
+    where = "At break-even" if at == 1 else f"At {100 * at:.0f} % of break-even"
+    low, high = min(there.values()), max(there.values())
+    span = f"{low:.0f}" if f"{low:.0f}" == f"{high:.0f}" else f"{low:.0f} to {high:.0f}"
+    figure = new_figure(title or f"{where} {span} % of Σ σ² is lost", 340)
+    for i, (name, curve) in enumerate(lost.items()):
+        shares = 100 * torch.arange(len(curve)) / _break_even(found[name])
+        shown = shares <= 160
         figure.add_scatter(
-            x=x[shown].tolist(), y=y[shown].tolist(), name=name, mode="lines", line=line_of(i),
-            showlegend=False, hovertemplate=f"{name}, %{{x:.0f}} %: %{{y:.1f}} %<extra></extra>",
+            x=shares[shown].tolist(), y=(100 * curve[shown]).tolist(), name=name, mode="lines",
+            line=line_of(i), hovertemplate=f"{name}, %{{x:.0f}} %: %{{y:.1f}} %<extra></extra>",
         )  # fmt: skip
     figure.add_vline(x=100, line={"color": GREY, "width": 1.5, "dash": "dot"},
-                     annotation_text="break-even", annotation_position="bottom right")  # fmt: skip
-    label_ends(figure, [(0.0, 100 * float(k[shares[n] <= 1.6][-1]), f" {n}")
-                        for n, k in kept.items()], 160, 6)  # fmt: skip
-    figure.update_layout(margin_r=130)
+                     annotation_text="break-even", annotation_position="top left")  # fmt: skip
+    figure.update_layout(margin_b=110)
     figure.update_xaxes(title_text="rank, % of break-even", range=[0, 162])
-    return figure.update_yaxes(title_text="of Σ σ² kept, %", range=[0, 103])
+    return figure.update_yaxes(title_text="of Σ σ² lost, %", type="log", range=[-1, 2.1])
 
 
 def _break_even(one: Spectrum) -> int:
