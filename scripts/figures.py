@@ -23,8 +23,10 @@ from xtclib.deployment import runtimes
 from xtclib.distillation import losses
 from xtclib.figures import (
     costs,
+    deformer,
     deployment,
     distillation,
+    factorization,
     heads,
     pruning,
     quantization,
@@ -92,6 +94,11 @@ def gallery(results: Path) -> dict:
         found = runtimes.read_measured(path)
         figures["tagger"] = heads.spans_found(found["tagger"])
         figures["encoder"] = heads.vectors_kept(found["encoder"])
+    path = results / "deployment" / "decomposition.json"
+    if path.is_file():
+        found = runtimes.read_measured(path)
+        figures["thin-matrices"] = factorization.clock(found["thin"])
+        figures["passages"] = deformer.faster(found["deformer"])
     for profile in sorted(p.name for p in results.glob("*") if p.is_dir()):
         measured = records.read(profile, results)
         pruned = [r for r in measured if plots.family_of(r.recipe) == "pruned"]

@@ -42,6 +42,10 @@ def test_the_page_says_what_was_measured():
     assert f"{found['PER']:.1f} % of the persons" in page
     assert f"{found['PROD']:.1f} % of the products" in page
     assert found["name seen"] > found["name new"]
-    four, last = encoder["4 bits"], encoder["1 bit, 1200 steps"]
-    assert f"mean cosine is {four['cosine'] / 100:.2f}" in page and 45 < four["top-1"] < 55
-    assert f"a Spearman of {last['spearman'] / 100:.2f}" in page
+    four, last = encoder["4 bits"], encoder["1 bit, 10000 steps"]
+    assert f"mean cosine is {four['cosine'] / 100:.2f}" in page and 50 < four["top-1"] < 55
+    short, layers = (encoder[f"1 bit, {how}300 steps"] for how in ("", "by layers too, "))
+    assert f"a Spearman of {short['spearman'] / 100:.2f}" in page
+    assert f"(`xtc-1bit`) has {layers['spearman'] / 100:.2f}" in page
+    assert f"to {last['spearman'] / 100:.2f} in 3.68 MB" in page
+    assert f"it is {last['mrpc pairs'] / 100:.2f}." in page
