@@ -25,8 +25,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from xtclib.cache import ROOT
 from xtclib.study import profiles
 from xtclib.study.compress import compress
-from xtclib.tasks import Vectors, evaluation, find_task, reviews, tags, vectors
-from xtclib.tasks.rows import Split
+from xtclib.tasks import Split, Vectors, evaluation, find_task, reviews, tags, vectors
 from xtclib.techniques import Quantize
 
 sys.path.insert(0, str(ROOT / "scripts"))

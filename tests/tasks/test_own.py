@@ -504,14 +504,15 @@ def test_the_page_runs_as_it_is_written(run, tmp_path, monkeypatch, capsys):
         out = run(*arguments)
         assert program == "xtc" and "xtc: " not in out, out
     names = {}
-    for block in re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S):
+    before = PAGE.partition("## An answer from a passage")[0]  # which test_questions.py runs
+    for block in re.findall(r"^```python\n(.*?)^```", before, re.M | re.S):
         exec(block, names)
     out = capsys.readouterr().out
     assert re.search(r"'label': '(billing|bug|praise)'", out) and "example, score" in out
 
 
 def test_the_page_is_short_and_its_file_as_it_says():
-    assert PAGE.count("\n") <= 120
+    assert PAGE.count("\n") <= 140
     task = own.own(EXAMPLE)
     assert task.labels == ("billing", "bug", "praise") and len(task.parts["train"]) == 20
     for line in re.search(r"^```csv\n(.*?)^```", PAGE, re.M | re.S)[1].splitlines():
