@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from xtclib import artefact
 from xtclib.cache import ROOT
-from xtclib.costs import breakdown, latency
+from xtclib.costs import architectures, breakdown, latency
 from xtclib.techniques import DeFormer, Factorize, Quantize, apply_all
 from xtclib.techniques.deformer.passages import PassageCache
 
@@ -88,7 +88,7 @@ def runs(shape: str, batch: int, folder: str) -> dict:
 def deformer(shape: str, repeats: int, threads: int) -> list[dict]:
     """Milliseconds and peak memory of each run, beside the whole model's."""
     rows: list[dict] = []
-    depth = common.architectures.config_of(shape).num_hidden_layers
+    depth = architectures.config_of(shape).num_hidden_layers
     flops = breakdown.deformer(shape, QUESTION + PASSAGE, QUESTION, round(LAYERS * depth)).flops()
     operations = flops / breakdown.break_down(shape, 1, QUESTION + PASSAGE).flops()
     for batch in (1, 32):

@@ -32,6 +32,7 @@ from xtclib.files import write_text
 from xtclib.study import profiles
 from xtclib.tasks import Calibration, TaskData
 from xtclib.techniques import (
+    Factorize,
     LayerReduction,
     PruneHeads,
     PruneNeurons,
@@ -127,6 +128,11 @@ def _quantizes(trial: Trial) -> None:
     assert len(linears) >= 4 and all(bool(m.weight.grad.any()) for m in linears)
 
 
+def _thins(trial: Trial) -> None:
+    trial.through(Factorize("fisher"), LayerReduction((1, 2)))
+    trial.through(Factorize("data", words=0.5), Quantize())
+
+
 def _cuts_vocabulary(trial: Trial) -> None:
     """Only what no row uses goes: rows are read, and answered, as before."""
     cut, data = PruneVocabulary(), trial.calibration()
@@ -169,6 +175,7 @@ CELLS: dict[str, Callable[[Trial], object]] = {
     "heads": lambda trial: trial.through(PruneHeads(keep=0.5, scope="model")),
     "neurons": lambda trial: trial.through(PruneNeurons(keep=0.5, scope="model")),
     "vocabulary": _cuts_vocabulary,
+    "thin matrices": _thins,
     "logits": lambda trial: trial.taught(logits=1),
     "states": lambda trial: trial.taught(hidden_states=1),
     "scores": lambda trial: trial.taught(attention_scores=1),

@@ -209,7 +209,8 @@ def set_encoder_layers_(model: PreTrainedModel, layers: Iterable[nn.Module]) -> 
     if isinstance(getattr(before[0], "attn_norm", None), nn.Identity):
         first, norm = kept[0], kept[0].attn_norm
         if not isinstance(norm, nn.Identity):
-            first.attn.Wqkv.weight.data.mul_(norm.weight.data)
+            reads = getattr(first.attn.Wqkv, "down", first.attn.Wqkv)  # of two factors the first
+            reads.weight.data.mul_(norm.weight.data)
             first.attn_norm = nn.Identity()
     path = next(path for path in _LISTS if _at(model.base_model, path) is not None)
     replace_module_(model.base_model, path, kept)
@@ -296,7 +297,7 @@ def has_no_head(model: nn.Module) -> bool:
     return type(model).__name__.endswith("Model")
 
 
-def said(output: Any) -> Tensor:
+def logits_of(output: Any) -> Tensor:
     """What a model's output says: logits, both ends' of an answer side by side, or else states."""
     if getattr(output, "start_logits", None) is not None:
         return torch.stack([output.start_logits, output.end_logits], -1)

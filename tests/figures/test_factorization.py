@@ -1,7 +1,10 @@
 """Figures of thin matrices and of texts read apart: their data, not their pixels."""
 
+import re
+
 import pytest
 import torch
+from transformers import BertConfig
 
 from xtclib.figures import deformer, explorers, factorization
 from xtclib.techniques.factorization.decompositions import svd
@@ -55,6 +58,23 @@ def test_the_slider_moves_the_rank():
     assert "rank 4 of 16" in sentence.value
     slider.value = 100
     assert "rank 8 of 16" in sentence.value and "100 % of the values, 50.0 %" in sentence.value
+
+
+def test_the_slider_moves_the_split():
+    config = BertConfig(num_hidden_layers=3, hidden_size=8, num_attention_heads=2)
+    box = explorers.split_explorer(config, 32, 8, 2)
+    slider, sentence = box.children[1].children[0], box.children[-1]
+    two = int(re.search(r": (\d+) % of the operations", sentence.value)[1])
+    slider.value = 0
+    assert "0 of 3 layers apart</b>: 100 % of the operations" in sentence.value and two < 70
+    assert slider.max == 2
+
+
+def test_what_is_left_of_the_work_stands_by_the_split():
+    figure = deformer.operations([1.0, 0.7, 0.4], 2)
+    assert words(figure) == "With 2 layers apart 40 % of the work is left"
+    assert [list(t.x) for t in figure.data] == [[0, 1], [2]]
+    assert list(figure.data[1].y) == [pytest.approx(40)]
 
 
 def test_what_a_token_sees_is_its_own_text():

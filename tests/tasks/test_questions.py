@@ -265,7 +265,10 @@ def test_the_command_asks_for_them_by_kind(folder):
 
 def test_questions_go_from_file_to_artefact_and_onnx(folder, tmp_path):
     task = questions(folder)
-    run = compress("xtc-1bit-half", task, "smoke", out=tmp_path / "out", progress=False)
+    told: list[str] = []
+    run = compress("xtc-1bit-half", task, "smoke", out=tmp_path / "out", progress=False,
+                   say=told.append)  # fmt: skip
+    assert "length   62 tokens: what is longer is read in windows" in told
     metrics = run.record.metrics["dev"]
     groups = {f"{rule}{group}" for rule in ("exact", "f1")
               for group in ("", " (answered)", " (unanswered)")}  # fmt: skip

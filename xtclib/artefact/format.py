@@ -87,8 +87,7 @@ class XtcQuantizer(HfQuantizer):
     """
 
     requires_calibration = True
-    packed = True  # the model, now
-    packs = True  # as it is saved
+    packed = True
 
     @property
     def is_trainable(self) -> bool:
@@ -131,7 +130,8 @@ class XtcQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(self, model):
         """Floats as fp16, bytes as they are, a sha256 for each, and what the config must say."""
         chosen = [technique(item) for item in self.quantization_config.techniques]
-        if self.packs and chosen and any(hasattr(module, "stored") for module in model.modules()):
+        packs = any(not item.reshapes for item in chosen)  # what reshapes is there unpacked too
+        if packs and any(hasattr(module, "stored") for module in model.modules()):
             model = finalize(copy.deepcopy(model), chosen)
         tensors = {
             name: (t.detach().half() if t.is_floating_point() else t.detach()).cpu().contiguous()
@@ -193,9 +193,8 @@ def finalize(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrai
     return model
 
 
-def _mark_(model: PreTrainedModel, quantizer: XtcQuantizer, packs: bool = True) -> None:
+def _mark_(model: PreTrainedModel, quantizer: XtcQuantizer) -> None:
     """Says by what a model is saved, and whether it is packed now; in place."""
-    quantizer.packs = packs
     quantizer.packed = any(isinstance(module, Stored) for module in model.modules())
     model.config.quantization_config = quantizer.quantization_config
     model.hf_quantizer, model.is_quantized = quantizer, quantizer.packed
@@ -226,7 +225,7 @@ def trainable(model: PreTrainedModel, pack: bool = True) -> PreTrainedModel:
         structure = XtcConfig(said, layers=layers) if said or layers else None
         quantizer = structure and XtcQuantizer(structure, pre_quantized=True)
     if quantizer is not None:
-        _mark_(model, quantizer, pack)
+        _mark_(model, quantizer)
     return model
 
 
@@ -271,7 +270,7 @@ def answer(model: PreTrainedModel) -> list[float]:
     count = min(bert.longest(model) or 16, 16)
     ids = torch.arange(2 * count).reshape(2, count) % min(model.config.vocab_size, 1000)
     with torch.no_grad():
-        return bert.said(model(input_ids=ids)).flatten().tolist()
+        return bert.logits_of(model(input_ids=ids)).flatten().tolist()
 
 
 def check_reopens(model: PreTrainedModel, folder: Path, fresh: bool = False) -> None:

@@ -29,7 +29,7 @@ from torch.onnx.ops import symbolic, symbolic_multi_out
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from xtclib.attention import score_attention, takes_another
-from xtclib.bert import has_no_head, longest, replace_module_, said, text_vectors
+from xtclib.bert import has_no_head, logits_of, longest, replace_module_, text_vectors
 from xtclib.deployment.graph import SUM, quiet, serialized, with_sum
 from xtclib.files import write_bytes
 from xtclib.techniques.base import Stored
@@ -243,7 +243,7 @@ class _Logits(nn.Module):
         output = self.model(**given)
         if has_no_head(self.model):
             return text_vectors(output.last_hidden_state, given["attention_mask"])
-        return said(output)
+        return logits_of(output)
 
 
 def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dynamic") -> Path:
@@ -294,10 +294,10 @@ def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dy
 def about(model: PreTrainedModel, activations: str) -> dict[str, str]:
     """The metadata that :class:`OnnxModel` reads."""
     config = model.config
-    told = {"activations": activations, "labels": list(config.id2label.values()),
+    said = {"activations": activations, "labels": list(config.id2label.values()),
             "max_length": longest(model),
             "trained_on": getattr(config, "trained_on", None) or {}}  # fmt: skip
-    return {"xtc": json.dumps(told)}
+    return {"xtc": json.dumps(said)}
 
 
 def to_onnx(model: PreTrainedModel, metadata: dict[str, str] | None = None) -> bytes:

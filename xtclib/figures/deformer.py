@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 from torch import Tensor
 
-from xtclib.figures.style import COLOURS, GREY, label_bars, new_figure
+from xtclib.figures.style import COLOURS, GREY, label_bars, marker_of, new_figure
 from xtclib.techniques.deformer.segments import apart
 
 
@@ -51,3 +51,22 @@ def faster(rows: Sequence[Mapping], published: float | None = None, title: str |
     widest = 1.2 * max(row["faster"] for row in shown)
     figure.update_xaxes(title_text="times as fast as the whole model", range=[0, widest])
     return figure.update_yaxes(autorange="reversed")
+
+
+def operations(shares: Sequence[float], layers: int, title: str | None = None) -> go.Figure:
+    """What is left of the operations, in %, by how many layers read the passage before.
+
+    ``shares``: of 0, 1, 2, … layers; ``layers``: the split that stands out.
+    """
+    title = title or f"With {layers} layers apart {100 * shares[layers]:.0f} % of the work is left"
+    figure, counts = new_figure(title, 300), list(range(len(shares)))
+    for i, (name, chosen) in enumerate((("other splits", False), ("this one", True))):
+        own = [n for n in counts if (n == layers) == chosen]
+        figure.add_scatter(
+            x=own, y=[100 * shares[n] for n in own], name=name, mode="markers",
+            marker=marker_of(i, size=12 if chosen else 8),
+            hovertemplate="%{x} layers apart: %{y:.0f} % of the operations<extra></extra>",
+        )  # fmt: skip
+    figure.update_layout(margin_b=90)
+    figure.update_xaxes(title_text="layers that read the texts apart", dtick=1)
+    return figure.update_yaxes(title_text="operations, % of the whole model's", range=[0, 104])

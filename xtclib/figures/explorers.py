@@ -14,10 +14,12 @@ from transformers import BertConfig, PretrainedConfig, PreTrainedModel
 
 from xtclib.artefact.ledger import plan
 from xtclib.bert import encoder_layers
-from xtclib.costs.breakdown import break_down
+from xtclib.costs.architectures import config_of
+from xtclib.costs.breakdown import break_down, deformer
 from xtclib.distillation.losses import layer_map
 from xtclib.distillation.terms import LAYER_MAPS
 from xtclib.figures import costs, deployment, distillation, factorization, pruning, quantization
+from xtclib.figures import deformer as apart
 from xtclib.figures.style import plain
 from xtclib.techniques.base import apply_all, technique
 from xtclib.techniques.factorization.decompositions import rank_for, svd
@@ -128,6 +130,36 @@ def rank_explorer(weight: Tensor, share: float = 0.5) -> ui.VBox:
             f"{kept:.1f} % of Σ σ²"
         )
         return factorization.values(one, rank)
+
+    return _explorer(make, [slider], sentence)
+
+
+def split_explorer(
+    source: str | PretrainedConfig = "bert-base", length: int = 320, question: int = 32,
+    layers: int = 9,
+) -> ui.VBox:  # fmt: skip
+    """DeFormer's work and its cache, under a slider for how many layers read the texts apart.
+
+    ``length`` tokens in all, ``question`` of them the question's, the rest was read before.
+
+    >>> tiny = BertConfig(num_hidden_layers=2, hidden_size=8, num_attention_heads=2)
+    >>> split_explorer(tiny, 32, 8, 1).children[-1].value
+    '<b>1 of 2 layers apart</b>: 62 % of the operations, 0.384 kB a passage in fp16'
+    """
+    whole = break_down(source, 1, length)
+    depth = 1 + max(part.layer for part in whole.parts if part.layer is not None)
+    shares = [deformer(source, length, question, n).flops() / whole.flops() for n in range(depth)]
+    width = config_of(source).hidden_size if isinstance(source, str) else source.hidden_size
+    slider = ui.IntSlider(layers, min=0, max=depth - 1, description="layers apart")
+    sentence = ui.HTML()
+
+    def make() -> go.Figure:
+        size = 2 * width * (length - question) / 1e3 if slider.value else 0
+        sentence.value = (
+            f"<b>{slider.value} of {depth} layers apart</b>: {100 * shares[slider.value]:.0f} % of "
+            f"the operations, {plain(size)} kB a passage in fp16"
+        )
+        return apart.operations(shares, slider.value)
 
     return _explorer(make, [slider], sentence)
 

@@ -173,6 +173,9 @@ def _check_length(teacher: Teacher, length: int | None) -> None:
 
 def _say_cut(data: TaskData, teacher: Teacher, length: int, say: Callable[[str], object]) -> None:
     """Says how many rows are longer than what is read of them."""
+    if not data.task.cuts:
+        say(f"length   {length} tokens: what is longer is read in windows")
+        return
     splits = [data.train, *data.evaluation.values()]
     rows = [data.task.tokenize(split, teacher.tokenizer, length + 1).lengths for split in splits]
     longer, every = (sum(int((n > most).sum()) for n in rows) for most in (length, 0))

@@ -47,6 +47,7 @@ class Task(ABC):
     label_type: ClassVar[torch.dtype] = torch.int64
     augments: ClassVar[bool] = True  # whether a changed text keeps its label
     length: ClassVar[int | None] = None  # tokens of a row, where a profile's are too few
+    cuts: ClassVar[bool] = True  # whether what is longer than that is lost
     tunes: ClassVar[bool] = True  # whether a teacher learns it; else the backbone is one as it is
     source: str = ""  # where its rows are, for a task that reads no folder it is given
     judge: str = ""  # what its references depend on beside the rows: a sum of a teacher's weights

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AutoModelForQuestionAnswering
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from xtclib.bert import said
+from xtclib.bert import logits_of
 from xtclib.tasks import squad
 from xtclib.tasks.base import TaskData, file_name, own_name
 from xtclib.tasks.own import Own
@@ -69,6 +69,7 @@ class Questions(Own):
     heads: ClassVar[tuple[str, ...]] = ("qa_outputs.weight",)
     augments: ClassVar[bool] = False
     length: ClassVar[int | None] = 384
+    cuts: ClassVar[bool] = False
 
     def texts(self, data: TaskData) -> list[str]:
         return list(dict.fromkeys(data.train.second or ()))
@@ -125,7 +126,7 @@ class Questions(Own):
 
     def logits(self, output, mask: Tensor) -> Tensor:
         """Scores as first and as last token, (batch, length, 2); padding never is."""
-        return said(output).masked_fill(~mask.bool()[..., None], NEVER)
+        return logits_of(output).masked_fill(~mask.bool()[..., None], NEVER)
 
     def answers(self, output, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Two rows a window: scores (2·batch, length) of starts, then ends; where they are."""
@@ -197,9 +198,9 @@ def questions(source: str | Path, **how: Any) -> Questions:
     rows = parts["train"]
     passages = len({label["passage"] for label in rows.labels})
     without = sum(not label["texts"] for split in parts.values() for label in split.labels)
-    said_ = f"questions on {passages} passages" + f", {without} without an answer" * bool(without)
+    what = f"questions on {passages} passages" + f", {without} without an answer" * bool(without)
     return Questions(name=own_name(source), title=own_name(source), source=str(source),
-                     parts=parts, about={"kind": "questions"}, said=(said_,), **how)  # fmt: skip
+                     parts=parts, about={"kind": "questions"}, said=(what,), **how)  # fmt: skip
 
 
 def _cut(tokenizer: Tokenizer, texts: Sequence[str], most: int) -> list[str]:

@@ -6,7 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
+    AutoModelForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+)
 
 from xtclib.artefact import format, ledger
 from xtclib.bert import encoder_linears
@@ -173,6 +179,24 @@ def test_fisher_is_the_mean_of_squared_gradients_of_single_rows(bert, rows, data
     assert bert.bert.pooler.dense.weight.requires_grad
 
 
+def test_of_a_layer_that_is_used_in_turns_a_row_has_one_gradient(data, tokenizer):
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=200, hidden_size=16, embedding_size=8, num_hidden_layers=3,
+                 num_attention_heads=2, intermediate_size=16, initializer_range=0.3)  # fmt: skip
+    model = AlbertForSequenceClassification(AlbertConfig(**sizes)).eval()
+    single = Calibration(data, tokenizer, 16, rows=6, batch_size=1)
+    batches = Calibration(data, tokenizer, 16, rows=6, batch_size=3).batches()
+    found, wanted = measured.fisher(model, batches, data.task), {}
+    linears = encoder_linears(model)
+    for batch in single.batches():
+        model.zero_grad()
+        model(**batch).loss.backward()
+        for name, linear in linears.items():
+            wanted[name] = wanted.get(name, 0) + linear.weight.grad.square().sum(0) / 6
+    assert len(found) == len(linears) == 6
+    assert all(torch.allclose(found[n], wanted[n], rtol=1e-3, atol=1e-9) for n in linears)
+
+
 def test_moved_is_how_far_one_matrix_moves_the_answers(bert, rows, data):
     name = "bert.encoder.layer.0.output.dense"
     weight = bert.get_submodule(name).weight.detach().clone()
@@ -203,6 +227,24 @@ def test_of_a_matrix_of_low_rank_half_is_all_of_it(bert, batch):
     found = Factorize(rank=4).apply(bert)
     assert (logits(found, batch) - logits(bert, batch)).abs().max() < 1e-4
     assert bert.bert.encoder.layer[0].output.dense.weight.shape == (32, 64)  # as it was
+
+
+def test_layers_are_cut_out_of_a_factorized_modernbert_too():
+    """Its first layer has no norm: the one that becomes the first takes its norm's scale."""
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=60, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
+                 intermediate_size=16, pad_token_id=0, initializer_range=0.3)  # fmt: skip
+    model = ModernBertForSequenceClassification(ModernBertConfig(**sizes)).eval()
+    for name, linear in encoder_linears(model).items():
+        linear.weight.data = product(d.svd(linear.weight.data), 4)
+        norm = model.get_submodule(name.rsplit(".", 2)[0]).attn_norm
+        if hasattr(norm, "weight"):
+            norm.weight.data = torch.linspace(0.5, 2, 16)
+    ids = torch.arange(5, 25).reshape(2, 10)
+    thin, whole = (LayerReduction([1, 2]).apply(m) for m in (Factorize(rank=4).apply(model), model))
+    with torch.no_grad():
+        far = (thin(ids).logits - whole(ids).logits).abs().max()
+        assert far < 1e-4 < (thin(ids).logits - model(ids).logits).abs().max()
 
 
 def test_data_aware_outputs_are_nearest_on_held_out_rows(bert, data, tokenizer):
@@ -351,7 +393,10 @@ def test_a_packed_model_and_one_with_nan_are_refused(bert):
     with pytest.raises(ValueError, match=r"already packed; apply `xtclib\.trainable` first"):
         Factorize().apply(packed)
     bert.bert.encoder.layer[1].output.dense.weight.data[0, 0] = float("nan")
-    with pytest.raises(ValueError, match=r"layer\.1\.output\.dense\.weight' holds NaN"):
+    with pytest.raises(
+        ValueError,
+        match=r"cannot factorize this model: .*layer\.1\.output\.dense\.weight' holds NaN",
+    ):
         Factorize().apply(bert)
 
 

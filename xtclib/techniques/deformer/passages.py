@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from xtclib.bert import encoder_layers, longest, said, set_encoder_layers_
+from xtclib.bert import encoder_layers, logits_of, longest, set_encoder_layers_
 from xtclib.cache import digest, key, opened
 from xtclib.config import short
 from xtclib.files import cut, write_bytes, write_json
 from xtclib.tasks.questions import QUESTION, Questions, Span
+from xtclib.tasks.rows import collate
 from xtclib.techniques.deformer.segments import int8
 
 _ABOUT, _SUM = "cache.json", "sha256"
@@ -102,8 +104,9 @@ class PassageCache:
     @torch.inference_mode()
     def _read(self, rows: Sequence[Sequence[int]], segment: int) -> list[Tensor]:
         """What the lower layers make of rows of one segment: (tokens, width) each."""
-        ids, mask = _padded(rows, self.tokenizer.pad_token_id)
-        ids, mask = ids.to(self.lower.device), mask.to(self.lower.device)
+        batch = collate([{"input_ids": row, "labels": 0} for row in rows],
+                        self.tokenizer.pad_token_id)  # fmt: skip
+        ids, mask = (batch[name].to(self.lower.device) for name in ("input_ids", "attention_mask"))
         types = torch.full_like(ids, segment)
         states = self.lower(ids, attention_mask=mask, token_type_ids=types).last_hidden_state
         return [row[: len(own)] for row, own in zip(states, rows, strict=True)]
@@ -139,13 +142,13 @@ class PassageCache:
             raise KeyError(f"no passage {short(id_)} in {self.folder}: `add` gives the ids")
         with opened(path) as file:
             held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            said_ = file.metadata() or {}
-        sums = key(*(digest(each) for _, each in sorted(held.items())), said_.get("text", ""))
-        if said_.get(_SUM) != sums:
+            metadata = file.metadata() or {}
+        sums = key(*(digest(each) for _, each in sorted(held.items())), metadata.get("text", ""))
+        if metadata.get(_SUM) != sums:
             raise ValueError(f"{path} is not what was written: add its passage again")
         states = held["states"].float()
         states = states * held["scale"] if "scale" in held else states
-        return states, held["letters"].numpy(), said_["text"]
+        return states, held["letters"].numpy(), metadata["text"]
 
     @property
     def bytes(self) -> int:
@@ -161,19 +164,17 @@ class PassageCache:
 
         A first text of more than ``QUESTION`` tokens is cut, as :class:`.Questions` cuts it.
         """
-        passages = [self._open(id_)[0].to(self.lower.device) for id_ in ids]
-        most = QUESTION + 2
-        rows = self.tokenizer(list(first), truncation=True, max_length=most)["input_ids"]
-        return self._join(self._read(rows, segment=0), passages)
+        return self._join(first, [self._open(id_)[0] for id_ in ids])
 
-    def _join(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-        """The upper layers' answer to both segments, each padded at its end."""
-        sides = [
-            nn.utils.rnn.pad_sequence(list(side), batch_first=True) for side in (first, second)
-        ]
-        masks = [_padded([[1] * len(row) for row in side], 0)[1] for side in (first, second)]
-        mask = torch.cat(masks, 1).to(sides[0].device)
-        return said(self.upper(inputs_embeds=torch.cat(sides, 1), attention_mask=mask))
+    def _join(self, first: Sequence[str], passages: Sequence[Tensor]) -> Tensor:
+        """The upper layers' answer to first texts and passages, each side padded at its end."""
+        rows = self.tokenizer(list(first), truncation=True, max_length=QUESTION + 2)["input_ids"]
+        own = self._read(rows, segment=0)
+        sides = [own, [row.to(own[0].device) for row in passages]]
+        states = [pad_sequence(side, batch_first=True) for side in sides]
+        real = [pad_sequence([row.new_ones(len(row)) for row in side], True) for side in sides]
+        mask = torch.cat(real, 1).long()
+        return logits_of(self.upper(inputs_embeds=torch.cat(states, 1), attention_mask=mask))
 
     @torch.inference_mode()
     def answer(self, question: str, id_: str, threshold: float | None = None) -> str:
@@ -183,8 +184,7 @@ class PassageCache:
         unless it is told. Raises ``TypeError`` for a model without scores of both ends.
         """
         states, letters, text = self._open(id_)
-        rows = self.tokenizer([question], truncation=True, max_length=QUESTION + 2)["input_ids"]
-        found = self._join(self._read(rows, segment=0), [states.to(self.lower.device)])
+        found = self._join([question], [states])
         if found.dim() != 3:
             classes = f"{type(self.upper).__name__} gives classes"
             raise TypeError(f"{classes}: take `logits`, or a model that answers questions")
@@ -225,11 +225,3 @@ def _shared(model: PreTrainedModel) -> PreTrainedModel:
         module._forward_pre_hooks.clear()
         module._forward_pre_hooks_with_kwargs.clear()
     return found
-
-
-def _padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
-    """Rows padded at their ends, and what is real: both (rows, length)."""
-    tensors = [torch.tensor(row) for row in rows]
-    ids = nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=fill)
-    lengths = torch.tensor([len(row) for row in rows])
-    return ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from xtclib.bert import linear_of
+from xtclib.techniques.base import Stored
 
 
 class LowRankLinear(nn.Module):
@@ -44,6 +45,11 @@ class LowRankLinear(nn.Module):
     def rank(self) -> int:
         return self.down.out_features
 
+    @property
+    def weight(self) -> Tensor:
+        """The matrix that it stands for, (out_features, in_features): to read, not to change."""
+        return _values(self.up) @ _values(self.down)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.down(x))
 
@@ -72,5 +78,16 @@ class LowRankEmbedding(nn.Module):
     def rank(self) -> int:
         return self.table.weight.shape[1]
 
+    @property
+    def weight(self) -> Tensor:
+        """The table that it stands for, (ids, width): to read, not to change."""
+        return _values(self.table) @ _values(self.up).T
+
     def forward(self, ids: Tensor) -> Tensor:
         return self.up(self.table(ids))
+
+
+def _values(factor: nn.Module) -> Tensor:
+    """A factor's weights, of whatever bits."""
+    dense = factor.dense() if isinstance(factor, Stored) else factor
+    return dense.weight  # type: ignore[union-attr, return-value]

@@ -24,7 +24,8 @@ def second_moments(model: PreTrainedModel, batches: Iterable[dict]) -> dict[str,
     sums: dict[str, Tensor] = {}
 
     def add(name: str, seen: Tensor, _: nn.Module, inputs: tuple, __: Tensor) -> None:
-        x = inputs[0][seen].float()
+        x = inputs[0].float()  # of tokens, or DeBERTa's relative positions, which all count
+        x = x[seen] if x.shape[:2] == seen.shape else x.flatten(0, -2)
         sums[name] = sums.get(name, 0) + x.T @ x
 
     count = 0
@@ -41,16 +42,17 @@ def fisher(model: PreTrainedModel, batches: Iterable[dict], task: Task) -> dict[
     4 and 5.
     """
     sums: dict[str, Tensor] = {}
-    given: dict[str, Tensor] = {}
+    slopes: dict[str, Tensor] = {}
     model = copy.deepcopy(model).eval().requires_grad_(False)
 
     def note(name: str, seen: Tensor, _: nn.Module, inputs: tuple, output: Tensor) -> None:
-        given[name] = inputs[0].detach()
-        output.register_hook(partial(add, name))
+        if output.requires_grad:  # else no token goes through, but DeBERTa's relative positions
+            output.register_hook(partial(add, name, inputs[0].detach()))
 
-    def add(name: str, slope: Tensor) -> None:  # ∂L/∂W of a row is the sum of its tokens' products
-        each = torch.einsum("bto,bti->boi", slope.float(), given.pop(name).float())
-        sums[name] = sums.get(name, 0) + each.square().sum((0, 1))
+    def add(name: str, x: Tensor, slope: Tensor) -> None:
+        # ∂L/∂W of a row: the sum of its tokens' products, over all turns of a shared layer.
+        each = torch.einsum("bto,bti->boi", slope.float(), x.float())
+        slopes[name] = slopes.get(name, 0) + each
 
     model.get_input_embeddings().requires_grad_(True)  # so that gradients come by every matrix
     rows = 0
@@ -58,6 +60,8 @@ def fisher(model: PreTrainedModel, batches: Iterable[dict], task: Task) -> dict[
         labels = batch.pop("labels")
         logits, wanted = task.answers(model(**batch), labels, batch["attention_mask"])
         (len(seen) * task.loss(logits, wanted)).backward()
+        for name in list(slopes):
+            sums[name] = sums.get(name, 0) + slopes.pop(name).square().sum((0, 1))
         rows += len(seen)
     return {name: total / max(rows, 1) for name, total in sums.items()}
 

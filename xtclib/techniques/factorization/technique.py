@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import ClassVar, Literal
 
 import torch
@@ -11,7 +12,14 @@ from transformers import PreTrainedModel
 from xtclib.bert import encoder_linears, replace_module_
 from xtclib.config import Count, Share, config, short
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import Technique, copied, needs, register
+from xtclib.techniques.base import (
+    Technique,
+    check_finite,
+    check_plain,
+    needs,
+    refuse_packed,
+    register,
+)
 from xtclib.techniques.factorization import measured
 from xtclib.techniques.factorization.decompositions import (
     Spectrum,
@@ -60,9 +68,7 @@ class Factorize(Technique):
             raise ValueError(
                 f"factorize takes share, rank or energy, one of them; received {given}"
             )
-        if not given:
-            object.__setattr__(self, "share", 0.5)
-        if self.allocate == "sensitivity" and self.share is None:
+        if self.allocate == "sensitivity" and given and self.share is None:
             raise ValueError(f"allocate: sensitivity divides a share, received {given}: give share")
 
     @property
@@ -70,9 +76,12 @@ class Factorize(Technique):
         return self.share or 0.5
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
+        refuse_packed(model)
         if any(isinstance(module, LowRankLinear) for module in model.modules()):
             raise ValueError("the model is factorized already: one factorize takes all that goes")
-        model = copied(model, self.name)
+        check_plain(model, self.name)
+        check_finite(model, "cannot factorize this model")
+        model = copy.deepcopy(model)
         linears = encoder_linears(model)
         for linear in linears.values():
             self._check(*linear.weight.shape)
