@@ -158,6 +158,8 @@ def test_a_record_without_floors_or_times_is_shown(tmp_path):
         ("ptq-4bit", ("reviews", "reviews", "A"), "size and end at {mean}; thin"),
         ("svd-1bit-distilled", ("reviews", "reviews", "A"), "of one bit at {mean}."),
         ("deformer-9of12", ("minilm", "mrpc", "A"), "on MRPC at {mean} ({low} to {high}), below"),
+        ("deformer-plain", ("minilm", "mrpc", "A"), "labels alone at {mean} ({low} to {high})."),
+        ("deformer-9of12", ("minilm", "mrpc", "B"), "of three it is {mean} (one seed)"),
         ("xtc-half", ("minilm", "mrpc", "A"), "XTC {mean},"),
         ("tinybert-6l", ("minilm", "mrpc", "A"), "TinyBERT {mean},"),
         ("minilmv2-6l", ("minilm", "mrpc", "A"), "MiniLMv2 ({mean})"),
@@ -180,7 +182,9 @@ def test_the_results_say_what_decomposition_gave():
     names = "svd-50", "fwsvd-50", "drone-50"
     before = [mean_score(records.read("reviews", recipe=n)[0].untrained) for n in names]
     assert "untrained at {:.1f}, {:.1f} and {:.1f}".format(*before) in text
-    (apart, *_) = records.read("minilm", recipe="deformer-9of12", task="mrpc")
+    (apart,) = records.read("minilm", recipe="deformer-9of12", task="mrpc", budget="B")
+    learned = apart.stages[0]["losses"][-1]["loss_labels"]
+    assert learned < 0.05 and "learned by heart" in text
     assert f"where the teacher has {apart.teacher_score:.1f}" in text
     path = ROOT / "data" / "results" / "deployment" / "decomposition.json"
     found = json.loads(path.read_text())
