@@ -36,6 +36,7 @@ _WHERE = {
     "fake_quantize": "techniques.quantization",
     "quantize": "techniques.quantization",
     "Scheme": "techniques.quantization",
+    "set_speed": "techniques.dynamic.calibration",
     "LayerReduction": "techniques",
     "PruneHeads": "techniques",
     "PruneNeurons": "techniques",

@@ -33,7 +33,7 @@ def score_attention(
 
     If the module carries a function ``rounded``, query, key, value and probabilities go through
     it, as TernaryBERT quantizes them (arXiv:2009.12812, section 3.2 and its release). A runtime
-    with a way of its own hands it in.
+    with a way of its own hands it in. A function ``received`` is shown the probabilities.
     """
     rounded = rounded or getattr(module, "rounded", None)
     if rounded is not None:
@@ -41,7 +41,10 @@ def score_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
     masked = scores if attention_mask is None else scores + attention_mask
-    probabilities = F.dropout(F.softmax(masked, dim=-1), dropout, module.training)
+    probabilities = F.softmax(masked, dim=-1)
+    if (received := getattr(module, "received", None)) is not None:
+        received(probabilities)
+    probabilities = F.dropout(probabilities, dropout, module.training)
     if rounded is not None:
         probabilities = rounded(probabilities)
     context = torch.matmul(probabilities.to(value.dtype), value)
@@ -51,6 +54,11 @@ def score_attention(
 # Without a mask function of its own an attention is handed no mask at all, and attends to padding.
 AttentionInterface.register(NAME, score_attention)
 AttentionMaskInterface.register(NAME, eager_mask)
+
+
+def needed(module: nn.Module) -> bool:
+    """Whether a module works by this attention alone: it carries what that goes through."""
+    return hasattr(module, "rounded") or hasattr(module, "received")
 
 
 def takes_another(model: PreTrainedModel) -> bool:

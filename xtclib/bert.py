@@ -212,8 +212,13 @@ def set_encoder_layers_(model: PreTrainedModel, layers: Iterable[nn.Module]) -> 
             reads = getattr(first.attn.Wqkv, "down", first.attn.Wqkv)  # of two factors the first
             reads.weight.data.mul_(norm.weight.data)
             first.attn_norm = nn.Identity()
+    set_layer_list_(model, kept)
+
+
+def set_layer_list_(model: PreTrainedModel, layers: nn.ModuleList) -> None:
+    """Puts a list of layers where the encoder has its own, in place."""
     path = next(path for path in _LISTS if _at(model.base_model, path) is not None)
-    replace_module_(model.base_model, path, kept)
+    replace_module_(model.base_model, path, layers)
 
 
 def encoder_linears(model: nn.Module, kinds: Kinds = nn.Linear) -> dict[str, nn.Linear]:

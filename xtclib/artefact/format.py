@@ -182,7 +182,7 @@ def finalize(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrai
     for item in techniques:
         model = item.finalize(model)
     model.eval()
-    config, rounds = model.config, any(hasattr(module, "rounded") for module in model.modules())
+    config, rounds = model.config, any(map(attention.needed, model.modules()))
     if config._attn_implementation == attention.NAME and not rounds:
         model.set_attn_implementation("sdpa")
     stored, layers = [t.to_dict() for t in techniques if t.stored], surgery.uneven(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -73,25 +73,36 @@ def of_models(
     batch: int = 8,
     length: int = 32,
     repeats: int | None = None,
+    given: Sequence[Mapping[str, Tensor]] = (),
 ) -> dict:
     """Forward latency of several models on the same random batch, with device and threads.
+
+    ``given``: batches of real rows instead, where the time depends on them; then of one of them.
 
     ``repeats``: by default what two seconds have room for, from 10 to 200. A model of a few
     milliseconds needs many: a busy machine takes them away ten at a time.
     """
     device = next(next(iter(models.values())).parameters()).device
     vocabulary = min(model.config.vocab_size for model in models.values())
-    ids = random_ids(vocabulary, batch, length).to(device)
-    mask = torch.ones_like(ids)
+    ids = random_ids(vocabulary, batch, length)
+    rows = given or [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+    rows = [{name: tensor.to(device) for name, tensor in each.items()} for each in rows]
 
-    runs = {n: partial(m, input_ids=ids, attention_mask=mask) for n, m in models.items()}
+    runs = {n: partial(_through, m, rows) for n, m in models.items()}
     with torch.inference_mode():
         repeats = repeats or _enough(runs, 2.0)
         found = in_turns(runs, repeats)
+    for times in found.values() if len(rows) > 1 else ():
+        times |= {name: round(value / len(rows), 3) for name, value in times.items()}
     return {
         "batch": batch, "length": length, "repeats": repeats, "device": device.type,
         "threads": torch.get_num_threads(), "milliseconds": found,
     }  # fmt: skip
+
+
+def _through(model: nn.Module, rows: Iterable[Mapping[str, Tensor]]) -> None:
+    for each in rows:
+        model(**each)
 
 
 def _enough(runs: Mapping[str, Callable[[], object]], seconds: float) -> int:

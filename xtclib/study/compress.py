@@ -33,7 +33,7 @@ from xtclib.recipes import recipe as recipes
 from xtclib.records import Record, circumstances, mean_score
 from xtclib.study import profiles
 from xtclib.study.stages import Job, Pair, applied, begun, check_applies, steps_of, trained
-from xtclib.tasks.base import Task, TaskData, find_task
+from xtclib.tasks.base import Task, TaskData, batched, find_task
 from xtclib.tasks.evaluation import evaluate
 from xtclib.teachers import Teacher
 from xtclib.techniques.base import Technique
@@ -101,6 +101,8 @@ def compress(
         if not claim.is_file():
             processes.agreed(lambda: check_new_folder(out))
     data = data or profiles.data_for(task, chosen, glue_dir)
+    if any(t.calibrates for t in recipe.techniques):
+        data = data.holding_out()  # before the teacher too: it is surer of what it learned
     say(f"data     {data.source}")
     arguments = recipe, chosen, spent, budget_name, seed, data
     if teacher is None and (bare := profiles.stand_in(data, chosen)):
@@ -142,6 +144,7 @@ def compress(
         pair, notes = trained(now, pair, stage, done, stages)
         stages.append(notes)
     student = format.finalize(pair.student, done)
+    processes.agreed(lambda: _calibrate(job, student, untrained, done))
     measured = taught, floors
     record, folder = processes.agreed(
         lambda: _measure(job, student, stages, untrained, measured, target, say)
@@ -194,6 +197,12 @@ def _check_reopens(pair: Pair) -> None:
             raise ValueError(f"{kind} ({first_line(error)}): choose other techniques") from None
 
 
+def _calibrate(job: Job, student: PreTrainedModel, untrained: Pair, done: list[Technique]) -> None:
+    student.to("cpu").eval()
+    for technique in done:
+        technique.calibrate(student, untrained.tokenizer, job.data, job.budget.max_length)
+
+
 def _measure(job: Job, student: PreTrainedModel, stages: list[dict], untrained: Pair,
              measured: tuple[dict, dict], out: tuple[Path, Path] | None,
              say: Callable[[str], object]) -> tuple[Record, Path]:  # fmt: skip
@@ -214,9 +223,17 @@ def _measure(job: Job, student: PreTrainedModel, stages: list[dict], untrained: 
     target, sizes = _save(student, tokenizer, f"{chosen.name}-{slug(recipe.name)}-{made_from}", out)
     batch, width = chosen.latency[0], min(chosen.latency[1], bert.longest(student) or 10**9)
     layer_flops = [breakdown.flops(m.config, 1, width) for m in (student, teacher_model)]
-    times = latency.of_models({"teacher": teacher_model, "student": student}, batch, width)
+    own: dict = {}
+    for technique in recipe.techniques:
+        own |= technique.measure(student, tokenizer, data, length, latency.in_turns)
+    by_row = any(t.by_row for t in recipe.techniques)
+    read = batched(data, tokenizer, width, batch, 8 * batch) if by_row else ()
+    models = {"teacher": teacher_model, "student": student}
+    times = latency.of_models(models, batch, width, given=read)
     steps, rows = sum(s["steps"] for s in stages), sum(map(len, data.evaluation.values()))
     scores = [mean_score(found) for found in (metrics, floor, start)]
+    if by_row:  # untrained it computes everything, and is its teacher
+        scores[2] = 100.0
     record = Record(
         recipe=recipe.name, recipe_hash=recipe.hash, task=data.task.name, profile=chosen.name,
         budget=job.budget_name, seed=job.seed, metrics=metrics, teacher_metrics=taught,
@@ -229,7 +246,7 @@ def _measure(job: Job, student: PreTrainedModel, stages: list[dict], untrained: 
         data_fingerprint=data.fingerprint, teacher_key=teacher.key, left_out=recipe.left_out,
         selected_on=job.budget.keep if recipe.trains else "nothing is trained",
         note=verdict(recipe, scores[0], scores[1], scores[2], steps, rows, mean_score(taught)),
-        **circumstances(), training_budget=asdict(job.budget),
+        **circumstances(), training_budget=asdict(job.budget), measures=own,
     )  # fmt: skip
     say(f"artefact {target} ({record.bytes / 1e6:.2f} MB, {record.ratio:.1f} × smaller)")
     return record, target

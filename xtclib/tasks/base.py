@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -176,6 +176,19 @@ class TaskData:
     evaluation_name: str
     held_out: Split | None = None  # labelled rows of neither, where the task has some
 
+    def holding_out(self) -> TaskData:
+        """The same with labelled rows apart: a twentieth of the training rows, up to 1000.
+
+        Those that the task holds out itself, where it does.
+        """
+        if self.held_out is not None:
+            return self
+        count = min(max(len(self.train) // 20, 1), 1000)
+        order = np.random.default_rng(0).permutation(len(self.train)).tolist()
+        train, apart = self.train.select(sorted(order[count:])), self.train.select(order[:count])
+        source = f"{self.source}, {count} training rows held out"
+        return replace(self, train=train, held_out=apart, source=source)
+
     @property
     def fingerprint(self) -> str:
         """16 hex digits over the fingerprints of all splits, with their names."""
@@ -183,6 +196,20 @@ class TaskData:
         rows = [[name, split.fingerprint] for name, split in splits.items()]
         names = [self.task.labels] if self.task.details else []  # else its name tells them
         return key(*rows, *names, *filter(None, [self.task.judge]))
+
+
+def batched(data: TaskData, tokenizer: Tokenizer, length: int, size: int, count: int = 128
+            ) -> list[dict[str, Tensor]]:  # fmt: skip
+    """The first rows of the first split to evaluate on, in batches of similar length, to be timed.
+
+    Each is as long as its longest row; labels are left out.
+    """
+    split = next(iter(data.evaluation.values()))
+    rows = data.task.tokenize(split.select(range(len(split))[:count]), tokenizer, length)
+    order = np.argsort(rows.lengths, kind="stable").tolist()
+    parts = [order[start : start + size] for start in range(0, len(order), size)]
+    found = [data.task.collate([rows[i] for i in part], tokenizer) for part in parts]
+    return [{k: v for k, v in each.items() if k != "labels"} for each in found]
 
 
 _TASKS: dict[str, Task] = {}

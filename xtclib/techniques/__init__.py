@@ -15,6 +15,8 @@ from xtclib.techniques.base import (
     technique,
 )
 from xtclib.techniques.deformer.technique import DeFormer
+from xtclib.techniques.dynamic.dropping import DropTokens
+from xtclib.techniques.dynamic.technique import EarlyExit
 from xtclib.techniques.embeddings.technique import PruneVocabulary, SmallVocabulary
 from xtclib.techniques.factorization.technique import Factorize
 from xtclib.techniques.pruning.depth import LayerReduction
@@ -27,8 +29,9 @@ from xtclib.techniques.students.theseus import KeepSuccessors, ReplaceModules
 
 __all__ = [
     "CNN", "TECHNIQUES", "BiLSTM", "Bottleneck", "Compact", "DeFormer", "DistilBert",
-    "Factorize", "Held", "KeepSuccessors", "LayerReduction", "LearnGates", "PruneHeads",
-    "PruneNeurons", "PruneVocabulary", "PruneWidth", "Quantize", "ReplaceModules",
+    "DropTokens", "EarlyExit", "Factorize", "Held", "KeepSuccessors", "LayerReduction",
+    "LearnGates", "PruneHeads", "PruneNeurons", "PruneVocabulary", "PruneWidth", "Quantize",
+    "ReplaceModules",
     "ReweightedProximal", "SmallVocabulary", "Sparsify", "SplitTernary", "Storage", "Stored",
     "Technique", "apply_all", "pack_", "register", "technique",
 ]  # fmt: skip

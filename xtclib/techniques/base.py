@@ -8,9 +8,9 @@ lists: schedules, a penalty, ``finalize`` (every tensor at the width it is store
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,16 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from xtclib.bert import Kinds, encoder_layers, replace_module_
 from xtclib.config import Named, Registry, config
+from xtclib.tasks.base import Task, TaskData
 from xtclib.tasks.rows import Calibration
+
+
+class Seen(NamedTuple):
+    """A batch as a loss sees it: what the student gave, the labels, and how a task compares."""
+
+    output: Any
+    labels: Tensor
+    task: Task
 
 
 @config
@@ -34,6 +43,8 @@ class Technique(Named):
     prunes: ClassVar[bool] = False  # removes weights, heads, neurons, width or vocabulary
     needs_task: ClassVar[str | None] = None  # the one task of a stage that it goes with
     percent: ClassVar[str | None] = None  # the field that `nip-90` sets, in hundredths
+    calibrates: ClassVar[bool] = False  # needs rows that nothing learns from nor is scored on
+    by_row: ClassVar[bool] = False  # how much is computed depends on the row
 
     def check(self, stage) -> None:
         """Raises ``ValueError`` for a stage (:class:`xtclib.recipes.Stage`) it cannot work in."""
@@ -64,8 +75,8 @@ class Technique(Named):
     def after_step(self, model: PreTrainedModel, step: int, total: int, rate: float) -> None:
         """Called after every optimizer step, with the learning rate it was done at."""
 
-    def penalty(self, model: PreTrainedModel) -> Tensor | None:
-        """What the technique adds to the loss."""
+    def penalty(self, model: PreTrainedModel, seen: Seen | None = None) -> Tensor | None:
+        """What the technique adds to the loss of a batch, ``seen`` where there are labels."""
         return None
 
     def for_seed(self, seed: int) -> Technique:
@@ -96,6 +107,18 @@ class Technique(Named):
     def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
         """The trained model as it is stored."""
         return model
+
+    def calibrate(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: TaskData,
+                  length: int) -> None:  # fmt: skip
+        """Sets what is chosen once a model is finalized, by the rows that ``data`` holds out."""
+
+    def measure(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: TaskData,
+                length: int, in_turns: Callable[..., dict]) -> dict:  # fmt: skip
+        """What a record holds of it alone, in its ``measures``.
+
+        ``in_turns``: :func:`xtclib.costs.latency.in_turns`, for what is timed.
+        """
+        return {}
 
     def rebuild(self, model: PreTrainedModel) -> None:
         """Gives an empty model the finalized structure, in place, before weights are loaded."""

@@ -36,7 +36,7 @@ from xtclib.tasks.base import Task, TaskData
 from xtclib.tasks.classification import CLASSES
 from xtclib.tasks.evaluation import evaluate
 from xtclib.tasks.rows import LengthGroupedSampler, Split, widened
-from xtclib.techniques.base import Technique
+from xtclib.techniques.base import Seen, Technique
 from xtclib.training import callbacks
 from xtclib.training.budget import Budget
 from xtclib.training.callbacks import PROJECTIONS, KeepBest
@@ -128,6 +128,7 @@ class DistillationTrainer(Trainer):
         self.task, self.teacher, self._pairs = task, None, {}
         self.terms: dict[str, Tensor] = {}
         self._counted = 0  # batches in `terms`
+        self._seen: Seen | None = None  # the batch, for what techniques add to its loss
         if objective is not None and teacher is not None:
             self._pairs = objective.pairs(model, teacher)
             self.teacher = prepare_teacher(teacher, self.args.device, bf16)
@@ -154,7 +155,7 @@ class DistillationTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         terms = self._terms(model, dict(inputs))
-        penalties = [p for t in self.techniques if (p := t.penalty(model)) is not None]
+        penalties = [p for t in self.techniques if (p := t.penalty(model, self._seen)) is not None]
         if penalties:
             terms["penalty"] = sum(penalties)
         for name, value in terms.items():
@@ -173,6 +174,7 @@ class DistillationTrainer(Trainer):
             with torch.no_grad():
                 teacher, _ = self._shown(self.teacher, self._read_teacher, inputs, labels)
         student, wanted = self._shown(model, self._read, inputs, labels)
+        self._seen = Seen(student.output, wanted, self.task)
         return distillation_loss(
             self.objective, student, teacher, wanted, inputs["attention_mask"], self._now(),
             getattr(self.model, PROJECTIONS, None), self.task,

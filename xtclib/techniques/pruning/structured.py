@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from xtclib.bert import encoder_layers
 from xtclib.config import NotNegative, Positive, Share, Whole, config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import Technique, copied, needs, register
+from xtclib.techniques.base import Seen, Technique, copied, needs, register
 from xtclib.techniques.pruning import importance, surgery
 from xtclib.techniques.pruning.layers import HardConcrete, closed
 from xtclib.techniques.pruning.surgery import HEADS, NEURONS
@@ -119,7 +119,7 @@ class LearnGates(Technique):
             put(HardConcrete.from_linear(dense, count, self.learning_rate))
         return model
 
-    def penalty(self, model: PreTrainedModel) -> Tensor | None:
+    def penalty(self, model: PreTrainedModel, seen: Seen | None = None) -> Tensor | None:
         dense = [dense for _, dense, _ in surgery.readers(model, self.part)]
         open_ = [gate.open_probability() for gate in dense if isinstance(gate, HardConcrete)]
         return self.penalty_weight * torch.cat(open_).mean() if open_ else None
