@@ -187,14 +187,14 @@ def export(
 ) -> None:
     """Write an artefact as one ONNX file, still packed, for stock ONNX Runtime."""
     from xtclib.artefact import format
-    from xtclib.deployment import onnx
+    from xtclib.deployment.segments import export
     from xtclib.techniques.base import Stored
 
     model, _ = format.load(folder)
-    path = onnx.export_onnx(model, out or folder / "model.onnx", activations)
+    path, size = export(model, folder, out, activations)
     packed = any(isinstance(module, Stored) for module in model.modules())
     width = f"activations {activations}" if packed else "not quantized"
-    typer.echo(f"onnx     {path} ({path.stat().st_size / 1e6:.2f} MB, {width})")
+    typer.echo(f"onnx     {path} ({size / 1e6:.2f} MB, {width})")
 
 
 @app.command()

@@ -14,11 +14,13 @@ that the model was trained with. The extra ``onnx`` installs what this module ne
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import json
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -261,13 +263,33 @@ def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dy
     Raises ``ValueError`` for other ``activations``, and for a scheme that runtimes have no product
     for.
     """
+    path = Path(path)
+    if path.is_dir() or path.suffix != ".onnx":
+        raise ValueError(f"cannot export to {path}: expected the name of a file ending in .onnx")
+    if hasattr(model, "exits"):
+        raise ValueError("a model with exits is several files: write them by `export_segments`")
+    model = prepared(model, activations)
+    content = with_sum(to_onnx(model, {**about(model, activations), SUM: "0" * 64}))
+    try:
+        return write_bytes(path, content)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error}; what was there is unchanged") from None
+
+
+def prepared(model: PreTrainedModel, activations: str) -> PreTrainedModel:
+    """A copy whose layers are as they are exported.
+
+    Raises ``ValueError`` for other ``activations``, for a scheme that runtimes have no product for,
+    and for a model that drops tokens.
+    """
     if activations not in ACTIVATIONS:
         raise ValueError(
             f"activations must be one of {', '.join(ACTIVATIONS)}, received {activations!r}"
         )
-    path = Path(path)
-    if path.is_dir() or path.suffix != ".onnx":
-        raise ValueError(f"cannot export to {path}: expected the name of a file ending in .onnx")
+    if hasattr(model, "drops"):
+        raise ValueError(
+            "how many tokens are dropped depends on the row, which ONNX does not trace"
+        )
     schemes = [getattr(m, n, None) for m in model.modules()
                for n in ("activations", "attention_scheme")]  # fmt: skip
     foreign = [s for s in schemes if s and s.family == "uint" and replace(s, clip=None) != DYNAMIC]
@@ -284,11 +306,7 @@ def export_onnx(model: PreTrainedModel, path: str | Path, activations: str = "dy
             replace_module_(model, name, FORMS[type(module)](module, activations))
         elif isinstance(module, Stored):
             replace_module_(model, name, module.dense())
-    content = with_sum(to_onnx(model, {**about(model, activations), SUM: "0" * 64}))
-    try:
-        return write_bytes(path, content)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error}; what was there is unchanged") from None
+    return model
 
 
 def about(model: PreTrainedModel, activations: str) -> dict[str, str]:
@@ -305,18 +323,31 @@ def to_onnx(model: PreTrainedModel, metadata: dict[str, str] | None = None) -> b
 
     Raises ``ImportError`` if the extra ``onnx`` is not installed.
     """
-    _require_onnx()
+    with masked(model):
+        example = example_of(model)
+        output = VECTORS if has_no_head(model) else "logits"
+        return trace(_Logits(model, list(example)), example, [output], metadata)
+
+
+def example_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Inputs that a model takes, in their order, by which it is traced."""
     inputs = [name for name in INPUTS if name in inspect.signature(model.forward).parameters]
     if getattr(model.config, "type_vocab_size", 0) < 2:  # tokenizers of RoBERTa give no segments
         inputs = [name for name in inputs if name != "token_type_ids"]
+    ids = torch.full((2, 5), 5)
+    example = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
+    return {name: example[name] for name in inputs}
+
+
+@contextlib.contextmanager
+def masked(model: PreTrainedModel) -> Iterator[None]:
+    """Within it a model has the attention that is exported, with masks that broadcast."""
+    _require_onnx()
     before, training = model.config._attn_implementation, model.training
     if takes_another(model):
         model.set_attn_implementation(_ATTENTION)
-    ids = torch.full((2, 5), 5)
-    example = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
     try:
-        output = VECTORS if has_no_head(model) else "logits"
-        return trace(_Logits(model, inputs), {n: example[n] for n in inputs}, output, metadata)
+        yield
     finally:
         if takes_another(model):
             model.set_attn_implementation(before)
@@ -324,15 +355,15 @@ def to_onnx(model: PreTrainedModel, metadata: dict[str, str] | None = None) -> b
 
 
 def trace(
-    module: nn.Module, example: dict[str, Tensor], output: str, metadata: dict | None = None
+    module: nn.Module, example: dict[str, Tensor], outputs: list[str], metadata: dict | None = None
 ) -> bytes:
-    """Any module of named inputs (batch, length, …) and one output, as an ONNX file's bytes."""
+    """Any module of named inputs (batch, length, …) and outputs, as an ONNX file's bytes."""
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     with quiet(), torch.no_grad():
         # Its own optimizer would open small packed weights; `serialized` leaves them.
         program = torch.onnx.export(
             module.eval(), tuple(example.values()), input_names=list(example),
-            output_names=[output], dynamic_shapes=((sizes,) * len(example),), opset_version=OPSET,
+            output_names=outputs, dynamic_shapes=((sizes,) * len(example),), opset_version=OPSET,
             dynamo=True, optimize=False, verbose=False,
         )  # fmt: skip
     return serialized(program.model, metadata or {})

@@ -245,7 +245,7 @@ def train(student: nn.Module, lesson: Lesson, run: Run) -> tuple[nn.Module, dict
     another teacher.
     """
     processes.join()
-    keep_freed_memory()
+    keep_freed_memory(lesson.budget.batch_size * lesson.budget.max_length)
     taught, held_out = _held_out(lesson.data, lesson.budget, run.seed)
     rows = lesson.data.task.tokenize(taught, lesson.tokenizer, lesson.budget.max_length)
     if lesson.budget.dropout is not None:

@@ -110,7 +110,10 @@ def observe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Ta
             output = model(**given)
         stacked = torch.cat([output["exit_logits"], output.logits[None]]).float().cpu()
         decided = [task.decide(each.numpy(), batch) for each in stacked]
-        sure = _sure(own, stacked[:-1], output.get("exit_certainty"))
+        certain, judge = output.get("exit_certainty"), own.judged()
+        learned = [None] * exits if certain is None else certain.float().cpu()
+        pairs = zip(stacked[:-1], learned, strict=True)
+        sure = torch.stack([judge.sure(logits, each) for logits, each in pairs])
         for at, row in enumerate(chosen):
             found[row] = [each[at] for each in decided], sure[:, at]
     model.train(training)
@@ -119,20 +122,6 @@ def observe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Ta
     answers = [[said[exit] for said, _ in every] for exit in range(exits + 1)]
     depths = (*own.after, own.depth)
     return Observed(sure, answers, rows.lengths, depths, own.said["criterion"], task, split.labels)
-
-
-def _sure(exits: Any, logits: Tensor, certain: Tensor | None) -> Tensor:
-    """How sure each exit is of rows that all went on, (exits, batch)."""
-    if certain is not None and exits.said["criterion"] == "learned":
-        return certain.float().cpu()
-    found, before, equal = [], None, None
-    for each in logits:
-        if exits.said["criterion"] == "patience":
-            equal, before = exits.count(each, before, equal), each
-            found.append(equal)
-        else:
-            found.append(exits.sure(each, each))
-    return torch.stack(found)
 
 
 def choose(observed: Observed, wish: Wish) -> Point:

@@ -39,8 +39,8 @@ def entropy(logits: Tensor, independent: bool = False) -> Tensor:
     (arXiv:2004.12993, section 3) is the same without the division. ``independent``: classes that
     may hold at once, of each its own two-way entropy, and their mean.
 
-    >>> entropy(torch.tensor([[0.0, 0.0], [0.0, 100.0]]))
-    tensor([1., 0.])
+    >>> entropy(torch.tensor([[0.0, 0.0], [0.0, 5.0]]))
+    tensor([1.0000, 0.0582])
     """
     p = _probabilities(logits, independent)
     found = torch.special.entr(p).sum(-1) / math.log(p.shape[-1])
@@ -92,3 +92,38 @@ def right(logits: Tensor, labels: Tensor, kind: str = "") -> Tensor:
     if kind == "multi_label_classification":
         return ((logits > 0) == labels.bool()).all(-1).float()
     return (logits.argmax(-1) == labels).float()
+
+
+class Judge:
+    """How sure an exit is of each row of a batch; patience remembers what was answered before.
+
+    >>> judge = Judge("patience")
+    >>> [judge.sure(torch.tensor([[answer, 1.0]])).item() for answer in (0.0, 2.0, 3.0, 0.0)]
+    [0.0, 0.0, 1.0, 0.0]
+    """
+
+    def __init__(self, criterion: Criterion, kind: str = "", tolerance: float = 0.5) -> None:
+        self.criterion, self.kind, self.tolerance = criterion, kind, tolerance
+        self._before: Tensor | None = None
+        self._equal: Tensor | None = None  # answers alike in a row, after the first
+
+    def sure(self, logits: Tensor, certainty: Tensor | None = None) -> Tensor:
+        """From an exit's logits (batch, labels), and where it is learned its certainty (batch,)."""
+        several = self.kind == "multi_label_classification"
+        if self.criterion == "entropy":
+            return 1 - entropy(logits, several)
+        if self.criterion == "probability":
+            return probability(logits, several)
+        if certainty is not None:
+            return certainty
+        equal = logits.new_zeros(len(logits))
+        if self._before is not None and self._equal is not None:
+            alike = agrees(logits, self._before, self.kind, self.tolerance)
+            equal = (self._equal + 1) * alike
+        self._before, self._equal = logits, equal
+        return equal
+
+    def keep(self, rows: Tensor) -> None:
+        """Only these rows of the batch go on."""
+        if self._before is not None and self._equal is not None:
+            self._before, self._equal = self._before[rows], self._equal[rows]

@@ -111,6 +111,7 @@ class DropTokens(Technique):
             drops.scores.requires_grad_(drops.soft)
 
     def after_step(self, model: PreTrainedModel, step: int, total: int, rate: float) -> None:
+        model.drops.masses = model.drops.last_masses = []  # with their graph nothing is copied
         if model.drops.scores is not None:
             with torch.no_grad():
                 model.drops.scores.clamp_(0, 1)

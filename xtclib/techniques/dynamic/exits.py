@@ -23,10 +23,8 @@ from xtclib.techniques.dynamic.criteria import (
     CRITERIA,
     ENDS,
     NUMBERS,
-    agrees,
+    Judge,
     bar_of,
-    entropy,
-    probability,
 )
 
 HeadKind = Literal["linear", "pooler"]
@@ -99,12 +97,15 @@ class Exits(nn.Module):
         self.rows: Tensor | None = None  # which of the batch go on; all
         self.found: Tensor | None = None
         self.left: Tensor | None = None  # after how many layers each row left
-        self.equal: Tensor | None = None  # answers alike in a row
-        self.before: Tensor | None = None
         self.done, self.size = False, 0
         self.labels: Tensor | None = None
         self.mask: Tensor | None = None
         self.bar = float("inf")
+        self.judge = self.judged()
+
+    def judged(self) -> Judge:
+        """A judge by the criterion that the config says."""
+        return Judge(self.said["criterion"], self.kind, self.said["tolerance"])
 
     def begin(self, model: PreTrainedModel, args: tuple, given: dict) -> tuple[tuple, dict] | None:
         """Before a batch: how large it is, and the bar. Labels are kept for whole batches."""
@@ -112,7 +113,7 @@ class Exits(nn.Module):
         shown = next((t for t in (*args[:1], given.get("input_ids"), given.get("inputs_embeds"))
                       if t is not None), None)  # fmt: skip
         self.size = 0 if shown is None else shown.shape[0]
-        self.mask = given.get("attention_mask")
+        self.mask = args[1] if len(args) > 1 else given.get("attention_mask")
         if model.training or self.collecting:
             return None
         self.bar = bar_of(self.said["criterion"], self.said["threshold"])
@@ -126,7 +127,9 @@ class Exits(nn.Module):
         if self.rows is None:
             return None
         first, *others = args
-        return (first, *map(self._of_rows, others)), {k: self._of_rows(v) for k, v in given.items()}
+        shared = "rel_embeddings"  # DeBERTa's table, which may be as long as the batch
+        given = {k: v if k == shared else self._of_rows(v) for k, v in given.items()}
+        return (first, *map(self._of_rows, others)), given
 
     def _of_rows(self, value: Any) -> Any:
         if isinstance(value, tuple):
@@ -142,14 +145,14 @@ class Exits(nn.Module):
         if self.collecting or layer.training:
             vector = self.vector(states)
             self.seen.append(self.heads[exit](vector))
-            if self.certainty is not None:
-                self.certain.append(self.certain_of(vector))
+            if (certain := self.certain_of(vector)) is not None:
+                self.certain.append(certain)
             return None
         if self.bar == float("inf"):
             return None
         vector = self.vector(states)
         logits = self.heads[exit](vector)
-        leaving = self.sure(logits, vector) > self.bar
+        leaving = self.judge.sure(logits, self.certain_of(vector)) > self.bar
         count = int(leaving.sum())
         if not count:
             return None
@@ -159,8 +162,7 @@ class Exits(nn.Module):
             return None
         going = (~leaving).nonzero().squeeze(1)
         self.rows = going if self.rows is None else self.rows[going]
-        if self.equal is not None and self.before is not None:
-            self.equal, self.before = self.equal[going], self.before[going]
+        self.judge.keep(going)
         states = states[going]
         return (states, *output[1:]) if isinstance(output, tuple) else states
 
@@ -183,30 +185,9 @@ class Exits(nn.Module):
         weight = mask[..., None].to(states.dtype)
         return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
 
-    def certain_of(self, vector: Tensor) -> Tensor:
+    def certain_of(self, vector: Tensor) -> Tensor | None:
         """The learned certainty of an exit's answer, (batch,): one layer for all exits."""
-        return self.certainty(vector).squeeze(-1).sigmoid()  # type: ignore[misc]
-
-    def sure(self, logits: Tensor, vector: Tensor) -> Tensor:
-        """How sure the exit is of each row, by the criterion."""
-        several = self.kind == "multi_label_classification"
-        match self.said["criterion"]:
-            case "entropy":
-                return 1 - entropy(logits, several)
-            case "probability":
-                return probability(logits, several)
-            case "learned":
-                return self.certain_of(vector)
-        self.equal = self.count(logits, self.before, self.equal)
-        self.before = logits
-        return self.equal
-
-    def count(self, logits: Tensor, before: Tensor | None, equal: Tensor | None) -> Tensor:
-        """How many answers in a row were alike, before this one and with it."""
-        if before is None or equal is None:
-            return logits.new_zeros(len(logits))
-        alike = agrees(logits, before, self.kind, self.said["tolerance"])
-        return (equal + 1) * alike
+        return None if self.certainty is None else self.certainty(vector).squeeze(-1).sigmoid()
 
     def finish(self, model: PreTrainedModel, args: tuple, output: Any) -> Any:
         """After a batch: every row's answer at its place, and the layer after which it left."""
@@ -229,11 +210,14 @@ class Exits(nn.Module):
             if not self.done:
                 self.found[self.rows] = logits
             logits = self.found
-        if isinstance(output, tuple):
-            return (logits, *output[1:])
-        output["logits"], output["layers"] = logits, left
+        loss = ()
         if self.labels is not None:
-            output["loss"] = ForSequenceClassificationLoss(self.labels, logits, self.config)
+            loss = (ForSequenceClassificationLoss(self.labels, logits, self.config),)
+        if isinstance(output, tuple):
+            return (*loss, logits, *output[1:])
+        output["logits"], output["layers"] = logits, left
+        if loss:
+            output["loss"] = loss[0]
         return output
 
 
@@ -266,6 +250,7 @@ def install_(model: PreTrainedModel) -> None:
     model.exits = exits
     layers = ExitLayers(encoder_layers(model), exits)
     set_layer_list_(model, layers)
+    conv = getattr(getattr(model.base_model, "encoder", None), "conv", None)  # DeBERTa-v2's
     model.register_forward_pre_hook(exits.begin, with_kwargs=True)
     model.register_forward_hook(exits.finish)
     for number, layer in enumerate(layers, 1):
@@ -273,7 +258,8 @@ def install_(model: PreTrainedModel) -> None:
         if number > exits.after[0]:
             layer.register_forward_pre_hook(exits.enter, with_kwargs=True)
         if number in exits.after:
-            layer.register_forward_hook(partial(exits.leave, exits.after.index(number)))
+            last = conv if conv is not None and number == 1 else layer  # it ends the first layer
+            last.register_forward_hook(partial(exits.leave, exits.after.index(number)))
 
 
 def check_after(after: Any, depth: int) -> None:
@@ -294,7 +280,7 @@ def check_threshold(criterion: str, threshold: Any, exits: int) -> None:
         return
     number = type(threshold) in (int, float)
     if criterion == "patience":
-        if number and threshold == int(threshold) and 1 <= threshold <= exits:
+        if number and 1 <= threshold <= exits and threshold == int(threshold):
             return
         raise ValueError(f"patience is 1 to {exits}, the number of exits: received {threshold!r}")
     if not (number and 0 <= threshold <= 1):

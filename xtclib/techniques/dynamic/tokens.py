@@ -154,8 +154,10 @@ class Drops(nn.Module):
         if self.places is None:
             self.places = torch.arange(states.shape[1], device=states.device).expand_as(keep)
             self.whole = torch.zeros_like(states) if self.restores else None
-        if self.whole is not None:
-            self.whole = self.whole.scatter(1, _wide(self.places, states), states)
+        if self.whole is not None:  # but for padded places, where dropped tokens are
+            places, real = _wide(self.places, states), self.mask[..., None].bool()  # type: ignore
+            old = torch.where(real, states, self.whole.gather(1, places))
+            self.whole = self.whole.scatter(1, places, old)
         width = int(keep.sum(1).max())
         order = keep.int().argsort(dim=1, descending=True, stable=True)[:, :width]
         self.mask, self.places = keep.gather(1, order).long(), self.places.gather(1, order)

@@ -63,6 +63,9 @@ class LayerReduction(Technique):
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         refuse_packed(model)
+        for layer in encoder_layers(model):
+            if refusal := getattr(layer, "refusal", None):
+                raise ValueError(f"{self.name} {refusal}")
         depth = len(encoder_layers(model))
         if self.keep != "importance":
             return keep_layers(model, self.indices(depth))
