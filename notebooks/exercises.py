@@ -12,6 +12,7 @@ import torch
 from xtclib import LayerReduction, Match, recipes, records
 from xtclib.costs import architectures, breakdown, claims
 from xtclib.distillation import attention_mse, kl_divergence, layer_map, soft_cross_entropy
+from xtclib.techniques.dynamic.criteria import Judge
 from xtclib.techniques.factorization import decompositions
 from xtclib.techniques.pruning import masks
 from xtclib.techniques.quantization import Scheme, packing, quantize, relative_error, split
@@ -68,6 +69,12 @@ def open_row(f):
         yield f"{n} signs", f(packing.encode(signs, 1, 1), table, n), signs
 
 
+def patience(classes):
+    judge = Judge("patience")
+    rows = [torch.eye(2)[[c]] for c in classes]
+    return [int(judge.sure(row)) for row in rows]
+
+
 def nearest(f):
     draw = torch.Generator().manual_seed(7)
     for outputs, inputs, rank in ((6, 8, 2), (8, 5, 3)):
@@ -75,6 +82,12 @@ def nearest(f):
         x = x * torch.arange(1, inputs + 1)
         up, down = decompositions.whitened_svd(w, x.T @ x / 40).factors(rank)
         yield f"{outputs} × {inputs}, rank {rank}", f(w, x, rank), up @ down
+
+
+def leaves_by(f):
+    sure = torch.tensor([[0.1, 0.9, 0.2], [0.8, 0.1, 0.9], [0.0, 0.0, 0.0]])
+    for bar, right in ((0.5, [1, 0, 3]), (0.85, [1, 2, 3]), (-1.0, [0, 0, 0])):
+        yield f"a bar of {bar}", f(sure, bar), torch.tensor(right)
 
 
 KEPT = [0, 2, 3, 5, 6, 8, 9, 11]  # of twelve layers, by a student of eight
@@ -120,6 +133,9 @@ ANSWERS = {  # name: (what is right, digits after the point; None: exactly)
     "07 rank": (lambda: decompositions.break_even(3072, 768), None),
     "07 size": (lambda: 288 * (768 + 4), None),
     "07 times": (lambda: 2 * 768 / (768 + 4), 2),
+    "08 patience": (lambda: 1 + patience([0, 1, 1, 1, 0]).index(2), None),
+    "08 regrouped": (lambda: 2 * 12 / (2 + 10), 2),
+    "08 waiting": (lambda: 2 * 12 / (2 * 10), 2),
 }
 TESTS = {
     "01 encoder_flops": encoder_flops,
@@ -129,6 +145,7 @@ TESTS = {
     "05 unpack_signs": unpack_signs,
     "06 open_row": open_row,
     "07 nearest": nearest,
+    "08 leaves": leaves_by,
 }
 
 

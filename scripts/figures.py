@@ -26,6 +26,7 @@ from xtclib.figures import (
     deformer,
     deployment,
     distillation,
+    dynamic,
     factorization,
     heads,
     pruning,
@@ -99,6 +100,9 @@ def gallery(results: Path) -> dict:
         found = runtimes.read_measured(path)
         figures["thin-matrices"] = factorization.clock(found["thin"])
         figures["passages"] = deformer.faster(found["deformer"])
+    path = results / "deployment" / "dynamic.json"
+    if path.is_file():
+        figures["regrouping"] = dynamic.regrouped(runtimes.read_measured(path)["exits"], "2")
     for profile in sorted(p.name for p in results.glob("*") if p.is_dir()):
         measured = records.read(profile, results)
         pruned = [r for r in measured if plots.family_of(r.recipe) == "pruned"]

@@ -18,10 +18,19 @@ from xtclib.costs.architectures import config_of
 from xtclib.costs.breakdown import break_down, deformer
 from xtclib.distillation.losses import layer_map
 from xtclib.distillation.terms import LAYER_MAPS
-from xtclib.figures import costs, deployment, distillation, factorization, pruning, quantization
+from xtclib.figures import (
+    costs,
+    deployment,
+    distillation,
+    dynamic,
+    factorization,
+    pruning,
+    quantization,
+)
 from xtclib.figures import deformer as apart
 from xtclib.figures.style import plain
 from xtclib.techniques.base import apply_all, technique
+from xtclib.techniques.dynamic.calibration import Observed
 from xtclib.techniques.factorization.decompositions import rank_for, svd
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.pruning.structured import PruneHeads
@@ -282,6 +291,28 @@ def distillation_explorer(logits: Tensor, student: int = 6, teacher: int = 12) -
 
     above, below = _view(soft, [heat]), _explorer(mapping, [depth, kind], sentence)
     return ui.VBox([above, heat, *below.children])
+
+
+def exit_explorer(observed: Observed, speed: float = 2.0) -> ui.VBox:
+    """After which layer rows leave, under a slider from never to always.
+
+    The slider goes through the thresholds that tell these rows apart; it begins where the wanted
+    speed is nearest. ``.children`` are the figure, the control and a sentence.
+    """
+    curve = observed.curve()[::-1]
+    start = min(range(len(curve)), key=lambda i: abs(curve[i].speed - speed))
+    slider = ui.IntSlider(start, min=0, max=len(curve) - 1, description="leave sooner")
+    sentence = ui.HTML()
+
+    def make() -> go.Figure:
+        point = curve[slider.value]
+        sentence.value = (
+            f"<b>{observed.criterion} {point.threshold}</b>: {point.depth:.2f} layers in the mean, "
+            f"{point.speed:.2f} times fewer operations, score {point.score:.1f}"
+        )
+        return dynamic.leaving(observed, point.threshold)
+
+    return _explorer(make, [slider], sentence)
 
 
 def _explorer(make: Callable[[], go.Figure], controls: list, sentence: ui.HTML) -> ui.VBox:

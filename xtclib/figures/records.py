@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
 FAMILIES = {"quantized": "fewer bits", "pruned": "weights removed", "shaped": "another shape",
-            "factorized": "thinner matrices", "apart": "texts read apart"}  # fmt: skip
+            "factorized": "thinner matrices", "apart": "texts read apart",
+            "dynamic": "less for easy rows"}  # fmt: skip
 
 
 def published() -> list[Row]:

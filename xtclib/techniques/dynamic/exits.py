@@ -210,7 +210,7 @@ class Exits(nn.Module):
             if not self.done:
                 self.found[self.rows] = logits
             logits = self.found
-        loss = ()
+        loss: tuple[Tensor, ...] = ()
         if self.labels is not None:
             loss = (ForSequenceClassificationLoss(self.labels, logits, self.config),)
         if isinstance(output, tuple):
@@ -294,7 +294,9 @@ def check_values(said: Any, depth: int, config: Any) -> None:
     after, criterion = given.get("after"), given.get("criterion")
     whole = isinstance(after, list) and all(type(layer) is int for layer in after)
     tolerance, speeds = given.get("tolerance"), given.get("speeds")
-    numbers = type(tolerance) is float and tolerance > 0 and isinstance(speeds, list)
+    pairs = isinstance(speeds, list) and all(isinstance(p, list) and len(p) == 2 for p in speeds)
+    numbers = pairs and all(type(speed) in (int, float) for _, speed in speeds)
+    numbers = numbers and type(tolerance) is float and tolerance > 0
     if not (whole and criterion in CRITERIA and given.get("head") in HEADS and numbers
             and given.get("pooling") in POOLINGS):  # fmt: skip
         expected = "expected after, head, pooling, criterion, threshold, tolerance and speeds"

@@ -190,14 +190,17 @@ class Drops(nn.Module):
 
     def restore(self, base: PreTrainedModel, args: tuple, output: Any) -> Any:
         """After the encoder: every token at its place, those dropped as they were then."""
-        if self.whole is None or isinstance(output, tuple):
+        if self.whole is None:
             return output
-        states = output["last_hidden_state"]
+        states = output[0]
         places = _wide(self.places, states)
         # A padded place holds a token that was dropped: it keeps what that was.
         real = self.mask[..., None].bool()  # type: ignore[index]
         states = torch.where(real, states, self.whole.gather(1, places))
-        output["last_hidden_state"] = self.whole.scatter(1, places, states)
+        whole = self.whole.scatter(1, places, states)
+        if isinstance(output, tuple):
+            return (whole, *output[1:])
+        output["last_hidden_state"] = whole
         return output
 
     def finish(self, model: PreTrainedModel, args: tuple, output: Any) -> Any:
@@ -258,8 +261,8 @@ def check_keep(by: str, keep: Any) -> None:
     """Raises ``ValueError`` for counts or shares that keep no token, and for odd thresholds."""
     for value in keep:
         if by == "threshold":
-            if not (type(value) in (int, float) and 0 <= value < 1):
-                raise ValueError(f"a threshold is from 0 to below 1, received {short(value)}")
+            if not (type(value) in (int, float) and 0 <= value <= 1):
+                raise ValueError(f"a threshold is from 0 to 1, received {short(value)}")
         elif not (type(value) is int and value >= 1 or type(value) is float and 0 < value <= 1):
             expected = "a row keeps a token or more: give counts from 1, or shares up to 1.0"
             raise ValueError(f"{expected}; received {short(value)}")
