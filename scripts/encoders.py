@@ -32,6 +32,8 @@ from xtclib.files import write_text
 from xtclib.study import profiles
 from xtclib.tasks import Calibration, TaskData
 from xtclib.techniques import (
+    DropTokens,
+    EarlyExit,
     Factorize,
     LayerReduction,
     PruneHeads,
@@ -92,6 +94,12 @@ class Trial:
         with torch.no_grad():
             return model.eval()(**named).logits
 
+    def layers(self, model: PreTrainedModel, rows: int) -> Tensor:
+        """After how many layers the first rows leave."""
+        read = self.tokenizer(self.data.train.first[:rows], padding=True, return_tensors="pt")
+        with torch.no_grad():
+            return model(**{n: read[n] for n in ("input_ids", "attention_mask")})["layers"]
+
     def reopens(self, model: PreTrainedModel, tokenizer=None) -> PreTrainedModel:
         """Saves a model, and checks that the folder opens to the same logits, to the last bit."""
         tokenizer = tokenizer or self.tokenizer
@@ -131,6 +139,19 @@ def _quantizes(trial: Trial) -> None:
 def _thins(trial: Trial) -> None:
     trial.through(Factorize("fisher"), LayerReduction((1, 2)))
     trial.through(Factorize("data", words=0.5), Quantize())
+
+
+def _leaves(trial: Trial) -> None:
+    """Some rows leave on the way, alone and in a batch at the same place."""
+    model = trial.through(EarlyExit(criterion="probability"))
+    model.config.exits["threshold"] = 0.6
+    together = trial.logits(model, rows=8)
+    assert int((trial.layers(model, 8) < 3).sum()) > 0
+    assert torch.equal(trial.logits(model, rows=1)[0].argmax(), together[0].argmax())
+
+
+def _drops(trial: Trial) -> None:
+    trial.through(DropTokens(keep=[1.0, 0.5, 4]))
 
 
 def _cuts_vocabulary(trial: Trial) -> None:
@@ -176,6 +197,8 @@ CELLS: dict[str, Callable[[Trial], object]] = {
     "neurons": lambda trial: trial.through(PruneNeurons(keep=0.5, scope="model")),
     "vocabulary": _cuts_vocabulary,
     "thin matrices": _thins,
+    "exits": _leaves,
+    "tokens": _drops,
     "logits": lambda trial: trial.taught(logits=1),
     "states": lambda trial: trial.taught(hidden_states=1),
     "scores": lambda trial: trial.taught(attention_scores=1),

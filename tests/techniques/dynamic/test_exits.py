@@ -14,7 +14,15 @@ from xtclib.artefact import format
 from xtclib.bert import encoder_layers
 from xtclib.distillation import Objective
 from xtclib.tasks.glue import TASKS
-from xtclib.techniques import DropTokens, EarlyExit, LayerReduction, PruneHeads, Quantize, apply_all
+from xtclib.techniques import (
+    DeFormer,
+    DropTokens,
+    EarlyExit,
+    LayerReduction,
+    PruneHeads,
+    Quantize,
+    apply_all,
+)
 from xtclib.techniques.base import Seen
 from xtclib.techniques.dynamic import criteria
 from xtclib.techniques.dynamic.exits import all_exits
@@ -213,8 +221,10 @@ def test_what_it_cannot_do_it_says(how, says, make_bert):
 @pytest.mark.parametrize(
     ("techniques", "says"),
     [
-        ([EarlyExit(), EarlyExit()], "has exits already, which early_exit cannot follow"),
-        ([DropTokens(), EarlyExit()], "already, which early_exit cannot follow"),
+        ([EarlyExit(), EarlyExit()], "early_exit cannot follow early_exit: one is enough"),
+        ([DropTokens(), EarlyExit()], "early_exit cannot follow drop_tokens: choose one"),
+        ([DeFormer(2), EarlyExit()], "early_exit cannot follow deformer: choose one"),
+        ([EarlyExit(), DeFormer(2)], "deformer cannot follow early_exit or drop_tokens"),
         ([EarlyExit(), LayerReduction()], "layer_reduction comes before early_exit: list it first"),
         ([EarlyExit(), PruneHeads()], "prune_heads comes before early_exit: list it first"),
     ],

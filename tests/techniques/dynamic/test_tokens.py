@@ -176,8 +176,8 @@ def test_relative_positions_and_other_layers_are_refused(family):
 @pytest.mark.parametrize(
     ("techniques", "says"),
     [
-        ([DropTokens(), DropTokens()], "already, which drop_tokens cannot follow"),
-        ([EarlyExit(), DropTokens()], "the model has exits already, which drop_tokens cannot"),
+        ([DropTokens(), DropTokens()], "drop_tokens cannot follow drop_tokens: one is enough"),
+        ([EarlyExit(), DropTokens()], "drop_tokens cannot follow early_exit: choose one"),
         ([DropTokens(), LayerReduction()], "layer_reduction comes before drop_tokens: list it"),
         ([DropTokens(), PruneHeads()], "prune_heads comes before drop_tokens: list it first"),
     ],

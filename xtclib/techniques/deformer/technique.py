@@ -53,6 +53,8 @@ class DeFormer(Technique):
         check(model)
         if getattr(model.config, "segments", None):
             raise ValueError("the model reads its texts apart already: one deformer is enough")
+        if getattr(model.config, "exits", None) or getattr(model.config, "tokens", None):
+            raise ValueError("deformer cannot follow early_exit or drop_tokens: choose one of them")
         if data is not None and data.data.train.second is None:
             single = f"deformer reads two texts apart, and {data.data.task.name} has one a row"
             raise ValueError(f"{single}: take a task of pairs or questions")

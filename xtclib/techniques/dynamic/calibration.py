@@ -181,7 +181,8 @@ def set_speed(model: PreTrainedModel, speed: Positive) -> float:
         raise ValueError("the exits are not calibrated: run dynamic.calibration.calibrate first")
     speeds = [value for _, value in said["speeds"]]
     _check_reached("speed", speed, speeds)
-    threshold, found = min(said["speeds"], key=lambda each: abs(each[1] - speed))
+    nearest = reversed(said["speeds"])  # of equals the last: at 1 nothing leaves
+    threshold, found = min(nearest, key=lambda each: abs(each[1] - speed))
     check_threshold(said["criterion"], threshold, len(said["after"]))
     said["threshold"] = threshold
     return found

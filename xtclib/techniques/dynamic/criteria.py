@@ -40,7 +40,7 @@ def entropy(logits: Tensor, independent: bool = False) -> Tensor:
     may hold at once, of each its own two-way entropy, and their mean.
 
     >>> entropy(torch.tensor([[0.0, 0.0], [0.0, 5.0]]))
-    tensor([1.0000, 0.0582])
+    tensor([1.0000, 0.0580])
     """
     p = _probabilities(logits, independent)
     found = torch.special.entr(p).sum(-1) / math.log(p.shape[-1])

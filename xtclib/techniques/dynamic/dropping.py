@@ -19,6 +19,7 @@ from xtclib.tasks.base import TaskData, batched
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import Seen, Technique, check_finite, copied, register
 from xtclib.techniques.dynamic import tokens
+from xtclib.techniques.dynamic.exits import refuse_after
 
 Kept = Annotated[
     Annotated[int, Field(ge=1)] | Annotated[float, Field(ge=0, le=1)],
@@ -79,9 +80,7 @@ class DropTokens(Technique):
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         tokens.check(model)
-        for name in ("exits", "drops"):
-            if hasattr(model, name):
-                raise ValueError(f"the model has {name} already, which drop_tokens cannot follow")
+        refuse_after(model, self.name)
         model = copied(model)
         check_finite(model, "cannot drop tokens of this model")
         self._say(model)

@@ -238,6 +238,18 @@ def check(model: PreTrainedModel) -> None:
         raise TypeError(f"{one}: choose a model whose layers are its own")
 
 
+def refuse_after(model: PreTrainedModel, name: str) -> None:
+    """Raises ``ValueError`` for a model whose rows or tokens go already, or are read apart."""
+    for key, other in {
+        "exits": "early_exit",
+        "tokens": "drop_tokens",
+        "segments": "deformer",
+    }.items():
+        if getattr(model.config, key, None):
+            why = "one is enough" if name == other else "choose one of them"
+            raise ValueError(f"{name} cannot follow {other}: {why}")
+
+
 def install_(model: PreTrainedModel) -> None:
     """Puts the exits on a model that ``model.config.exits`` tells of, in place.
 
@@ -282,7 +294,8 @@ def check_threshold(criterion: str, threshold: Any, exits: int) -> None:
     if criterion == "patience":
         if number and 1 <= threshold <= exits and threshold == int(threshold):
             return
-        raise ValueError(f"patience is 1 to {exits}, the number of exits: received {threshold!r}")
+        expected = f"patience is 1 to {exits}, the number of exits, or never or always"
+        raise ValueError(f"{expected}: received {threshold!r}")
     if not (number and 0 <= threshold <= 1):
         expected = f"a threshold of {criterion} is from 0 to 1, or never or always"
         raise ValueError(f"{expected}: received {short(threshold)}")
@@ -293,7 +306,8 @@ def check_values(said: Any, depth: int, config: Any) -> None:
     given: dict[str, Any] = said if isinstance(said, dict) else {}
     after, criterion = given.get("after"), given.get("criterion")
     whole = isinstance(after, list) and all(type(layer) is int for layer in after)
-    tolerance, speeds = given.get("tolerance"), given.get("speeds")
+    tolerance: Any = given.get("tolerance")
+    speeds: Any = given.get("speeds")
     pairs = isinstance(speeds, list) and all(isinstance(p, list) and len(p) == 2 for p in speeds)
     numbers = pairs and all(type(speed) in (int, float) for _, speed in speeds)
     numbers = numbers and type(tolerance) is float and tolerance > 0

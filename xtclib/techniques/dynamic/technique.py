@@ -90,9 +90,7 @@ class EarlyExit(Technique):
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         exits.check(model)
-        for name in ("exits", "drops"):
-            if hasattr(model, name):
-                raise ValueError(f"the model has {name} already, which early_exit cannot follow")
+        exits.refuse_after(model, self.name)
         model = copied(model)
         check_finite(model, "cannot give exits to this model")
         self._say(model)

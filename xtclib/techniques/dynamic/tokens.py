@@ -46,11 +46,7 @@ def kept_by_rank(scores: Tensor, mask: Tensor, keep: float, tokens: Tensor) -> T
     tensor([[ True, False,  True]])
     """
     count = torch.full_like(tokens, keep) if isinstance(keep, int) else shares(keep, tokens)
-    scores = scores.masked_fill(~mask.bool(), -1.0)
-    scores[:, 0] = torch.inf
-    least = count.clamp(1, scores.shape[1])[:, None] - 1
-    lowest = scores.sort(dim=1, descending=True).values.gather(1, least)
-    return (scores >= lowest) & mask.bool()
+    return (ranks(scores, mask) < count[:, None].clamp(min=1)) & mask.bool()
 
 
 def shares(keep: float, tokens: Tensor) -> Tensor:
@@ -240,8 +236,8 @@ def check(model: PreTrainedModel) -> None:
     names = [part_names(layer).get("query") for layer in encoder_layers(model)]
     fixed = getattr(model.config, "position_embedding_type", "absolute") == "absolute"
     if not fixed or any(name != "attention.self.query" for name in names):
-        relative = f"{kind} scores positions by their distance, or attends in a way of its own"
-        raise TypeError(f"{relative}: tokens are dropped from BERT, RoBERTa, XLM-R or ELECTRA")
+        other = f"the attention of {kind} is not BERT's own with absolute positions"
+        raise TypeError(f"{other}: tokens are dropped from BERT, RoBERTa, XLM-R or ELECTRA")
     if is_shared(model) or hasattr(model.config, "true_hidden_size"):
         raise TypeError(f"{kind} has no layers of BERT's own form, from which tokens are dropped")
 
