@@ -35,7 +35,8 @@ FAMILIES = {
     "dynamic": "Rows that leave early, tokens that are dropped:",
     "pruned": "Weights, heads, neurons or tokens removed:",
 }
-NAMES = {"reviews": "Reviews", "sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC test", "mnli": "MNLI"}
+NAMES = {"reviews": "Reviews", "sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC test", "mnli": "MNLI",
+         "qa": "Questions (XQuAD-en dev)"}  # fmt: skip
 TITLES = {
     "reviews": "MiniLM (6 layers, 90.9 MB) on movie reviews",
     "minilm": "The same on GLUE",
@@ -59,7 +60,8 @@ SYSTEMS = {
     "movement pruning": ("movement-50",), "2:4 sparsity": ("two-of-four",),
     "head pruning": ("head-pruning",), "heads and neurons": ("prune-half",),
     "vocabulary pruning": ("vocab-pruning",), "data-aware SVD": ("drone-50",),
-    "DeFormer": ("deformer-9of12",),
+    "DeFormer": ("deformer-9of12",), "FastBERT": ("fastbert",), "PoWER-BERT": ("power-bert",),
+    "LTP": ("ltp",),
 }  # fmt: skip
 
 

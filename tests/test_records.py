@@ -43,7 +43,7 @@ def test_a_record_belongs_to_the_recipe_as_it_is_now(record):
 
 @pytest.mark.parametrize("record", RECORDS, ids=name)
 def test_a_student_beats_its_floors_or_its_record_says_that_it_does_not(record):
-    rows = int(re.search(r"(\d+) (dev|test) rows", record.data).group(1))
+    rows = int(re.search(r"(\d+) (dev|test)\b", record.data).group(1))
     scores = (record.score, mean_score(record.majority), mean_score(record.untrained))
     steps = sum(stage["steps"] for stage in record.stages)
     assert record.note == compress.verdict(recipe.load(record.recipe), *scores, steps, rows)
@@ -160,6 +160,15 @@ def test_a_record_without_floors_or_times_is_shown(tmp_path):
         ("deformer-9of12", ("minilm", "mrpc", "A"), "on MRPC at {mean} ({low} to {high}), below"),
         ("deformer-plain", ("minilm", "mrpc", "A"), "labels alone at {mean} ({low} to {high})."),
         ("deformer-9of12", ("minilm", "mrpc", "B"), "of three it is {mean} (one seed)"),
+        ("fastbert", ("reviews", "reviews", "A"), "the last one, end at {mean} ({low} to {high})"),
+        ("deebert", ("reviews", "reviews", "A"), "DeeBERT's end at {mean} with"),
+        ("deebert-mean", ("reviews", "reviews", "A"), "the mean of all ({mean}, `deebert-mean`)"),
+        ("berxit", ("reviews", "reviews", "A"), "BERxiT's at {mean} with"),
+        ("pabee", ("reviews", "reviews", "A"), "PABEE's at {mean} with"),
+        ("xtc-2bit-exits", ("reviews", "reviews", "A"), "are 6.44 MB and end at {mean} with"),
+        ("power-bert", ("reviews", "reviews", "A"), "ranks end at {mean} ({low} to {high}) with"),
+        ("ltp", ("reviews", "reviews", "A"), "thresholds at {mean} ({low} to {high}) with"),
+        ("xtc-half", ("reviews", "reviews", "A"), "by XTC's stage end at {mean}."),
         ("xtc-half", ("minilm", "mrpc", "A"), "XTC {mean},"),
         ("tinybert-6l", ("minilm", "mrpc", "A"), "TinyBERT {mean},"),
         ("minilmv2-6l", ("minilm", "mrpc", "A"), "MiniLMv2 ({mean})"),
@@ -175,6 +184,83 @@ def test_the_results_say_what_the_records_hold(recipe, where, words):
     numbers = {name: f"{getattr(found, name):.1f}" for name in ("mean", "low", "high")}
     text = " ".join((ROOT / "RESULTS.md").read_text(encoding="utf-8").split())
     assert words.format(**numbers) in text
+
+
+def test_the_results_say_what_leaving_early_gave():
+    text = " ".join((ROOT / "RESULTS.md").read_text(encoding="utf-8").split())
+
+    def speed(recipe):
+        found = records.read("reviews", task="reviews", recipe=recipe, budget="A")
+        each = [r.measures.get("tokens") or r.measures["exits"]["chosen"] for r in found]
+        return f"{sum(m['speed'] for m in each) / len(each):.2f}"
+
+    assert f"with {speed('fastbert')} times fewer operations" in text
+    assert f"with {speed('deebert')} times fewer from the first token" in text
+    assert f"with {speed('deebert-mean')} from the mean of all" in text
+    assert f"with {speed('berxit')}, PABEE's at 86.1 with {speed('pabee')}." in text
+    assert f"83.8 with {speed('xtc-2bit-exits')}." in text
+    assert f"with {speed('power-bert')}, LTP's" in text and f"with {speed('ltp')}." in text
+    assert {r.bytes for r in records.read("reviews", recipe="xtc-2bit-exits")} == {6442780}
+    path = ROOT / "data" / "results" / "deployment" / "dynamic.json"
+    found = json.loads(path.read_text())
+    clock = {
+        (part, r["run"], r["batch"]): r for part in ("exits", "onnx", "larger") for r in found[part]
+    }
+
+    def each(part, run, batches=(1, 8, 32)):
+        return ["{:.2f}".format(clock[part, run, b]["faster"]) for b in batches]
+
+    promised = f"{clock['exits', '2', 1]['promised']:.2f}"
+    assert (
+        "of {} times fewer operations come {}, {} and {} in".format(promised, *each("exits", "2"))
+        in text
+    )
+    assert "is {} and {} times as fast".format(*each("exits", "2, waiting")[1:]) in text
+    assert "half the layers {}, {} and {}.".format(*each("exits", "half")) in text
+    wide = [1 / clock["exits", "padded to one length", b]["faster"] for b in (1, 8, 32)]
+    assert "{:.1f}, {:.1f} and {:.1f} times the time".format(*wide) in text
+    spare = [clock["exits", "off", b]["faster"] / clock["exits", "never fire", b]["faster"]
+             for b in (1, 8, 32)]  # fmt: skip
+    assert max(spare) < 1.01 and "never fire cost less than 1 %" in text
+    for batch, words in (
+        (1, "are {}, {} and {} times as fast alone"),
+        (8, "{}, {} and {} by eight"),
+    ):
+        runs = [each("larger", run, [batch])[0] for run in ("1.25", "2.5", "3.14")]
+        assert words.format(*runs) in text
+    assert (
+        "dropped tokens {} and {} of 1.55".format(*each("larger", "tokens dropped", (1, 8))) in text
+    )
+    assert "gives {}, {} and {} of {}".format(*each("onnx", "2"), promised) in text
+
+
+def test_the_results_say_what_leaving_early_gave_on_glue():
+    text = " ".join((ROOT / "RESULTS.md").read_text(encoding="utf-8").split())
+
+    def points(task, recipe):
+        found = records.read("minilm", task=task, recipe=recipe)
+        return found, [r.measures["exits"]["chosen"]["speed"] for r in found]
+
+    ((fast,), (speed,)), ((patient,), (slow,)) = points("sst2", "fastbert"), points("sst2", "pabee")
+    assert f"a teacher of {fast.teacher_score:.1f} that" in text
+    assert f"end at {fast.score:.1f} with {speed:.2f} times fewer, PABEE's" in text
+    assert f"PABEE's at {patient.score:.1f} with {slow:.2f}." in text
+    found, speeds = points("mrpc", "fastbert")
+    lost = sorted(r.teacher_score - r.score for r in found)
+    told = f"{sum(lost) / 3:.1f} ({lost[0]:.1f} to {lost[2]:.1f}) on the test pairs"
+    assert f"{told}, at {sum(speeds) / 3:.2f} times" in text
+    path = ROOT / "data" / "results" / "deployment" / "dynamic-sst2.json"
+    clock = {(r["run"], r["batch"]): r for r in json.loads(path.read_text())["exits"]}
+    ratio = {n: [clock["off", b]["median"] / clock[n, b]["median"] for b in (1, 8, 32)]
+             for n in ("2", "never fire")}  # fmt: skip
+    told = "{:.1f}, {:.1f} and {:.1f} % on SST-2's".format(
+        *(100 / r - 100 for r in ratio["never fire"])
+    )
+    assert told in text
+    told = "where {:.2f}, {:.2f} and {:.2f} of".format(*ratio["2"])
+    assert f"{told} {clock['2', 1]['promised']:.2f} arrive" in text
+    (reader,) = records.read("minilm", task="qa")
+    assert f"F1 of {reader.score:.1f} where its teacher has {reader.teacher_score:.1f}." in text
 
 
 def test_the_results_say_what_decomposition_gave():

@@ -109,7 +109,7 @@ def side_by_side():
     """Every kind of layer, as it trains and packed, and ONNX Runtime's answers for all of them."""
     ours = [linear(*case) for case in CASES]
     theirs = [onnx_export._OnnxLinear(stored, "trained") for _, stored in ours]
-    content = onnx_export.trace(SideBySide(theirs), {"x": torch.randn(3, 5, 43)}, "y")
+    content = onnx_export.trace(SideBySide(theirs), {"x": torch.randn(3, 5, 43)}, ["y"])
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return ours, lambda x: torch.from_numpy(session.run(["y"], {"x": x.numpy()})[0])
 
@@ -359,7 +359,7 @@ def test_an_encoder_layer_agrees_on_equal_input(make_bert):
             setattr(exported.get_submodule(owner), own, wrapped)
     torch.manual_seed(0)
     states = torch.randn(3, 7, model.config.hidden_size)
-    content = onnx_export.trace(Alone(exported), {"x": states}, "y")
+    content = onnx_export.trace(Alone(exported), {"x": states}, ["y"])
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     (found,) = session.run(["y"], {"x": states.numpy()})
     with torch.no_grad():
@@ -386,7 +386,7 @@ def test_embeddings_gather_packed_rows_and_open_only_those(weights):
     )
     ids = torch.randint(0, 211, (3, 7))
     alone = Alone(onnx_export._OnnxEmbedding(table, "trained"))
-    content = onnx_export.trace(alone, {"ids": ids}, "rows")
+    content = onnx_export.trace(alone, {"ids": ids}, ["rows"])
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     found = torch.from_numpy(session.run(["rows"], {"ids": ids.numpy()})[0])
     with torch.no_grad():

@@ -232,8 +232,6 @@ def _measure(job: Job, student: PreTrainedModel, stages: list[dict], untrained: 
     times = latency.of_models(models, batch, width, given=read)
     steps, rows = sum(s["steps"] for s in stages), sum(map(len, data.evaluation.values()))
     scores = [mean_score(found) for found in (metrics, floor, start)]
-    if by_row:  # untrained it computes everything, and is its teacher
-        scores[2] = 100.0
     record = Record(
         recipe=recipe.name, recipe_hash=recipe.hash, task=data.task.name, profile=chosen.name,
         budget=job.budget_name, seed=job.seed, metrics=metrics, teacher_metrics=taught,
@@ -281,6 +279,8 @@ def verdict(recipe: recipes.Recipe, found: float, floor: float, untrained: float
     >>> verdict(recipes.load("cnn-kd"), 51.0, 50.0, 49.0, steps=200, rows=800)
     'does not beat the majority class (50.0 ± 3.5): 200 steps in all are few for new weights'
     """
+    if any(t.by_row for t in recipe.techniques):  # untrained it computes all, as its teacher
+        untrained = 100.0
     variance = floor * (100 - floor) if floor > 0 else 100**2
     noise, missed = 2 * (variance / rows) ** 0.5, []
     if found <= floor + noise:

@@ -113,7 +113,8 @@ class Exits(nn.Module):
         shown = next((t for t in (*args[:1], given.get("input_ids"), given.get("inputs_embeds"))
                       if t is not None), None)  # fmt: skip
         self.size = 0 if shown is None else shown.shape[0]
-        self.mask = args[1] if len(args) > 1 else given.get("attention_mask")
+        mask = args[1] if len(args) > 1 else given.get("attention_mask")
+        self.mask = None if mask is None or bool(mask.all()) else mask  # nothing is padded
         if model.training or self.collecting:
             return None
         self.bar = bar_of(self.said["criterion"], self.said["threshold"])
