@@ -145,7 +145,7 @@ TESTS = {
     "05 unpack_signs": unpack_signs,
     "06 open_row": open_row,
     "07 nearest": nearest,
-    "08 leaves": leaves_by,
+    "08 leaves_by": leaves_by,
 }
 
 
