@@ -205,6 +205,8 @@ def test_penalties_by_hand(criterion, training, make_bert, rows):
         (dict(criterion="patience", threshold=4), "patience is 1 to 3, the number of exits"),
         (dict(speed=0.5), "a speed is 1 or more times the full model's, received 0.5"),
         (dict(speed=2.0, loss=1.0), "takes one of loss, speed, depth, threshold; received {'l"),
+        (dict(speed=4.5), "speed 4.5 is out of reach: these exits give 1 to 4 times, 1 to 4 layers"),
+        (dict(after=[2], depth=1), "depth 1 is out of reach: these exits give 1 to 2 times, 2 to 4"),
         (dict(labels=1), "entropy is of classes, and the model gives a number: choose the crit"),
         (dict(labels=1, criterion="learned", training="self-distillation"),
          "self-distillation compares one class of several, not regression"),

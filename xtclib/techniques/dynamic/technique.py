@@ -110,7 +110,13 @@ class EarlyExit(Technique):
 
     def _say(self, model: PreTrainedModel) -> None:
         """Writes into the config what :func:`.exits.install_` builds from."""
-        after = self.layers(len(encoder_layers(model)))
+        depth = len(encoder_layers(model))
+        after = self.layers(depth)
+        if (self.speed or 1) > depth / after[0] or not after[0] <= (self.depth or depth) <= depth:
+            reach = (
+                f"these exits give 1 to {depth / after[0]:g} times, {after[0]} to {depth} layers"
+            )
+            raise ValueError(f"{self.wish.goal} {self.wish.amount:g} is out of reach: {reach}")
         kind = exits.kind_of(model.config)
         if kind == "regression" and self.criterion not in NUMBERS:
             known = f"{self.criterion} is of classes, and the model gives a number"
