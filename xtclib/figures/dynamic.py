@@ -94,7 +94,7 @@ def regrouped(rows: Sequence[Mapping], speed: str, title: str | None = None) -> 
                        marker={"symbol": "line-ew-open", "size": 34, "color": GREY,
                                "line": {"width": 3, "color": GREY}})  # fmt: skip
     figure.update_layout(margin_b=90, barmode="group")
-    figure.update_xaxes(title_text="rows in a batch")
+    figure.update_xaxes(title_text="rows in a batch", type="category")
     return figure.update_yaxes(title_text="times as fast", rangemode="tozero")
 
 
