@@ -62,11 +62,11 @@ def replayed(model, given: list, layers: list[np.ndarray], wait: bool) -> None:
         model(**batch)
 
 
-def timed(runs: dict[str, Callable], repeats: int, full: str = "whole") -> dict[str, dict]:
+def timed(runs: dict[str, Callable], repeats: int) -> dict[str, dict]:
     """Quartiles of each run, and how many times as fast as the whole model it is."""
     with torch.inference_mode():
         found = latency.in_turns(runs, repeats, warm_up=1)
-    base = found[full]["median"]
+    base = found["whole"]["median"]
     return {n: {**times, "faster": base / times["median"]} for n, times in found.items()}
 
 

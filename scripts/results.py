@@ -65,15 +65,14 @@ SYSTEMS = {
 }  # fmt: skip
 
 
-def spread(values: list[float]) -> str:
+def spread(values: Sequence[float], digits: int = 1) -> str:
     """Mean with the range over seeds, where there are several.
 
     >>> spread([80.0, 82.0])
     '81.0 (80.0–82.0)'
     """
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return f"{mean(values):.1f} ({min(values):.1f}–{max(values):.1f})"
+    shown = [f"{value:.{digits}f}" for value in (mean(values), min(values), max(values))]
+    return shown[0] if len(values) == 1 else f"{shown[0]} ({shown[1]}–{shown[2]})"
 
 
 def tabled(columns: str, rows: list[list]) -> str:
@@ -139,7 +138,7 @@ def dynamic(records: list[results.Record]) -> str:
         found = [clocked(r) for r in group]
         lost = spread([r.score - r.teacher_score for r in group])
         rows.append(
-            [f"`{name}`", budget, lost, *(spread2(each) for each in zip(*found, strict=True))]
+            [f"`{name}`", budget, lost, *(spread(each, 2) for each in zip(*found, strict=True))]
         )
     told = "Times fewer operations, and times as fast on a clock, one row or eight at once:"
     columns = "recipe, budget, against teacher, operations, batch 1, batch 8"
@@ -155,12 +154,6 @@ def clocked(record: results.Record) -> tuple[float, float, float]:
     at = {point["threshold"]: point for point in exits["curve"]}
     here, never = at[exits["chosen"]["threshold"]], at["never"]
     return (exits["chosen"]["speed"], never["ms_1"] / here["ms_1"], never["ms_8"] / here["ms_8"])
-
-
-def spread2(values: Sequence[float]) -> str:
-    """As :func:`spread`, with two digits."""
-    low, high = min(values), max(values)
-    return f"{mean(values):.2f}" + (f" ({low:.2f}–{high:.2f})" if len(values) > 1 else "")
 
 
 def measured(profile: str) -> str:

@@ -289,9 +289,20 @@ def refuse_longer_(model: PreTrainedModel, length: int) -> None:
     block.register_forward_pre_hook(partial(_refuse, length), with_kwargs=True)
 
 
+def shown_to(args: tuple, named: dict) -> tuple[Tensor | None, Tensor | None]:
+    """The ids (batch, length), or their embeddings, and the mask among a model's arguments.
+
+    >>> shown_to((), {"input_ids": torch.ones(1, 2)})
+    (tensor([[1., 1.]]), None)
+    """
+    given = (*args[:1], named.get("input_ids"), named.get("inputs_embeds"))
+    mask = args[1] if len(args) > 1 else named.get("attention_mask")
+    return next((tensor for tensor in given if tensor is not None), None), mask
+
+
 def _refuse(length: int, block: nn.Module, inputs: tuple, named: dict) -> None:
-    given = (*inputs[:1], named.get("input_ids"), named.get("inputs_embeds"))
-    count = next((tensor.shape[1] for tensor in given if tensor is not None), 0)
+    shown, _ = shown_to(inputs[:1], named)
+    count = 0 if shown is None else shown.shape[1]
     if count > length:
         long = f"received {count} tokens, but this model has {length} positions"
         raise ValueError(f"{long}: truncate the input (its tokenizer does by truncation=True)")

@@ -179,7 +179,7 @@ def evaluate(
 def export(
     folder: Annotated[Path, Argument(parser=_path, help="A saved artefact.")],
     out: Annotated[
-        Path | None, Option(parser=_path, help="The .onnx file; else model.onnx there.")
+        Path | None, Option(parser=_path, help="The .onnx file, or for exits a folder; else there.")
     ] = None,
     activations: Annotated[
         str, Option(help="dynamic: ONNX's own uint8, fastest; trained: the model's scheme.")

@@ -73,3 +73,9 @@ def test_what_does_not_export_says_so(bert, tmp_path):
     with pytest.raises(FileNotFoundError, match="no segments in .* write them by `xtc export`"):
         SegmentedModel(tmp_path)
     assert not list(tmp_path.iterdir())
+    (tmp_path / "mine.txt").write_text("kept")
+    with pytest.raises(ValueError, match="no folder of segments and holds mine.txt: name a new"):
+        export_segments(EarlyExit().apply(bert), tmp_path)
+    with pytest.raises(ValueError, match="model.onnx is no folder of segments: name a new folder"):
+        export_segments(EarlyExit().apply(bert), tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -192,6 +193,55 @@ def read_measured(path: str | Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def opened(path: str | Path, threads: int | None = None, check: bool = True) -> tuple[Any, dict]:
+    """A file of :mod:`.onnx` in ONNX Runtime, and what it says of itself.
+
+    ``threads``: PyTorch's by default. Raises ``ImportError`` without ONNX Runtime,
+    ``FileNotFoundError``, and ``ValueError`` for a file that does not match its checksum (unless
+    ``check`` is off) or is of another program.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        message = "running ONNX files needs onnxruntime: pip install 'xtclib[onnx]'"
+        raise ImportError(message) from error
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no ONNX file at {path}: write one by `xtc export`")
+    if check:
+        check_sum(Path(path))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.log_severity_level = 4  # what goes wrong is raised
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # ONNX Runtime's errors share no public base class
+        raise ValueError(f"{path} cannot be read by ONNX Runtime: {error}") from None
+    about = json.loads(session.get_modelmeta().custom_metadata_map.get("xtc", "null"))
+    if about is None:
+        raise ValueError(f"{path} was not exported by xtclib: it carries no labels")
+    return session, about
+
+
+def feeds_of(
+    longest: int | None, ids: Tensor, mask: Tensor | None = None, types: Tensor | None = None
+) -> dict[str, np.ndarray]:
+    """A session's inputs by name; masks and types may be left out.
+
+    Raises ``ValueError`` for more than ``longest`` tokens.
+    """
+    if longest is not None and ids.shape[-1] > longest:
+        raise ValueError(
+            f"received {ids.shape[-1]} tokens, but the file has {longest} "
+            "positions: truncate, or export with more"
+        )
+    mask = torch.ones_like(ids) if mask is None else mask
+    types = torch.zeros_like(ids) if types is None else types
+    given = dict(zip(onnx.INPUTS, (ids, mask, types), strict=True))
+    return {name: tensor.long().numpy() for name, tensor in given.items()}
+
+
 class OnnxModel(nn.Module):
     """An exported file in ONNX Runtime, called like the model it came from.
 
@@ -206,27 +256,7 @@ class OnnxModel(nn.Module):
 
     def __init__(self, path: str | Path, threads: int | None = None, check: bool = True) -> None:
         super().__init__()
-        try:
-            import onnxruntime
-        except ImportError as error:
-            message = "running ONNX files needs onnxruntime: pip install 'xtclib[onnx]'"
-            raise ImportError(message) from error
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no ONNX file at {path}: write one by `xtc export`")
-        if check:
-            check_sum(Path(path))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or torch.get_num_threads()
-        options.log_severity_level = 4  # what goes wrong is raised
-        try:
-            self.session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # ONNX Runtime's errors share no public base class
-            raise ValueError(f"{path} cannot be read by ONNX Runtime: {error}") from None
-        about = json.loads(self.session.get_modelmeta().custom_metadata_map.get("xtc", "null"))
-        if about is None:
-            raise ValueError(f"{path} was not exported by xtclib: it carries no labels")
+        self.session, about = opened(path, threads, check)
         self.labels: list[str] = about["labels"]
         self.max_length: int | None = about["max_length"]
         self.activations: str = about["activations"]
@@ -238,15 +268,8 @@ class OnnxModel(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> SequenceClassifierOutput:  # fmt: skip
-        if self.max_length is not None and input_ids.shape[-1] > self.max_length:
-            raise ValueError(
-                f"received {input_ids.shape[-1]} tokens, but the file has {self.max_length} "
-                "positions: truncate, or export with more"
-            )
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        given = dict(zip(onnx.INPUTS, (input_ids, mask, types), strict=True))
-        feeds = {name: given[name].long().numpy() for name in self.inputs}
+        given = feeds_of(self.max_length, input_ids, attention_mask, token_type_ids)
+        feeds = {name: given[name] for name in self.inputs}
         try:
             (logits,) = self.session.run(None, feeds)
         except Exception as error:  # ONNX Runtime's errors share no public base class

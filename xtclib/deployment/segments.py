@@ -18,7 +18,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from xtclib.bert import encoder_layers, part_names
 from xtclib.deployment import onnx
-from xtclib.deployment.graph import SUM, check_sum, with_sum
+from xtclib.deployment.graph import SUM, with_sum
+from xtclib.deployment.runtimes import feeds_of, opened
 from xtclib.files import staged_folder, write_bytes
 from xtclib.techniques.dynamic.criteria import Judge, bar_of
 from xtclib.techniques.dynamic.exits import kind_of
@@ -63,12 +64,18 @@ def export_segments(
 ) -> Path:
     """Writes a model with exits as ``0.onnx``, ``1.onnx``, …, one a segment; returns the folder.
 
-    Weights stay packed, as in :func:`.onnx.export_onnx`, whose ``activations`` these are. An old
-    folder survives a failure. Raises ``ValueError`` for a model without exits, ``TypeError`` for
-    one whose layers take more than states and a mask.
+    Weights stay packed, as in :func:`.onnx.export_onnx`, whose ``activations`` these are. An older
+    folder of segments is replaced, and survives a failure. Raises ``ValueError`` for a model
+    without exits and for a folder that holds anything else, ``TypeError`` for a model whose layers
+    take more than states and a mask.
     """
+    folder = Path(folder)
     if not hasattr(model, "exits"):
         raise ValueError("the model has no exits: `export_onnx` writes it as one file")
+    others = {*folder.iterdir()} - {*segments_in(folder)} if folder.is_dir() else set()
+    if others or folder.suffix == ".onnx" or folder.is_file():
+        holds = f" and holds {min(others).name}" if others else ""
+        raise ValueError(f"{folder} is no folder of segments{holds}: name a new folder")
     if any(part_names(la)["query"] != "attention.self.query" for la in encoder_layers(model)):
         kind = f"{type(model).__name__} gives its layers more than states and a mask"
         raise TypeError(f"{kind}: segments are of BERT, RoBERTa, XLM-R or ELECTRA")
@@ -78,7 +85,7 @@ def export_segments(
                                         "depth": model.exits.depth}  # fmt: skip
     example = onnx.example_of(model)
     states = torch.zeros(*example["attention_mask"].shape, model.config.hidden_size)
-    with staged_folder(Path(folder), replace=True) as partial, onnx.masked(model):
+    with staged_folder(folder, replace=True) as partial, onnx.masked(model):
         for number in range(len(model.exits.heads) + 1):
             given = dict(example)
             if number:
@@ -90,7 +97,13 @@ def export_segments(
             names = [f"{n}_out" if n == STATES else n for n in outputs]
             content = onnx.trace(segment, given, names, {"xtc": json.dumps(said), SUM: "0" * 64})
             write_bytes(partial / f"{number}.onnx", with_sum(content))
-    return Path(folder)
+    return folder
+
+
+def segments_in(folder: Path) -> list[Path]:
+    """The segments in a folder, in their order."""
+    found = (path for path in folder.glob("*.onnx") if path.stem.isdigit())
+    return sorted(found, key=lambda path: int(path.stem))
 
 
 class SegmentedModel(nn.Module):
@@ -105,19 +118,12 @@ class SegmentedModel(nn.Module):
 
     def __init__(self, folder: str | Path, threads: int | None = None) -> None:
         super().__init__()
-        import onnxruntime
-
-        paths = sorted(Path(folder).glob("*.onnx"), key=lambda p: int(p.stem))
+        paths = segments_in(Path(folder))
         if not paths:
             raise FileNotFoundError(f"no segments in {folder}: write them by `xtc export`")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or torch.get_num_threads()
-        options.log_severity_level = 4
-        for path in paths:
-            check_sum(path)
-        make = onnxruntime.InferenceSession
-        self.sessions = [make(str(p), options, providers=["CPUExecutionProvider"]) for p in paths]
-        about = json.loads(self.sessions[0].get_modelmeta().custom_metadata_map["xtc"])
+        found = [opened(path, threads) for path in paths]
+        self.sessions, about = [session for session, _ in found], found[0][1]
+        self.max_length: int | None = about["max_length"]
         self.exits, self.kind, self.labels = about["exits"], about["kind"], about["labels"]
         self.threshold, self.depth = self.exits["threshold"], about["depth"]
         if len(paths) != len(self.exits["after"]) + 1:
@@ -128,10 +134,7 @@ class SegmentedModel(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> SequenceClassifierOutput:  # fmt: skip
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        feeds = dict(zip(onnx.INPUTS, (t.long().numpy() for t in (input_ids, mask, types)),
-                         strict=True))  # fmt: skip
+        feeds = feeds_of(self.max_length, input_ids, attention_mask, token_type_ids)
         bar = bar_of(self.exits["criterion"], self.threshold)
         judge = Judge(self.exits["criterion"], self.kind, self.exits["tolerance"])
         rows = np.arange(len(input_ids))

@@ -8,7 +8,7 @@ and a call of :func:`register`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -183,10 +183,8 @@ class TaskData:
         """
         if self.held_out is not None:
             return self
-        count = min(max(len(self.train) // 20, 1), 1000)
-        order = np.random.default_rng(0).permutation(len(self.train)).tolist()
-        train, apart = self.train.select(sorted(order[count:])), self.train.select(order[:count])
-        source = f"{self.source}, {count} training rows held out"
+        train, apart = self.train.parted(0)
+        source = f"{self.source}, {len(apart)} training rows held out"
         return replace(self, train=train, held_out=apart, source=source)
 
     @property
@@ -198,18 +196,22 @@ class TaskData:
         return key(*rows, *names, *filter(None, [self.task.judge]))
 
 
+def by_length(task: Task, rows: Rows, tokenizer: Tokenizer, size: int
+              ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:  # fmt: skip
+    """Batches of rows of similar length, each as long as its longest, with the rows' numbers."""
+    order = np.argsort(rows.lengths, kind="stable").tolist()
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        yield chosen, task.collate([rows[i] for i in chosen], tokenizer)
+
+
 def batched(data: TaskData, tokenizer: Tokenizer, length: int, size: int, count: int = 128
             ) -> list[dict[str, Tensor]]:  # fmt: skip
-    """The first rows of the first split to evaluate on, in batches of similar length, to be timed.
-
-    Each is as long as its longest row; labels are left out.
-    """
+    """The first rows of the first split to evaluate on, in batches to be timed, without labels."""
     split = next(iter(data.evaluation.values()))
     rows = data.task.tokenize(split.select(range(len(split))[:count]), tokenizer, length)
-    order = np.argsort(rows.lengths, kind="stable").tolist()
-    parts = [order[start : start + size] for start in range(0, len(order), size)]
-    found = [data.task.collate([rows[i] for i in part], tokenizer) for part in parts]
-    return [{k: v for k, v in each.items() if k != "labels"} for each in found]
+    batches = by_length(data.task, rows, tokenizer, size)
+    return [{k: v for k, v in each.items() if k != "labels"} for _, each in batches]
 
 
 _TASKS: dict[str, Task] = {}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from xtclib.tasks.base import Task, TaskData
+from xtclib.tasks.base import Task, TaskData, by_length
 from xtclib.tasks.classification import CLASSES
 from xtclib.tasks.rows import Rows, Split
 
@@ -30,10 +30,7 @@ def _answers(model: PreTrainedModel, rows: Rows, task: Task, tokenizer, decide=N
     """The model's answer to each row, in order: what ``decide``, else the task, makes of logits."""
     was_training, found = model.training, dict[int, Any]()
     model.eval()
-    order = np.argsort(rows.lengths, kind="stable").tolist()
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = task.collate([rows[i] for i in chosen], tokenizer)
+    for chosen, batch in by_length(task, rows, tokenizer, batch_size):
         given = {k: v.to(model.device) for k, v in batch.items() if k != "labels"}
         with task.answering(model, batch["labels"].to(model.device)):
             output = model(**given)

@@ -45,6 +45,7 @@ class Technique(Named):
     percent: ClassVar[str | None] = None  # the field that `nip-90` sets, in hundredths
     calibrates: ClassVar[bool] = False  # needs rows that nothing learns from nor is scored on
     by_row: ClassVar[bool] = False  # how much is computed depends on the row
+    says: ClassVar[str | None] = None  # the entry of config.json by which a model runs otherwise
 
     def check(self, stage) -> None:
         """Raises ``ValueError`` for a stage (:class:`xtclib.recipes.Stage`) it cannot work in."""
@@ -124,7 +125,10 @@ class Technique(Named):
         """Gives an empty model the finalized structure, in place, before weights are loaded."""
 
     def outline(self, model: PreTrainedModel) -> None:
-        """Gives an empty model the layers whose products it runs, in place: for what it costs."""
+        """Gives an empty model the layers whose products it runs, in place: for what it costs.
+
+        Nothing, where they are those that it has.
+        """
 
     def plan(self, model: PreTrainedModel) -> PreTrainedModel:
         """An empty model with the structure that the technique will leave it, for its size."""
@@ -234,6 +238,14 @@ def refuse_packed(model: nn.Module) -> None:
     if any(isinstance(module, Stored) for module in model.modules()):
         change = "apply `xtclib.trainable` first to change it or train it on"
         raise ValueError(f"the model is already packed; {change}")
+
+
+def refuse_second(model: PreTrainedModel, name: str) -> None:
+    """Raises ``ValueError`` for a model that a technique has run otherwise already: one may."""
+    for other in TECHNIQUES.values():
+        if other.says and getattr(model.config, other.says, None):
+            why = "one is enough" if other.name == name else "choose one of them"
+            raise ValueError(f"{name} cannot follow {other.name}: {why}")
 
 
 def copied(model: PreTrainedModel, cut: str = "", allowed: Kinds = ()) -> PreTrainedModel:

@@ -20,9 +20,9 @@ def keep_freed_memory(tokens: int) -> None:
     """Has glibc keep the memory that a step frees for the next step, of up to 8,192 ``tokens``.
 
     By default every gradient above 32 MB is a fresh mapping whose pages fault one by one: a
-    fifth of a MiniLM training step on a CPU. Longer batches get theirs anew: scores of 384 tokens
-    in ever other sizes leave holes that took 20 GB where 5 were in use. Does nothing where the C
-    library has no ``mallopt``.
+    fifth of a MiniLM training step on a CPU. Longer batches get theirs anew: scores in ever other
+    sizes would leave holes larger than what is in use. Does nothing where the C library has no
+    ``mallopt``.
     """
     mmap_max, trim_threshold, keep = -4, -1, tokens <= 2**13  # malloc.h, and its own defaults
     with contextlib.suppress(AttributeError, OSError, TypeError):

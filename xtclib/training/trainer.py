@@ -128,7 +128,6 @@ class DistillationTrainer(Trainer):
         self.task, self.teacher, self._pairs = task, None, {}
         self.terms: dict[str, Tensor] = {}
         self._counted = 0  # batches in `terms`
-        self._seen: Seen | None = None  # the batch, for what techniques add to its loss
         if objective is not None and teacher is not None:
             self._pairs = objective.pairs(model, teacher)
             self.teacher = prepare_teacher(teacher, self.args.device, bf16)
@@ -154,8 +153,8 @@ class DistillationTrainer(Trainer):
         return self._sampler or super()._get_train_sampler(train_dataset)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        terms = self._terms(model, dict(inputs))
-        penalties = [p for t in self.techniques if (p := t.penalty(model, self._seen)) is not None]
+        terms, seen = self._terms(model, dict(inputs))
+        penalties = [p for t in self.techniques if (p := t.penalty(model, seen)) is not None]
         if penalties:
             terms["penalty"] = sum(penalties)
         for name, value in terms.items():
@@ -163,22 +162,22 @@ class DistillationTrainer(Trainer):
         self._counted += 1
         return sum(terms.values())
 
-    def _terms(self, model: nn.Module, inputs: dict) -> dict[str, Tensor]:
-        """Every term of the loss on a batch, by name."""
+    def _terms(self, model: nn.Module, inputs: dict) -> tuple[dict[str, Tensor], Seen | None]:
+        """Every term of the loss on a batch, by name, and the batch as techniques see it."""
         if self.objective is None or self._read is None:
             with self._autocast():
-                return model(**inputs)
+                return model(**inputs), None
         labels, teacher = inputs.pop("labels"), None
         if self.teacher is not None:
             # Not inference mode: its tensors cannot be saved for the student's backward.
             with torch.no_grad():
                 teacher, _ = self._shown(self.teacher, self._read_teacher, inputs, labels)
         student, wanted = self._shown(model, self._read, inputs, labels)
-        self._seen = Seen(student.output, wanted, self.task)
-        return distillation_loss(
+        terms = distillation_loss(
             self.objective, student, teacher, wanted, inputs["attention_mask"], self._now(),
             getattr(self.model, PROJECTIONS, None), self.task,
         )  # fmt: skip
+        return terms, Seen(student.output, wanted, self.task)
 
     def _shown(self, model, read: Reader, inputs: dict, labels: Tensor) -> tuple[Signals, Tensor]:
         """What a model shows of a batch, its logits where an answer is wanted, and these labels."""
@@ -377,12 +376,7 @@ def set_dropout_(model: nn.Module, probability: float) -> nn.Module:
 
 
 def _held_out(data: TaskData, budget: Budget, seed: int) -> tuple[Split, Split | None]:
-    """For ``keep='held-out'``: the task's own, or a twentieth of the training rows, up to 1000."""
-    train = data.train
+    """For ``keep='held-out'``: the task's own, or some of the training rows."""
     if budget.keep != "held-out":
-        return train, None
-    if data.held_out is not None:
-        return train, data.held_out
-    count = min(max(len(train) // 20, 1), 1000)
-    order = np.random.default_rng(seed).permutation(len(train)).tolist()
-    return train.select(order[count:]), train.select(order[:count])
+        return data.train, None
+    return data.train.parted(seed) if data.held_out is None else (data.train, data.held_out)

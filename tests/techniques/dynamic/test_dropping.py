@@ -12,6 +12,7 @@ from xtclib.artefact import format
 from xtclib.bert import attention_of, encoder_layers
 from xtclib.distillation import Objective
 from xtclib.techniques import DropTokens, LayerReduction, Quantize, apply_all
+from xtclib.techniques.base import Seen
 from xtclib.techniques.dynamic import tokens
 from xtclib.training import Budget
 
@@ -76,7 +77,7 @@ def test_what_is_kept_of_a_rank_is_learned(rows):
     shown, seen = watched(model), around(encoder_layers(model)[0].attention)
     scores = model.drops.scores
     scores.data = torch.rand(3, tokens.BINS, generator=torch.Generator().manual_seed(0))
-    model(**rows)
+    output = model(**rows)
     got, (before, after) = tokens.received(shown[0], rows["attention_mask"]), seen
     for row, real in enumerate(rows["attention_mask"].sum(1).tolist()):
         order = sorted(range(1, real), key=lambda i: -float(got[row, i]))
@@ -85,7 +86,7 @@ def test_what_is_kept_of_a_rank_is_learned(rows):
             kept = scores[0, rank * tokens.BINS // real]
             assert torch.equal(after[row, place], before[row, place] * kept)
     by_hand = 0.5 * sum((j + 1) * scores[j].mean() for j in range(3)) / 6
-    torch.testing.assert_close(technique.penalty(model), by_hand)
+    torch.testing.assert_close(technique.penalty(model, Seen(output, None, None)), by_hand)
 
 
 def test_a_soft_threshold_is_a_gate(rows):
@@ -93,7 +94,7 @@ def test_a_soft_threshold_is_a_gate(rows):
     model, mask = technique.apply(tiny("BERT", 200)), rows["attention_mask"].float()
     technique.before_step(model, 0, 10)
     shown, seen = watched(model), [around(layer) for layer in encoder_layers(model)]
-    model(**rows)
+    output = model(**rows)
     gate, masses = torch.ones(4, 12), []
     for probabilities, (before, after), theta in zip(shown, seen, (0.1, 0.2, 0.3), strict=True):
         own = ((tokens.received(probabilities, mask) - theta) / 0.05).sigmoid() * mask
@@ -101,7 +102,8 @@ def test_a_soft_threshold_is_a_gate(rows):
         gate = gate * own
         masses.append((gate.sum(1) / mask.sum(1)).mean())
         torch.testing.assert_close(after, before * gate[..., None])
-    torch.testing.assert_close(technique.penalty(model), 0.5 * sum(masses) / 3)
+    found = technique.penalty(model, Seen(output, None, None))
+    torch.testing.assert_close(found, 0.5 * sum(masses) / 3)
 
 
 @pytest.mark.parametrize("by", ["rank", "threshold"])
@@ -138,7 +140,7 @@ def test_it_comes_after_others_and_is_opened(before, make_bert, batch, tokenizer
 def test_retention_never_rises(bert):
     model = DropTokens().apply(bert)
     model.drops.scores.data = torch.tensor([0.7, 0.9, 0.2, 0.0])[:, None].expand(-1, tokens.BINS)
-    assert model.drops.retention() == [0.7, 0.7, 0.2, 1e-4]
+    assert model.drops.keep() == [0.7, 0.7, 0.2, 1e-4]
     assert DropTokens().finalize(model).config.tokens["keep"] == [0.7, 0.7, 0.2, 1e-4]
 
 
@@ -147,8 +149,8 @@ def test_one_that_searches_to_the_end_is_copied_and_kept(by, bert, batch, tokeni
     technique = DropTokens(by, search=1.0, initial=1.0)
     model = technique.apply(bert)
     technique.before_step(model, 0, 2)
-    model(**batch)
-    technique.penalty(model).backward()
+    output = model(**batch)
+    technique.penalty(model, Seen(output, None, None)).backward()
     technique.after_step(model, 0, 2, 0.1)
     assert copy.deepcopy(model).drops.soft and technique.penalty(model) is None
     found = reopened(model, [technique], batch, tokenizer, tmp_path / "out")

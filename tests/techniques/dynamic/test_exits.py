@@ -226,7 +226,7 @@ def test_what_it_cannot_do_it_says(how, says, make_bert):
         ([EarlyExit(), EarlyExit()], "early_exit cannot follow early_exit: one is enough"),
         ([DropTokens(), EarlyExit()], "early_exit cannot follow drop_tokens: choose one"),
         ([DeFormer(2), EarlyExit()], "early_exit cannot follow deformer: choose one"),
-        ([EarlyExit(), DeFormer(2)], "deformer cannot follow early_exit or drop_tokens"),
+        ([EarlyExit(), DeFormer(2)], "deformer cannot follow early_exit: choose one"),
         ([EarlyExit(), LayerReduction()], "layer_reduction comes before early_exit: list it first"),
         ([EarlyExit(), PruneHeads()], "prune_heads comes before early_exit: list it first"),
     ],
@@ -259,3 +259,14 @@ def test_altered_exits_are_named(altered, says, bert):
     bert.config.exits = {**said, **altered} if isinstance(altered, dict) else altered
     with pytest.raises(ValueError, match=says):
         EarlyExit().rebuild(bert)
+
+
+def test_a_batch_that_failed_leaves_nothing_behind(bert, batch):
+    model = EarlyExit(threshold=1.0).apply(bert).eval()
+    model.config.exits["threshold"] = "always"
+    broken = model.classifier.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(**batch)
+    broken.remove()
+    assert len(list(encoder_layers(model))) == model.config.num_hidden_layers
+    assert model(**batch)["layers"].tolist() == [1] * len(batch["input_ids"])

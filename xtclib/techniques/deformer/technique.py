@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from xtclib.bert import encoder_layers
 from xtclib.config import Expect, config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import Technique, copied, register
+from xtclib.techniques.base import Technique, copied, refuse_second, register
 from xtclib.techniques.deformer.segments import States, check, install_
 
 Layers = Annotated[
@@ -37,6 +37,7 @@ class DeFormer(Technique):
     name: ClassVar[str] = "deformer"
     family: ClassVar[str] = "apart"
     reshapes: ClassVar[bool] = True
+    says: ClassVar[str] = "segments"
     layers: Layers = 0.75
     states: States = "fp16"
     stored = True
@@ -53,8 +54,7 @@ class DeFormer(Technique):
         check(model)
         if getattr(model.config, "segments", None):
             raise ValueError("the model reads its texts apart already: one deformer is enough")
-        if getattr(model.config, "exits", None) or getattr(model.config, "tokens", None):
-            raise ValueError("deformer cannot follow early_exit or drop_tokens: choose one of them")
+        refuse_second(model, self.name)
         if data is not None and data.data.train.second is None:
             single = f"deformer reads two texts apart, and {data.data.task.name} has one a row"
             raise ValueError(f"{single}: take a task of pairs or questions")
@@ -66,9 +66,6 @@ class DeFormer(Technique):
 
     def rebuild(self, model: PreTrainedModel) -> None:
         install_(model)
-
-    def outline(self, model: PreTrainedModel) -> None:
-        """Nothing: as many products are run, but for a cache."""
 
     def plan(self, model: PreTrainedModel) -> PreTrainedModel:
         check(model)

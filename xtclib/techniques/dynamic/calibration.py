@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xtclib.config import Positive, config
-from xtclib.tasks.base import Task, TaskData, batched
+from xtclib.tasks.base import Task, TaskData, batched, by_length
 from xtclib.tasks.rows import Split
 from xtclib.techniques.dynamic.criteria import bar_of
 from xtclib.techniques.dynamic.exits import all_exits, check_threshold
@@ -97,14 +97,11 @@ def observe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Ta
             length: int = 128, batch_size: int = 64) -> Observed:  # fmt: skip
     """Runs rows through all layers once, and keeps what every exit says of each."""
     rows = task.tokenize(split, tokenizer, length)
-    order = np.argsort(rows.lengths, kind="stable").tolist()
     own, training = model.exits, model.training
     exits = len(own.heads)
     found: dict[int, tuple[list[Any], Tensor]] = {}
     model.eval()
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = task.collate([rows[i] for i in chosen], tokenizer)
+    for chosen, batch in by_length(task, rows, tokenizer, batch_size):
         given = {k: v.to(model.device) for k, v in batch.items() if k != "labels"}
         with all_exits(model):
             output = model(**given)
@@ -189,11 +186,10 @@ def set_speed(model: PreTrainedModel, speed: Positive) -> float:
 
 
 def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: TaskData,
-             length: int, in_turns: Callable[..., dict], sizes: Sequence[int] = (1, 8),
-             points: int = 6) -> dict:  # fmt: skip
-    """The curve on the first reported split, and ``points`` of it timed at several batch sizes.
+             length: int, in_turns: Callable[..., dict], points: int = 6) -> dict:  # fmt: skip
+    """The curve on the first reported split, and ``points`` of it timed alone and by eight.
 
-    Milliseconds are of a row, in the mean of 128; ``never`` is the model with its exits off.
+    ``never`` is the model with its exits off.
     """
     name, split = next(iter(data.evaluation.items()))
     observed, said = observe(model, tokenizer, data.task, split, length), model.config.exits
@@ -202,13 +198,8 @@ def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: T
     wanted = np.linspace(max(p.speed for p in curve), 1, points)
     timed = [min(curve, key=lambda p: abs(p.speed - speed)).threshold for speed in wanted]
     timed = list(dict.fromkeys([*timed, chosen, "never"]))
-    times = {}
-    for size in sizes:
-        given = batched(data, tokenizer, length, size)
-        rows = sum(len(batch["input_ids"]) for batch in given)
-        runs = {str(t): partial(_run, model, t, given) for t in timed}
-        taken = in_turns(runs, repeats=3, warm_up=1)
-        times[f"ms_{size}"] = {t: round(found["median"] / rows, 4) for t, found in taken.items()}
+    ways = {str(t): partial(said.update, threshold=t) for t in timed}
+    times = milliseconds(model, ways, data, tokenizer, length, in_turns)
     said["threshold"] = chosen
     points_ = [_rounded(p) | {n: t[str(p.threshold)] for n, t in times.items()
                               if str(p.threshold) in t} for p in curve]  # fmt: skip
@@ -217,11 +208,27 @@ def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: T
 
 
 @torch.inference_mode()
-def _run(model: PreTrainedModel, threshold: float | str, given: list[dict[str, Tensor]]) -> None:
-    """Batches at a threshold, to be timed."""
-    model.config.exits["threshold"] = threshold
-    for batch in given:
-        model(**batch)
+def milliseconds(
+    model: PreTrainedModel, ways: Mapping[str, Callable[[], object]], data: TaskData,
+    tokenizer: PreTrainedTokenizerBase, length: int, in_turns: Callable[..., dict],
+) -> dict[str, dict[str, float]]:  # fmt: skip
+    """A row's milliseconds in the mean of 128 real ones, ``ms_1`` alone and ``ms_8`` by eight.
+
+    For each of the ``ways`` that a model runs, which it is told by a call before all rows.
+    """
+
+    def run(tell: Callable[[], object], given: list[dict[str, Tensor]]) -> None:
+        tell()
+        for batch in given:
+            model(**batch)
+
+    found = {}
+    for size in (1, 8):
+        given = batched(data, tokenizer, length, size)
+        rows = sum(len(batch["input_ids"]) for batch in given)
+        taken = in_turns({n: partial(run, tell, given) for n, tell in ways.items()}, 3, 1)
+        found[f"ms_{size}"] = {n: round(t["median"] / rows, 4) for n, t in taken.items()}
+    return found
 
 
 def _rounded(point: Point) -> dict:

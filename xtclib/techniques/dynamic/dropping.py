@@ -17,9 +17,16 @@ from xtclib.bert import encoder_layers
 from xtclib.config import Expect, Listed, NotNegative, Positive, Ratio, config
 from xtclib.tasks.base import TaskData, batched
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import Seen, Technique, check_finite, copied, register
+from xtclib.techniques.base import (
+    Seen,
+    Technique,
+    check_finite,
+    copied,
+    refuse_second,
+    register,
+)
 from xtclib.techniques.dynamic import tokens
-from xtclib.techniques.dynamic.exits import refuse_after
+from xtclib.techniques.dynamic.calibration import milliseconds
 
 Kept = Annotated[
     Annotated[int, Field(ge=1)] | Annotated[float, Field(ge=0, le=1)],
@@ -49,6 +56,7 @@ class DropTokens(Technique):
     family: ClassVar[str] = "dynamic"
     reshapes: ClassVar[bool] = True
     by_row: ClassVar[bool] = True
+    says: ClassVar[str] = "tokens"
     by: tokens.By = "rank"
     keep: Listed[Kept] | None = None
     regularizer: NotNegative = 1.0
@@ -80,7 +88,7 @@ class DropTokens(Technique):
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         tokens.check(model)
-        refuse_after(model, self.name)
+        refuse_second(model, self.name)
         model = copied(model)
         check_finite(model, "cannot drop tokens of this model")
         self._say(model)
@@ -110,50 +118,41 @@ class DropTokens(Technique):
             drops.scores.requires_grad_(drops.soft)
 
     def after_step(self, model: PreTrainedModel, step: int, total: int, rate: float) -> None:
-        model.drops.masses = model.drops.last_masses = []  # with their graph nothing is copied
         if model.drops.scores is not None:
             with torch.no_grad():
                 model.drops.scores.clamp_(0, 1)
 
     def penalty(self, model: PreTrainedModel, seen: Seen | None = None) -> Tensor | None:
-        masses = getattr(getattr(model, "drops", None), "last_masses", None)
-        if not masses:
+        masses = None if seen is None else seen.output.get("masses")
+        if masses is None:
             return None
-        weights = len(masses) if self.by == "threshold" else len(masses) * (len(masses) + 1) / 2
-        return self.regularizer * torch.stack(masses).sum() / weights
+        weights = torch.ones_like(masses)
+        if self.by == "rank":
+            weights = torch.arange(1.0, len(masses) + 1, device=masses.device)
+        return self.regularizer * (weights * masses).sum() / weights.sum()
 
     def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
         drops = model.drops
         if drops.scores is not None:
-            keep = drops.retention() if self.by == "rank" else drops.thresholds()
-            model.config.tokens = {"by": self.by, "keep": keep}
+            model.config.tokens = {"by": self.by, "keep": drops.keep()}
             drops.scores = None
         drops.soft = False
         return model
 
     def measure(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: TaskData,
                 length: int, in_turns: Callable[..., dict]) -> dict:  # fmt: skip
-        found: dict = {"keep": model.config.tokens["keep"]}
-        for size in (1, 8):
-            given = batched(data, tokenizer, length, size)
-            rows = sum(len(batch["input_ids"]) for batch in given)
-            runs = {name: partial(_run, model, off, given) for name, off in
-                    (("whole", True), ("dropped", False))}  # fmt: skip
-            taken = in_turns(runs, repeats=3, warm_up=1)
-            found[f"ms_{size}"] = {n: round(t["median"] / rows, 4) for n, t in taken.items()}
+        ways = {n: partial(_switch, model, n == "whole") for n in ("whole", "dropped")}
+        found = milliseconds(model, ways, data, tokenizer, length, in_turns)
         _switch(model, False)
-        return {"tokens": found | counted(model, given)}
+        some = counted(model, batched(data, tokenizer, length, 8))
+        return {"tokens": {"keep": model.config.tokens["keep"], **found, **some}}
 
     def rebuild(self, model: PreTrainedModel) -> None:
         tokens.install_(model)
 
-    def outline(self, model: PreTrainedModel) -> None:
-        """Nothing: the layers are as they were."""
-
     def plan(self, model: PreTrainedModel) -> PreTrainedModel:
-        tokens.check(model)
         self._say(model)
-        return model
+        return super().plan(model)
 
 
 @torch.inference_mode()
@@ -184,11 +183,3 @@ def _switch(model: PreTrainedModel, off: bool) -> None:
     """Whole rows by PyTorch's own attention, or dropping, which has to see the probabilities."""
     model.drops.off = off
     model.set_attn_implementation("sdpa" if off else attention.NAME)
-
-
-@torch.inference_mode()
-def _run(model: PreTrainedModel, off: bool, given: list[dict[str, Tensor]]) -> None:
-    """Batches with all tokens or without those that go, to be timed."""
-    _switch(model, off)
-    for batch in given:
-        model(**batch)

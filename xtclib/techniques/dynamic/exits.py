@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
 
-from xtclib.bert import encoder_layers, is_shared, set_layer_list_
+from xtclib.bert import encoder_layers, is_shared, set_layer_list_, shown_to
 from xtclib.config import short
 from xtclib.techniques.dynamic.criteria import (
     CRITERIA,
@@ -69,8 +69,6 @@ class ExitLayers(nn.ModuleList):
 class Exits(nn.Module):
     """The exits of a model, and where the rows of a batch are while it runs."""
 
-    refusal = "comes before early_exit: list it first"
-
     def __init__(self, model: PreTrainedModel, said: dict) -> None:
         super().__init__()
         config, table = model.config, encoder_layers(model)
@@ -110,10 +108,8 @@ class Exits(nn.Module):
     def begin(self, model: PreTrainedModel, args: tuple, given: dict) -> tuple[tuple, dict] | None:
         """Before a batch: how large it is, and the bar. Labels are kept for whole batches."""
         self.rest()
-        shown = next((t for t in (*args[:1], given.get("input_ids"), given.get("inputs_embeds"))
-                      if t is not None), None)  # fmt: skip
+        shown, mask = shown_to(args, given)
         self.size = 0 if shown is None else shown.shape[0]
-        mask = args[1] if len(args) > 1 else given.get("attention_mask")
         self.mask = None if mask is None or bool(mask.all()) else mask  # nothing is padded
         if model.training or self.collecting:
             return None
@@ -191,7 +187,13 @@ class Exits(nn.Module):
         return None if self.certainty is None else self.certainty(vector).squeeze(-1).sigmoid()
 
     def finish(self, model: PreTrainedModel, args: tuple, output: Any) -> Any:
-        """After a batch: every row's answer at its place, and the layer after which it left."""
+        """After a batch: every row's answer at its place, and the layer after which it left.
+
+        After a batch that failed too, which is forgotten: ``output`` is ``None`` then.
+        """
+        if output is None:
+            self.rest()
+            return None
         if self.seen:
             if not isinstance(output, tuple):
                 output["exit_logits"] = torch.stack(self.seen)  # (exits, batch, labels)
@@ -239,18 +241,6 @@ def check(model: PreTrainedModel) -> None:
         raise TypeError(f"{one}: choose a model whose layers are its own")
 
 
-def refuse_after(model: PreTrainedModel, name: str) -> None:
-    """Raises ``ValueError`` for a model whose rows or tokens go already, or are read apart."""
-    for key, other in {
-        "exits": "early_exit",
-        "tokens": "drop_tokens",
-        "segments": "deformer",
-    }.items():
-        if getattr(model.config, key, None):
-            why = "one is enough" if name == other else "choose one of them"
-            raise ValueError(f"{name} cannot follow {other}: {why}")
-
-
 def install_(model: PreTrainedModel) -> None:
     """Puts the exits on a model that ``model.config.exits`` tells of, in place.
 
@@ -265,9 +255,9 @@ def install_(model: PreTrainedModel) -> None:
     set_layer_list_(model, layers)
     conv = getattr(getattr(model.base_model, "encoder", None), "conv", None)  # DeBERTa-v2's
     model.register_forward_pre_hook(exits.begin, with_kwargs=True)
-    model.register_forward_hook(exits.finish)
+    model.register_forward_hook(exits.finish, always_call=True)
     for number, layer in enumerate(layers, 1):
-        layer.refusal = Exits.refusal
+        layer.refusal = "comes before early_exit: list it first"
         if number > exits.after[0]:
             layer.register_forward_pre_hook(exits.enter, with_kwargs=True)
         if number in exits.after:

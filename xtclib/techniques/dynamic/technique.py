@@ -14,7 +14,14 @@ from xtclib.bert import encoder_layers
 from xtclib.config import Count, Listed, NotNegative, Positive, Ratio, config
 from xtclib.tasks.base import TaskData
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import Seen, Technique, check_finite, copied, register
+from xtclib.techniques.base import (
+    Seen,
+    Technique,
+    check_finite,
+    copied,
+    refuse_second,
+    register,
+)
 from xtclib.techniques.dynamic import calibration, exits
 from xtclib.techniques.dynamic.criteria import NUMBERS, Criterion, right
 
@@ -52,6 +59,7 @@ class EarlyExit(Technique):
     reshapes: ClassVar[bool] = True
     calibrates: ClassVar[bool] = True
     by_row: ClassVar[bool] = True
+    says: ClassVar[str] = "exits"
     after: Listed[int] | None = None
     head: exits.HeadKind = "linear"
     pooling: exits.Pooling = "first"
@@ -76,11 +84,11 @@ class EarlyExit(Technique):
     @property
     def wish(self) -> calibration.Wish:
         """What the threshold is to reach."""
-        if self.speed is None and self.depth is None:
-            return calibration.Wish("loss", 1.0 if self.loss is None else self.loss)
         if self.speed is not None:
             return calibration.Wish("speed", self.speed)
-        return calibration.Wish("depth", self.depth or 1.0)
+        if self.depth is not None:
+            return calibration.Wish("depth", self.depth)
+        return calibration.Wish("loss", 1.0 if self.loss is None else self.loss)
 
     def layers(self, depth: int) -> tuple[int, ...]:
         """After which of ``depth`` layers the exits stand."""
@@ -90,7 +98,7 @@ class EarlyExit(Technique):
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         exits.check(model)
-        exits.refuse_after(model, self.name)
+        refuse_second(model, self.name)
         model = copied(model)
         check_finite(model, "cannot give exits to this model")
         self._say(model)
@@ -178,11 +186,6 @@ class EarlyExit(Technique):
     def rebuild(self, model: PreTrainedModel) -> None:
         exits.install_(model)
 
-    def outline(self, model: PreTrainedModel) -> None:
-        """Nothing: a row that goes all the way runs the layers' products."""
-
     def plan(self, model: PreTrainedModel) -> PreTrainedModel:
-        exits.check(model)
         self._say(model)
-        exits.install_(model)
-        return model
+        return super().plan(model)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xtclib import attention
-from xtclib.bert import attention_of, encoder_layers, is_shared, part_names
+from xtclib.bert import attention_of, encoder_layers, is_shared, part_names, shown_to
 from xtclib.config import short
 
 By = Literal["rank", "threshold"]
@@ -70,7 +70,7 @@ class Drops(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.config, self.depth = model.config, len(encoder_layers(model))
+        self.config = model.config
         # Only a row's vector is read of a classifier; others get every token back at the end.
         self.restores = not type(model).__name__.endswith("ForSequenceClassification")
         self.scores: nn.Parameter | None = None  # what is learned: (layers, BINS) or (layers,)
@@ -98,11 +98,10 @@ class Drops(nn.Module):
     def begin(self, base: PreTrainedModel, args: tuple, given: dict) -> None:
         """Before a batch: which of its tokens are real."""
         self.rest()
-        shown = next(t for t in (*args[:1], given.get("input_ids"), given.get("inputs_embeds"))
-                     if t is not None)  # fmt: skip
-        mask = args[1] if len(args) > 1 else given.get("attention_mask")
-        self.mask = shown.new_ones(shown.shape[:2], dtype=torch.long) if mask is None else mask
-        self.begun = self.mask.sum(1)
+        shown, mask = shown_to(args, given)
+        if shown is not None:
+            self.mask = shown.new_ones(shown.shape[:2], dtype=torch.long) if mask is None else mask
+            self.begun = self.mask.sum(1)
 
     def enter(self, layer: nn.Module, args: tuple, given: dict) -> tuple[tuple, dict] | None:
         """Before a layer: the mask of the tokens that are left."""
@@ -137,11 +136,10 @@ class Drops(nn.Module):
         return (states, *output[1:]) if isinstance(output, tuple) else states
 
     def _kept(self, index: int, got: Tensor, mask: Tensor) -> Tensor:
+        least = self.keep()[index]
         if self.said["by"] == "rank":
-            keep = self.retention()[index]
-            return kept_by_rank(got, mask, keep, self.begun)  # type: ignore[arg-type]
-        threshold = self.thresholds()[index]
-        keep = mask.bool() & ((got > threshold) if threshold > 0 else True)
+            return kept_by_rank(got, mask, least, self.begun)  # type: ignore[arg-type]
+        keep = mask.bool() & ((got > least) if least > 0 else True)
         keep[:, 0] = True
         return keep
 
@@ -168,7 +166,7 @@ class Drops(nn.Module):
             place = ranks(got, mask) * BINS // self.begun[:, None].clamp(min=1)  # type: ignore
             kept = scores[index][place.clamp(max=BINS - 1)].clone()
             kept[:, 0] = 1
-            self.masses.append((index + 1) * scores[index].mean())
+            self.masses.append(scores[index].mean())
             return states * kept[..., None].to(states.dtype)
         gate = ((got - scores[index]) / self.temperature).sigmoid() * real
         gate[:, 0] = 1
@@ -200,29 +198,29 @@ class Drops(nn.Module):
         return output
 
     def finish(self, model: PreTrainedModel, args: tuple, output: Any) -> Any:
-        """After a batch: how many tokens each layer's feed-forward half saw of each row."""
-        if self.counts and not isinstance(output, tuple):
+        """After a batch: how many tokens each layer's feed-forward half saw of each row.
+
+        While it is learned, how much is kept of each layer too. After a batch that failed, which
+        is forgotten, ``output`` is ``None``.
+        """
+        if self.counts and output is not None and not isinstance(output, tuple):
             output["tokens"] = torch.stack(self.counts, 1)  # (batch, layers)
-        self.last_masses, masses = self.masses, self.masses
+            if self.masses:
+                output["masses"] = torch.stack(self.masses)  # (layers,)
         self.rest()
-        self.masses = masses
         return output
 
-    def retention(self) -> list[int | float]:
-        """For each layer a count, or a share of a row's tokens, none above the one before."""
-        if self.scores is None:
-            return self.said["keep"]
-        found, least = [], 1.0
-        for share in self.scores.detach().mean(1).tolist():
-            least = min(least, max(round(share, 4), 1e-4))
-            found.append(least)
-        return found
+    def keep(self) -> list[int | float]:
+        """For each layer a count, a share of a row's tokens, or the attention to be received.
 
-    def thresholds(self) -> list[float]:
-        """For each layer the attention that a token has to receive."""
+        Of learned shares none is above the one before.
+        """
         if self.scores is None:
             return self.said["keep"]
-        return [max(round(value, 6), 0.0) for value in self.scores.detach().tolist()]
+        if self.said["by"] == "threshold":
+            return [max(round(value, 6), 0.0) for value in self.scores.detach().tolist()]
+        shares = self.scores.detach().mean(1).cummin(0).values.tolist()
+        return [max(round(share, 4), 1e-4) for share in shares]
 
 
 def _wide(places: Tensor | None, states: Tensor) -> Tensor:
@@ -275,7 +273,7 @@ def install_(model: PreTrainedModel) -> None:
     model.drops = drops
     model.base_model.register_forward_pre_hook(drops.begin, with_kwargs=True)
     model.base_model.register_forward_hook(drops.restore)
-    model.register_forward_hook(drops.finish)
+    model.register_forward_hook(drops.finish, always_call=True)
     for index, layer in enumerate(encoder_layers(model)):
         layer.refusal = "comes before drop_tokens: list it first"
         attention_of(layer).received = drops.look
