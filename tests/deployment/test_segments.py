@@ -30,6 +30,7 @@ def rows():
     return {"input_ids": ids, "attention_mask": mask}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "threshold"),
     [
@@ -53,6 +54,7 @@ def test_segments_answer_as_the_model(bert, tmp_path, how, threshold):
         torch.testing.assert_close(found.logits, wanted.logits, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_packed_weights_stay_packed_in_segments(bert, tmp_path):
     techniques = [Quantize(), EarlyExit(after=[2])]
     model = format.finalize(apply_all(bert, techniques), techniques)

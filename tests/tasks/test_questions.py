@@ -263,6 +263,7 @@ def test_the_command_asks_for_them_by_kind(folder):
 # From file to file.
 
 
+@pytest.mark.slow
 def test_questions_go_from_file_to_artefact_and_onnx(folder, tmp_path):
     task = questions(folder)
     told: list[str] = []
@@ -298,6 +299,7 @@ def test_techniques_look_at_its_rows(folder, make_bert):
         assert technique.apply(model, rows) is not model
 
 
+@pytest.mark.slow
 def test_the_pages_reader_answers_from_passages_it_read_before(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "OWN_DATA.md").read_text(encoding="utf-8")

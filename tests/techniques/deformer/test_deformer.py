@@ -151,6 +151,7 @@ def test_the_states_above_a_share_are_the_upper_layers():
         Objective(hidden_states={"states": 1.5})
 
 
+@pytest.mark.slow
 def test_a_recipe_runs_on_pairs():
     found = compress("deformer-9of12", "mrpc", "smoke", progress=False)
     assert found.student.config.segments == {"layers": 9, "states": "fp16"}
@@ -160,6 +161,7 @@ def test_a_recipe_runs_on_pairs():
 # On disk.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("techniques", [[DeFormer(3)], [DeFormer(2, "int8"), Quantize()]],
                          ids=["plain", "packed"])  # fmt: skip
 def test_it_is_saved_opened_and_exported(techniques, pairs, tokenizer, tmp_path):

@@ -141,6 +141,7 @@ def test_it_is_saved_and_opened(before, bert, rows, tokenizer, tmp_path):
     assert all(torch.equal(answer[name], wanted[name]) for name in ("logits", "layers"))
 
 
+@pytest.mark.slow
 def test_it_opens_in_a_fresh_process(bert, batch, tokenizer, tmp_path, fresh_logits):
     technique = EarlyExit(criterion="probability", threshold=0.7, pooling="mean")
     model = format.finalize(technique.apply(bert), [technique])

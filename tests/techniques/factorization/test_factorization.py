@@ -285,6 +285,7 @@ def test_factors_learn(bert, batch):
     assert grown == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "techniques",
     [
@@ -336,6 +337,7 @@ def test_break_even_has_parameters_and_operations_of_the_whole(bert):
     assert attention[0] * 2 == attention[1]  # half of break-even, 16
 
 
+@pytest.mark.slow
 def test_a_recipe_of_it_runs(data, tokenizer):
     found = compress("drone-25", "sst2", "smoke", progress=False)
     assert found.record.recipe == "drone-25"
