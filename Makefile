@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 run: setup has-notebooks  ## every notebook, on real reviews: executed copies and pages in build/
-	$(BIN)/python scripts/run_notebooks.py --out build
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/run_notebooks.py --out build --jobs $(WORKERS)
 
 quick: lint  ## linters and the unit tests that take under a second, in 90 s
 	$(BIN)/pytest -n $(WORKERS) -q -m "not slow" tests

@@ -209,7 +209,7 @@ def set_encoder_layers_(model: PreTrainedModel, layers: Iterable[nn.Module]) -> 
     if isinstance(getattr(before[0], "attn_norm", None), nn.Identity):
         first, norm = kept[0], kept[0].attn_norm
         if not isinstance(norm, nn.Identity):
-            reads = getattr(first.attn.Wqkv, "down", first.attn.Wqkv)  # of two factors the first
+            reads = getattr(first.attn.Wqkv, "reader", first.attn.Wqkv)
             reads.weight.data.mul_(norm.weight.data)
             first.attn_norm = nn.Identity()
     set_layer_list_(model, kept)

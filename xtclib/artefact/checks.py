@@ -41,7 +41,7 @@ _NUMERIC = (
     "relative_attention_num_buckets relative_attention max_relative_positions position_buckets "
     "pos_att_type share_att_key norm_rel_ebd position_biased_input conv_kernel_size conv_groups "
     "conv_act pooler_hidden_act num_hidden_groups inner_group_num hidden_activation norm_eps "
-    "layer_types local_attention rope_parameters classifier_pooling ranks segments"
+    "layer_types local_attention rope_parameters classifier_pooling ranks segments schemes"
 ).split()
 
 

@@ -19,9 +19,11 @@ from xtclib.techniques.dynamic.dropping import DropTokens
 from xtclib.techniques.dynamic.technique import EarlyExit
 from xtclib.techniques.embeddings.technique import PruneVocabulary, SmallVocabulary
 from xtclib.techniques.factorization.technique import Factorize
+from xtclib.techniques.pruning.budget import PruneToBudget
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.pruning.structured import LearnGates, PruneHeads, PruneNeurons, PruneWidth
 from xtclib.techniques.pruning.unstructured import ReweightedProximal, Sparsify
+from xtclib.techniques.quantization.smoothing import Smooth
 from xtclib.techniques.quantization.splitting import SplitTernary
 from xtclib.techniques.quantization.technique import Quantize, Storage
 from xtclib.techniques.students.technique import CNN, BiLSTM, Bottleneck, Compact, DistilBert
@@ -30,8 +32,7 @@ from xtclib.techniques.students.theseus import KeepSuccessors, ReplaceModules
 __all__ = [
     "CNN", "TECHNIQUES", "BiLSTM", "Bottleneck", "Compact", "DeFormer", "DistilBert",
     "DropTokens", "EarlyExit", "Factorize", "Held", "KeepSuccessors", "LayerReduction",
-    "LearnGates", "PruneHeads", "PruneNeurons", "PruneVocabulary", "PruneWidth", "Quantize",
-    "ReplaceModules",
-    "ReweightedProximal", "SmallVocabulary", "Sparsify", "SplitTernary", "Storage", "Stored",
-    "Technique", "apply_all", "pack_", "register", "technique",
+    "LearnGates", "PruneHeads", "PruneNeurons", "PruneToBudget", "PruneVocabulary", "PruneWidth",
+    "Quantize", "ReplaceModules", "ReweightedProximal", "SmallVocabulary", "Smooth", "Sparsify",
+    "SplitTernary", "Storage", "Stored", "Technique", "apply_all", "pack_", "register", "technique",
 ]  # fmt: skip

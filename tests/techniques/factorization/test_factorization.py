@@ -32,7 +32,7 @@ from xtclib.techniques import (
     apply_all,
 )
 from xtclib.techniques.factorization import decompositions as d
-from xtclib.techniques.factorization import measured
+from xtclib.techniques import measured
 from xtclib.techniques.factorization.layers import LowRankEmbedding, LowRankLinear
 
 FAR = 1e-10

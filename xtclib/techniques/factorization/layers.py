@@ -46,6 +46,11 @@ class LowRankLinear(nn.Module):
         return self.down.out_features
 
     @property
+    def reader(self) -> nn.Module:
+        """What multiplies the input first."""
+        return self.down
+
+    @property
     def weight(self) -> Tensor:
         """The matrix that it stands for, (out_features, in_features): to read, not to change."""
         return _values(self.up) @ _values(self.down)

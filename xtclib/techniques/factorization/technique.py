@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from xtclib.bert import encoder_linears, replace_module_
 from xtclib.config import Count, Share, config, short
 from xtclib.tasks.rows import Calibration
+from xtclib.techniques import measured
 from xtclib.techniques.base import (
     Technique,
     check_finite,
@@ -20,7 +21,6 @@ from xtclib.techniques.base import (
     refuse_packed,
     register,
 )
-from xtclib.techniques.factorization import measured
 from xtclib.techniques.factorization.decompositions import (
     Spectrum,
     allocate,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -61,24 +61,64 @@ def gradients(
     Every row has gates of its own, so that slopes of different signs do not cancel. Batches hold
     labels. Source: Michel et al. 2019, arXiv:1905.10650, section 4.1.
     """
+    found: list = []
+    for slopes in _slopes(model, batches, of, task):
+        sums = [slope.abs().sum(0) for slope in slopes]
+        found = [a + b for a, b in zip(found, sums, strict=True)] if found else sums
+    return [total / total.norm().clamp(min=1e-30) for total in found]
+
+
+def fisher(model: PreTrainedModel, batches: Iterable[dict], of: str, task: Task = CLASSES,
+           drawn: int | None = None) -> list[Tensor]:  # fmt: skip
+    """``E[∂L/∂m · (∂L/∂m)ᵀ]`` over rows, of masks m = 1 on the heads or neurons of each layer.
+
+    (parts, parts) a layer. ``drawn``: labels are drawn by that seed from the model's own answers,
+    so that nobody looks at those of the rows. Source: Kwon et al. 2022, arXiv:2204.09656, section
+    3.1, whose blocks these are.
+    """
+    found: list = []
+    rows = 0
+    for slopes in _slopes(model, batches, of, task, drawn):
+        blocks = [slope.T @ slope for slope in slopes]
+        found = [a + b for a, b in zip(found, blocks, strict=True)] if found else blocks
+        rows += len(slopes[0])
+    return [total / rows for total in found]
+
+
+def _slopes(model: PreTrainedModel, batches: Iterable[dict], of: str, task: Task,
+            drawn: int | None = None) -> Iterator[list[Tensor]]:  # fmt: skip
+    """For each batch ``∂L/∂ξ`` of every row's own gates, (rows, heads or neurons) a layer."""
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    gated, found = [], []
+    generator = torch.Generator().manual_seed(drawn or 0)
+    gated = []
     for put, dense, count in readers(model, of):
-        gated.append(GatedLinear.from_linear(dense, count))
-        put(gated[-1])
-        found.append(torch.zeros(count, device=dense.weight.device, dtype=dense.weight.dtype))
+        gated.append((GatedLinear.from_linear(dense, count), count))
+        put(gated[-1][0])
     for batch in batches:
         batch = {name: value.to(model.device) for name, value in batch.items()}
         rows = len(batch["input_ids"])
-        for layer, total in zip(gated, found, strict=True):
-            layer.gate = nn.Parameter(total.new_ones(rows, 1, len(total)))
+        for layer, count in gated:
+            layer.gate = nn.Parameter(layer.weight.new_ones(rows, 1, count))
         labels, mask = batch.pop("labels"), batch["attention_mask"]
-        mean = task.loss(*task.answers(model(**batch), labels, mask))
-        loss = rows * mean  # the sum over rows, each of which has its own gates
-        slopes = torch.autograd.grad(loss, [layer.gate for layer in gated])
-        for total, slope in zip(found, slopes, strict=True):
-            total += slope.abs().sum((0, 1))
-    return [total / total.norm().clamp(min=1e-30) for total in found]
+        logits, wanted = task.answers(model(**batch), labels, mask)
+        if drawn is not None:
+            wanted = _draws(logits, wanted, generator)
+        loss = rows * task.loss(logits, wanted)  # the sum over rows, each with its own gates
+        slopes = torch.autograd.grad(loss, [layer.gate for layer, _ in gated])
+        yield [slope.squeeze(1) for slope in slopes]
+
+
+def _draws(logits: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Labels like these, drawn from what the logits say; numbers: the answer and a normal error."""
+    if labels.dtype == torch.int64:
+        chances = logits.detach().float().softmax(-1).cpu()
+        return torch.multinomial(chances.flatten(0, -2), 1, generator=generator).reshape(
+            labels.shape).to(labels.device)  # fmt: skip
+    given = logits.detach().reshape(labels.shape)
+    if labels.ndim > 1:  # classes that may hold at once
+        chances = given.float().sigmoid().cpu()
+        return torch.bernoulli(chances, generator=generator).to(labels)
+    return given + torch.randn(given.shape, generator=generator).to(given)
 
 
 @torch.no_grad()

@@ -55,7 +55,10 @@ class Packed(Stored):
         if not bool(weight.isfinite().all()):
             holds = f"a weight of shape {tuple(weight.shape)} holds NaN or infinite values"
             raise ValueError(f"{holds} and cannot be packed; look for a diverged training run")
-        q = quantize(weight.detach().float(), self.weights)
+        self.hold_(quantize(weight.detach().float(), self.weights))
+
+    def hold_(self, q: Quantized) -> None:
+        """Stores integers of shape (rows, columns) with their scales."""
         codes, step = q.codes, self.rows // len(self.weight_scale)
         # Every row of a group has the group's scale: keep the first.
         self.weight_scale = q.scale.reshape(-1)[:: step if q.scale.numel() > 1 else 1].half()

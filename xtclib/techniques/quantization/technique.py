@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -14,10 +15,12 @@ from transformers import PreTrainedModel
 
 from xtclib import bert
 from xtclib.attention import takes_another, use
-from xtclib.config import Count, config
+from xtclib.config import READ, Count, config, short
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import Stored, Technique, check_finite, copied, pack_, register
+from xtclib.techniques.base import Stored, Technique, check_finite, copied, needs, pack_, register
+from xtclib.techniques.quantization.gptq import Calibrated, round_
 from xtclib.techniques.quantization.layers import QuantEmbedding, QuantLinear, quantizing
+from xtclib.techniques.quantization.mixed import Mixed
 from xtclib.techniques.quantization.packed import Packed, PackedEmbedding, PackedLinear
 from xtclib.techniques.quantization.products import InputQuantizer
 from xtclib.techniques.quantization.quantizers import AsScheme, Scheme, StoredScheme, fake_quantize
@@ -43,6 +46,10 @@ class Quantize(Technique):
     quantizes the operands of the two attention products as well (TernaryBERT, Q8BERT do).
     What is left (position and type embeddings, LayerNorm, biases, pooler, classifier) is stored in
     fp16. Source: XTC, arXiv:2206.01859, section 3 and its release.
+
+    Without training: ``calibrated`` rounds weights by what they read (:class:`.gptq.Calibrated`),
+    for good, so no later stage trains. ``mixed``: schemes that differ between matrices, in place of
+    ``weights`` (:class:`.mixed.Mixed`).
     """
 
     name: ClassVar[str] = "quantize"
@@ -51,16 +58,24 @@ class Quantize(Technique):
     embeddings: StoredScheme | None = Scheme("binary", granularity="row")
     activations: AsScheme | None = Scheme("int", 8, "token")
     attention: StoredScheme | None = None
+    calibrated: Annotated[Calibrated, READ] | None = None
+    mixed: Annotated[Mixed, READ] | None = None
     stored = True
 
     def __post_init__(self) -> None:
+        if self.weights is None and self.calibrated is not None:
+            raise ValueError("calibrated rounds weights: give weights a scheme, such as 'int4-row'")
         if self.weights is None and self.activations is not None:
             lone = f"activations={self.activations} without weights: an integer product needs both"
             raise ValueError(f"{lone}; give weights a scheme, such as 'int8'")
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
-        model = copied(model)
+        first, how, model = model, self.calibrated, copied(model)
         check_finite(model, "cannot quantize this model")
+        if self.mixed:
+            rows = replace(needs(data, "quantize by sensitivity"), rows=self.mixed.rows)
+            chosen = self.mixed.schemes(model, rows)
+            model.config.schemes = {name: str(scheme) for name, scheme in chosen.items()}
         self._replace_(model, quantizing)
         if self.embeddings is not None:
             _set_words_(model, QuantEmbedding.from_embedding, self.embeddings)
@@ -70,7 +85,15 @@ class Quantize(Technique):
             inputs = {k: v.to(model.device) for k, v in next(data.batches()).items()}
             with torch.no_grad():  # the ends start at the task's first rows
                 model.eval()(**inputs)
+        if how is not None:
+            rows = replace(needs(data, "quantize by calibrated rows"), rows=how.rows)
+            round_(model.eval(), first, rows, how)
         return model
+
+    def check_student(self, stage, student: PreTrainedModel) -> None:
+        if self.calibrated is not None and stage.trains:
+            told = f"stage {stage.name!r} trains, and `calibrated` rounds for good"
+            raise ValueError(f"{told}: list it last, in a stage without an objective")
 
     def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
         return pack_(model)
@@ -87,9 +110,29 @@ class Quantize(Technique):
         if self.weights is None:
             return
         inputs: dict = defaultdict(lambda: InputQuantizer(self.activations))
-        for name, linear in bert.encoder_linears(model, (nn.Linear, Stored)).items():
+        linears = bert.encoder_linears(model, (nn.Linear, Stored))
+        schemes = self._mixture(model, linears) if self.mixed else {}
+        for name, linear in linears.items():
             block = name.rpartition(".")[0]
-            bert.replace_module_(model, name, make(linear, self.weights, inputs[block]))
+            scheme = schemes.get(name, self.weights)
+            bert.replace_module_(model, name, make(linear, scheme, inputs[block]))
+
+    def _mixture(self, model: PreTrainedModel, linears: Mapping) -> dict[str, Scheme]:
+        """Each matrix's scheme, as the config lists them."""
+        said = getattr(model.config, "schemes", None)
+        if not isinstance(said, dict) or said.keys() != linears.keys():
+            raise ValueError(
+                f"config.json says schemes={short(said)}, expected one for each matrix: "
+                "copy the artefact again"
+            )
+        return {name: Scheme.parse(text) for name, text in said.items()}
+
+    def plan(self, model: PreTrainedModel) -> PreTrainedModel:
+        if self.mixed:
+            shapes = {n: la.weight.shape for n, la in bert.encoder_linears(model).items()}
+            chosen = self.mixed.chosen(shapes)
+            model.config.schemes = {name: str(scheme) for name, scheme in chosen.items()}
+        return super().plan(model)
 
 
 def _set_words_(model: PreTrainedModel, make: Callable, scheme: Scheme) -> None:

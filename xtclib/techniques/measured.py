@@ -5,10 +5,12 @@ Matrices go by their full names, as :func:`xtclib.bert.encoder_linears` has them
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +26,7 @@ def second_moments(model: PreTrainedModel, batches: Iterable[dict]) -> dict[str,
     sums: dict[str, Tensor] = {}
 
     def add(name: str, seen: Tensor, _: nn.Module, inputs: tuple, __: Tensor) -> None:
-        x = inputs[0].float()  # of tokens, or DeBERTa's relative positions, which all count
-        x = x[seen] if x.shape[:2] == seen.shape else x.flatten(0, -2)
+        x = _tokens(inputs[0], seen)
         sums[name] = sums.get(name, 0) + x.T @ x
 
     count = 0
@@ -33,6 +34,101 @@ def second_moments(model: PreTrainedModel, batches: Iterable[dict]) -> dict[str,
         model(**{name: value for name, value in batch.items() if name != "labels"})
         count += int(seen.sum())
     return {name: total / max(count, 1) for name, total in sums.items()}
+
+
+def _tokens(x: Tensor, seen: Tensor) -> Tensor:
+    """Inputs of real tokens, (tokens, inputs); of DeBERTa's relative positions all."""
+    x = x.float()
+    return x[seen] if x.shape[:2] == seen.shape else x.flatten(0, -2)
+
+
+@torch.no_grad()
+def largest_inputs(model: PreTrainedModel, batches: Iterable[dict]) -> dict[str, Tensor]:
+    """``max|x|`` of each of a matrix's inputs: (inputs,), by name.
+
+    Over padding too, as a scale that serves a whole tensor is.
+    """
+    found: dict[str, Tensor] = {}
+
+    def note(name: str, _: Tensor, __: nn.Module, inputs: tuple, ___: Tensor) -> None:
+        largest = inputs[0].float().abs().flatten(0, -2).amax(0)
+        found[name] = torch.maximum(found.get(name, largest), largest)
+
+    for batch, _ in _run(model, batches, note):
+        model(**{name: value for name, value in batch.items() if name != "labels"})
+    return found
+
+
+@torch.no_grad()
+def in_order(model: PreTrainedModel, batch: dict) -> list[list[str]]:
+    """Names of the encoder's matrices as they run, those that read one tensor together."""
+    read: list[tuple[Tensor, list[str]]] = []
+
+    def note(name: str, _: Tensor, __: nn.Module, inputs: tuple, ___: Tensor) -> None:
+        if any(name in names for _, names in read):
+            return  # a layer that is used in turns
+        if not (read and read[-1][0] is inputs[0]):
+            read.append((inputs[0], []))
+        read[-1][1].append(name)
+
+    for each, _ in _run(model, [batch], note):
+        model(**{name: value for name, value in each.items() if name != "labels"})
+    return [names for _, names in read]
+
+
+class Inputs(NamedTuple):
+    """What a matrix reads in a model, x̂, and in the one that it was made from, x, over real tokens.
+
+    ``moment`` = E[x̂·x̂ᵀ] and ``cross`` = E[x·x̂ᵀ] (inputs, inputs), ``mean`` = E[x̂] and ``first`` =
+    E[x] (inputs,).
+    """
+
+    moment: Tensor
+    cross: Tensor
+    mean: Tensor
+    first: Tensor
+
+    def centred(self) -> Inputs:
+        """The same less the means, which a bias takes up."""
+        moment = self.moment - torch.outer(self.mean, self.mean)
+        cross = self.cross - torch.outer(self.first, self.mean)
+        return self._replace(moment=moment, cross=cross)
+
+
+@torch.no_grad()
+def inputs_of(name: str, model: PreTrainedModel, first: PreTrainedModel,
+              batches: Iterable[dict]) -> Inputs:  # fmt: skip
+    """What one matrix reads in a model and in the one that it was made from, beside each other."""
+    sums, count = [0.0] * 4, 0
+    for batch in batches:
+        (x,), (new,) = (reads_of(each, [name], batch) for each in (first, model))
+        parts = new.T @ new, x.T @ new, new.sum(0), x.sum(0)
+        sums = [total + part for total, part in zip(sums, parts, strict=True)]
+        count += len(x)
+    return Inputs(*(total / count for total in sums))  # type: ignore[arg-type]
+
+
+class _Enough(Exception):
+    """Nothing after this is needed."""
+
+
+@torch.no_grad()
+def reads_of(model: PreTrainedModel, names: Sequence[str], batch: dict) -> list[Tensor]:
+    """What matrices read of a batch, (tokens, inputs) each; what follows them is not computed."""
+    batch = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
+    found: dict[str, Tensor] = {}
+
+    def note(name: str, _: nn.Module, inputs: tuple) -> None:
+        found.setdefault(name, inputs[0])
+        if len(found) == len(names):
+            raise _Enough
+
+    hooks = [model.get_submodule(n).register_forward_pre_hook(partial(note, n)) for n in names]
+    with contextlib.suppress(_Enough):
+        model(**batch)
+    for hook in hooks:
+        hook.remove()
+    return [_tokens(found[name], batch["attention_mask"].bool()) for name in names]
 
 
 def fisher(model: PreTrainedModel, batches: Iterable[dict], task: Task) -> dict[str, Tensor]:
