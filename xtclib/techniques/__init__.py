@@ -24,6 +24,7 @@ from xtclib.techniques.pruning.structured import LearnGates, PruneHeads, PruneNe
 from xtclib.techniques.pruning.unstructured import ReweightedProximal, Sparsify
 from xtclib.techniques.quantization.splitting import SplitTernary
 from xtclib.techniques.quantization.technique import Quantize, Storage
+from xtclib.techniques.sharing.technique import ShareLayers
 from xtclib.techniques.students.technique import CNN, BiLSTM, Bottleneck, Compact, DistilBert
 from xtclib.techniques.students.theseus import KeepSuccessors, ReplaceModules
 
@@ -32,6 +33,7 @@ __all__ = [
     "DropTokens", "EarlyExit", "Factorize", "Held", "KeepSuccessors", "LayerReduction",
     "LearnGates", "PruneHeads", "PruneNeurons", "PruneVocabulary", "PruneWidth", "Quantize",
     "ReplaceModules",
-    "ReweightedProximal", "SmallVocabulary", "Sparsify", "SplitTernary", "Storage", "Stored",
+    "ReweightedProximal", "ShareLayers", "SmallVocabulary", "Sparsify", "SplitTernary", "Storage",
+    "Stored",
     "Technique", "apply_all", "pack_", "register", "technique",
 ]  # fmt: skip
