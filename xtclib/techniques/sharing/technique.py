@@ -113,9 +113,9 @@ def _check_alike(model: PreTrainedModel, *names: str) -> None:
     shapes = [{n: tuple(t.shape) for n, t in m.state_dict().items()} for m in (one, other)]
     said, cure = [*shapes, _facts(one), _facts(other)], "choose groups of layers that are alike"
     for ours, theirs in (said[:2], said[2:]):
-        for name in ours.keys() & theirs.keys():
-            if ours[name] != theirs[name]:
-                has = f"their {name} is {ours[name]} and {theirs[name]}"
+        for name, value in ours.items():
+            if theirs.get(name, value) != value:
+                has = f"their {name} is {value} and {theirs[name]}"
                 raise ValueError(f"{' and '.join(names)} cannot share: {has}; {cure}")
 
 
