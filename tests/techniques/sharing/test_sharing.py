@@ -26,6 +26,7 @@ from xtclib.artefact import format, ledger
 from xtclib.costs import breakdown
 from xtclib.deployment.onnx import export_onnx
 from xtclib.deployment.runtimes import OnnxModel
+from xtclib.deployment.segments import SegmentedModel, export_segments
 from xtclib.distillation import Objective
 from xtclib.distillation.terms import Reader
 from xtclib.recipes import recipe
@@ -324,6 +325,25 @@ def test_it_is_saved_opened_exported_and_priced(make_bert, batch, techniques, to
 
 
 @pytest.mark.slow
+def test_rows_leave_layers_of_one_set_early(bert, batch, tokenizer, tmp_path):
+    pytest.importorskip("onnxruntime")
+    techniques = [ShareLayers(groups=2), EarlyExit(after=[1, 2])]
+    made = apply_all(bert, techniques)
+    for head in made.exits.heads:
+        nn.init.normal_(head.classifier.weight, 0, 1)
+    made = format.finalize(made, techniques)
+    made.config.exits["threshold"] = 0.5
+    format.save(made, tokenizer, tmp_path / "out")
+    found = format.load(tmp_path / "out")[0]
+    session = SegmentedModel(export_segments(found, tmp_path / "segments"))
+    with torch.no_grad():
+        wanted = made(**batch)
+        assert len(set(wanted["layers"].tolist())) > 1
+        for model in (found, session):
+            torch.testing.assert_close(model(**batch).logits, wanted.logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
 @pytest.mark.fresh_process
 def test_a_fresh_process_opens_it(bert, tokenizer, tmp_path):
     techniques = [ShareLayers("attention", 2), Quantize()]
@@ -446,6 +466,7 @@ def test_what_it_cannot_do_it_says(bert, how, says):
             for after in (LayerReduction(), PruneHeads(), PruneNeurons(), PruneWidth(),
                           LearnGates(), ReplaceModules(), Compact())
         ),
+        ([ReplaceModules(), ShareLayers()], "list keep_successors before share_layers"),
         ([Quantize(), ShareLayers()], "share_layers comes before quantize: list it first"),
         ([Sparsify(0.5), ShareLayers()], "share_layers comes before sparsify: list it first"),
         ([Factorize(), ShareLayers()], "share_layers comes before factorize: list it first"),

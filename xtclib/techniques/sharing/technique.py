@@ -25,6 +25,7 @@ from xtclib.techniques.base import (
 from xtclib.techniques.factorization.measured import second_moments
 from xtclib.techniques.sharing.layers import Again
 from xtclib.techniques.sharing.sets import least_squares, mean, sets_of
+from xtclib.techniques.students.theseus import being_replaced
 
 _ATTENTION, _FEED_FORWARD = PARTS[:4], PARTS[4:]
 
@@ -68,6 +69,9 @@ class ShareLayers(Technique):
         refuse_packed(model)
         if any(isinstance(module, Again) for module in model.modules()):
             raise ValueError("the layers of this model share already: one share_layers is enough")
+        if being_replaced(model):
+            replaced = "the modules of this model are being replaced"
+            raise ValueError(f"{replaced}: list keep_successors before share_layers")
         check_plain(model, self.name)
         check_finite(model, "cannot share the layers of this model")
         model = copy.deepcopy(model)
