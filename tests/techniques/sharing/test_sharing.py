@@ -75,7 +75,7 @@ def apart(model):
     """The same values in an ordinary model: every layer with a copy of its own."""
     model = copy.deepcopy(model)
     for name, module in list(model.named_modules()):
-        if type(module) is Again:
+        if isinstance(module, Again):
             # The config stays the model's own, by which its attention is chosen.
             own = copy.deepcopy(module.leader, {id(model.config): model.config})
             parts.replace_module_(model, name, own)
@@ -83,7 +83,7 @@ def apart(model):
 
 
 def followers(model):
-    return [name for name, module in model.named_modules() if type(module) is Again]
+    return [name for name, module in model.named_modules() if isinstance(module, Again)]
 
 
 @pytest.fixture
@@ -192,9 +192,10 @@ def test_it_computes_what_copies_would(bert, batch, technique):
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
 
-def test_gradients_of_all_turns_come_together(bert, batch):
-    found = ShareLayers(groups=2).apply(bert)
-    whole = apart(found)
+@pytest.mark.parametrize("after", [[], [Quantize()]], ids=["whole", "one-bit"])
+def test_gradients_of_all_turns_come_together(bert, batch, after):
+    shared = ShareLayers(groups=2).apply(bert)
+    found, whole = (apply_all(model, after) for model in (shared, apart(shared)))
     for model in (found, whole):
         model(**batch).logits.square().sum().backward()
     inner = "bert.encoder.layer.{}.intermediate.dense.weight"
@@ -210,7 +211,7 @@ def test_a_copy_follows_its_own_leader_and_moves_with_it(bert, batch):
         linear.weight.data.mul_(0.5)
     assert torch.equal(logits(found, batch), logits(ShareLayers("attention").apply(bert), batch))
     assert torch.equal(logits(other, batch), logits(apart(other), batch))
-    assert {m.leader for m in other.modules() if type(m) is Again} == {
+    assert {m.leader for m in other.modules() if isinstance(m, Again)} == {
         other.bert.encoder.layer[0].attention
     }
     assert other.double().bert.encoder.layer[3].attention.self.query.weight.dtype == torch.float64
@@ -329,18 +330,21 @@ def test_rows_leave_layers_of_one_set_early(bert, batch, tokenizer, tmp_path):
     pytest.importorskip("onnxruntime")
     techniques = [ShareLayers(groups=2), EarlyExit(after=[1, 2])]
     made = apply_all(bert, techniques)
+    torch.manual_seed(0)
     for head in made.exits.heads:
         nn.init.normal_(head.classifier.weight, 0, 1)
     made = format.finalize(made, techniques)
-    made.config.exits["threshold"] = 0.5
     format.save(made, tokenizer, tmp_path / "out")
     found = format.load(tmp_path / "out")[0]
     session = SegmentedModel(export_segments(found, tmp_path / "segments"))
-    with torch.no_grad():
-        wanted = made(**batch)
-        assert len(set(wanted["layers"].tolist())) > 1
-        for model in (found, session):
-            torch.testing.assert_close(model(**batch).logits, wanted.logits, atol=1e-5, rtol=0)
+    for threshold in ("never", 0.5, "always"):
+        made.config.exits["threshold"] = found.config.exits["threshold"] = threshold
+        session.threshold = threshold
+        with torch.no_grad():
+            wanted, opened, exported = (model(**batch) for model in (made, found, session))
+        assert torch.equal(opened.logits, wanted.logits)
+        assert exported["layers"].tolist() == wanted["layers"].tolist()
+        torch.testing.assert_close(exported.logits, wanted.logits, atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow
