@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,12 +185,15 @@ def _price(model: nn.Module, batch: int, length: int) -> tuple[Part, ...]:
     calls: Counter = Counter()
     seen: set[int] = set()
     projected: dict[int | None, list[Tensor]] = {}
+    turn: list[int | None] = []  # the layer that runs the parts of another
 
     def hook(name: str) -> Callable:
         component = component_of(name)
 
         def priced(module: nn.Module, inputs: tuple, output) -> None:
-            layer = layer_of(name, calls[name])
+            if hasattr(module, "leader"):
+                turn.clear()
+            layer = turn[0] if turn else layer_of(name, calls[name])
             calls[name] += 1
             new = [p for p in module.parameters(recurse=False) if id(p) not in seen]
             seen.update(map(id, new))
@@ -201,7 +205,7 @@ def _price(model: nn.Module, batch: int, length: int) -> tuple[Part, ...]:
                 projected.setdefault(layer, []).append(out)
             if _ATTENTION.search(name) and layer in projected:
                 parts["attention", layer].update(_attention(model.config, projected.pop(layer)))
-            if not list(module.children()):
+            if not list(getattr(module, "leader", module).children()):
                 part.update(_leaf(module, inputs, numbers))
             else:
                 added = _additions(name, module) * numbers
@@ -210,6 +214,10 @@ def _price(model: nn.Module, batch: int, length: int) -> tuple[Part, ...]:
         return priced
 
     hooks = [m.register_forward_hook(hook(name)) for name, m in model.named_modules() if name]
+    for name, module in model.named_modules():
+        if hasattr(module, "leader"):
+            begin = partial(lambda layer, *_: turn.append(layer), layer_of(name))
+            hooks.append(module.register_forward_pre_hook(begin))
     was_training = model.training
     model.eval()
     try:

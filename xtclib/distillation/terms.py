@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xtclib import attention
-from xtclib.bert import encoder_layers, heads_of, kept_layers, part, part_names
+from xtclib.bert import attention_of, encoder_layers, heads_of, kept_layers, part, part_names
 from xtclib.config import Flag, Listed, NotNegative, Share, config, written
 from xtclib.distillation import losses
 from xtclib.files import unknown
@@ -243,12 +243,14 @@ class Reader:
             attention.use(model)
         for name in self.wanted & set(INPUTS):
             kept = self._kept[name] = []
-            for layer in dict.fromkeys(encoder_layers(model)):  # one in turns is hooked once
+            parts = [part(layer, INPUTS[name]) for layer in encoder_layers(model)]
+            for each in dict.fromkeys(parts):  # one that runs in turns is hooked once
                 hook = partial(lambda kept, module, inputs, found: kept.append(found), kept)
-                self._hooks.append(part(layer, INPUTS[name]).register_forward_hook(hook))
+                self._hooks.append(each.register_forward_hook(hook))
         if "attention_scores" in self.wanted and not attention.takes_another(model):
             kept = self._kept["attention_scores"] = []
-            for layer in encoder_layers(model):
+            own = {attention_of(layer): layer for layer in encoder_layers(model)}
+            for layer in own.values():
                 self._hooks += attention.watch(layer, kept)
 
     def __call__(self, model: nn.Module, **inputs: Tensor) -> Signals:

@@ -141,7 +141,8 @@ class Recipe:
     def family(self) -> str:
         """What makes its student small: ``pruned``, ``quantized``, or what a technique says it is.
 
-        ``factorized``, ``apart`` (two texts read so), or another shape, ``shaped``.
+        ``factorized``, ``shared`` (weights of layers), ``apart`` (two texts read so), or another
+        shape, ``shaped``.
 
         >>> [load(name).family for name in ("nip-8bit-distilled", "xtc-1bit-half", "pkd-6l")]
         ['pruned', 'quantized', 'shaped']

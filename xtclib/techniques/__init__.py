@@ -26,6 +26,7 @@ from xtclib.techniques.pruning.unstructured import ReweightedProximal, Sparsify
 from xtclib.techniques.quantization.smoothing import Smooth
 from xtclib.techniques.quantization.splitting import SplitTernary
 from xtclib.techniques.quantization.technique import Quantize, Storage
+from xtclib.techniques.sharing.technique import ShareLayers
 from xtclib.techniques.students.technique import CNN, BiLSTM, Bottleneck, Compact, DistilBert
 from xtclib.techniques.students.theseus import KeepSuccessors, ReplaceModules
 
@@ -33,6 +34,7 @@ __all__ = [
     "CNN", "TECHNIQUES", "BiLSTM", "Bottleneck", "Compact", "DeFormer", "DistilBert",
     "DropTokens", "EarlyExit", "Factorize", "Held", "KeepSuccessors", "LayerReduction",
     "LearnGates", "PruneHeads", "PruneNeurons", "PruneToBudget", "PruneVocabulary", "PruneWidth",
-    "Quantize", "ReplaceModules", "ReweightedProximal", "SmallVocabulary", "Smooth", "Sparsify",
-    "SplitTernary", "Storage", "Stored", "Technique", "apply_all", "pack_", "register", "technique",
+    "Quantize", "ReplaceModules", "ReweightedProximal", "ShareLayers", "SmallVocabulary", "Smooth",
+    "Sparsify", "SplitTernary", "Storage", "Stored", "Technique", "apply_all", "pack_", "register",
+    "technique",
 ]  # fmt: skip

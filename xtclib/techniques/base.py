@@ -270,3 +270,14 @@ def check_plain(model: nn.Module, what: str, allowed: Kinds = ()) -> None:
         refusal = getattr(module, "refusal", None)
         if refusal and not isinstance(module, allowed):
             raise ValueError(f"{what} {refusal}")
+
+
+def check_layers(model: nn.Module, what: str) -> None:
+    """Raises ``ValueError`` if an encoder's layers cannot be taken apart, as ``what`` does.
+
+    Such a layer has a ``refusal`` itself, or a module in it that runs another's: its ``leader``.
+    """
+    for layer in encoder_layers(model):
+        for module in (layer, *(m for m in layer.modules() if hasattr(m, "leader"))):
+            if refusal := getattr(module, "refusal", None):
+                raise ValueError(f"{what} {refusal}")

@@ -21,12 +21,18 @@ from xtclib.tasks.base import Task
 
 
 @torch.no_grad()
-def second_moments(model: PreTrainedModel, batches: Iterable[dict]) -> dict[str, Tensor]:
-    """``E[x·xᵀ]`` of each matrix's inputs over real tokens: (inputs, inputs), by name."""
+def second_moments(
+    model: PreTrainedModel, batches: Iterable[dict], ones: bool = False
+) -> dict[str, Tensor]:
+    """``E[x·xᵀ]`` of each matrix's inputs over real tokens: (inputs, inputs), by name.
+
+    ``ones``: of inputs with a 1 at their end, which a bias multiplies.
+    """
     sums: dict[str, Tensor] = {}
 
     def add(name: str, seen: Tensor, _: nn.Module, inputs: tuple, __: Tensor) -> None:
         x = _tokens(inputs[0], seen)
+        x = nn.functional.pad(x, (0, 1), value=1) if ones else x
         sums[name] = sums.get(name, 0) + x.T @ x
 
     count = 0

@@ -30,9 +30,9 @@ from xtclib.techniques import (
     Quantize,
     Sparsify,
     apply_all,
+    measured,
 )
 from xtclib.techniques.factorization import decompositions as d
-from xtclib.techniques import measured
 from xtclib.techniques.factorization.layers import LowRankEmbedding, LowRankLinear
 
 FAR = 1e-10

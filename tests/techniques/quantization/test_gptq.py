@@ -169,7 +169,7 @@ def test_a_rounded_model_is_nearer_to_its_teacher_and_reopens(make_bert, rows, t
 
 def test_means_that_are_lost_go_into_the_biases(make_bert, rows):
     teacher = make_bert(layers=1)
-    technique = Quantize("binary-row", None, None, calibrated={"method": "nearest"})
+    technique = Quantize("binary-row", None, None, calibrated={"method": "nearest", "rows": 24})
     model = technique.apply(teacher, rows)
     name = "bert.encoder.layer.0.attention.self.query"
     read = measured.inputs_of(name, teacher, teacher, list(rows.batches()))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xtclib import attention
-from xtclib.bert import attention_of, encoder_layers, is_shared, part_names, shown_to
+from xtclib.bert import attention_of, encoder_layers, part_names, shown_to
 from xtclib.config import short
 
 By = Literal["rank", "threshold"]
@@ -236,8 +236,12 @@ def check(model: PreTrainedModel) -> None:
     if not fixed or any(name != "attention.self.query" for name in names):
         other = f"the attention of {kind} is not BERT's own with absolute positions"
         raise TypeError(f"{other}: tokens are dropped from BERT, RoBERTa, XLM-R or ELECTRA")
-    if is_shared(model) or hasattr(model.config, "true_hidden_size"):
+    if hasattr(model.config, "true_hidden_size"):
         raise TypeError(f"{kind} has no layers of BERT's own form, from which tokens are dropped")
+    layers = encoder_layers(model)
+    if len(set(map(attention_of, layers))) < len(layers):
+        one = f"layers of this {kind} have one attention"
+        raise TypeError(f"{one}, and each drops tokens by its own: leave one of them out")
 
 
 def check_values(said: Any, depth: int) -> None:

@@ -31,6 +31,7 @@ from xtclib.techniques.factorization.decompositions import (
     whitened_svd,
 )
 from xtclib.techniques.factorization.layers import LowRankEmbedding, LowRankLinear
+from xtclib.techniques.sharing.layers import Again
 
 
 @register
@@ -79,7 +80,7 @@ class Factorize(Technique):
         refuse_packed(model)
         if any(isinstance(module, LowRankLinear) for module in model.modules()):
             raise ValueError("the model is factorized already: one factorize takes all that goes")
-        check_plain(model, self.name)
+        check_plain(model, self.name, Again)
         check_finite(model, "cannot factorize this model")
         model = copy.deepcopy(model)
         linears = encoder_linears(model)

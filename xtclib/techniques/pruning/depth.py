@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from xtclib.bert import encoder_layers, keep_layers, spread
 from xtclib.config import Listed, Size, config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import Technique, count_of, needs, refuse_packed, register
+from xtclib.techniques.base import Technique, check_layers, count_of, needs, refuse_packed, register
 from xtclib.techniques.pruning.importance import best, layer_influence
 
 
@@ -63,9 +63,7 @@ class LayerReduction(Technique):
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         refuse_packed(model)
-        for layer in encoder_layers(model):
-            if refusal := getattr(layer, "refusal", None):
-                raise ValueError(f"{self.name} {refusal}")
+        check_layers(model, self.name)
         depth = len(encoder_layers(model))
         if self.keep != "importance":
             return keep_layers(model, self.indices(depth))

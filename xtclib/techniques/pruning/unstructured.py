@@ -20,6 +20,7 @@ from xtclib.techniques.factorization.layers import LowRankLinear
 from xtclib.techniques.pruning import masks
 from xtclib.techniques.pruning.importance import CRITERIA, Criterion, Magnitude
 from xtclib.techniques.pruning.layers import MaskedLinear, SparseLinear
+from xtclib.techniques.sharing.layers import Again
 
 Fraction = Annotated[float, Field(ge=0, lt=1), Expect("a number of at least 0 and below 1")]
 
@@ -112,7 +113,8 @@ class Sparsify(Technique):
             masks.check_pattern(self.pattern, linear.weight.shape)
             if isinstance(linear, MaskedLinear):
                 raise ValueError("the model is pruned already: one sparsify takes all that goes")
-        model = copied(model, self.name, LowRankLinear)  # its factors are matrices as any other
+        # The factors of one are matrices as any other, and those of layers that share are one's.
+        model = copied(model, self.name, (LowRankLinear, Again))
         if not self.sparsity:
             return model
         rate = self.criterion.score_learning_rate

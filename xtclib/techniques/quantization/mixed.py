@@ -27,9 +27,9 @@ class Mixed:
     """Schemes by sensitivity: of ``choices`` one for each matrix, ``bits`` a weight in the mean.
 
     ``by``: ``trace``, the mean of the Hessian's diagonal times the squared error of rounding
-    (:func:`traces`); ``eigenvalue``, the largest eigenvalue by a layer in place of
-    the mean (:func:`eigenvalues`); ``loss``, how far the answers move when that matrix alone is rounded, by
-    :func:`xtclib.techniques.measured.moved`. ``rows``: of the task, for the measuring. The choice
+    (:func:`traces`); ``eigenvalue``, the largest eigenvalue by a layer in place of the mean
+    (:func:`eigenvalues`); ``loss``, how far the answers move when that matrix alone is rounded
+    (:func:`xtclib.techniques.measured.moved`). ``rows``: of the task, for the measuring. The choice
     is exact (:func:`xtclib.techniques.choice.choose`). Sources: Shen et al. 2020 (Q-BERT),
     arXiv:1909.05840, section 3.1, which sets bits by hand from eigenvalues; Dong et al. 2020
     (HAWQ-V2), arXiv:1911.03852, equation 2 for the trace and 3.3 for the choice under a budget.

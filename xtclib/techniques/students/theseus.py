@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from xtclib.bert import encoder_layers, part_names, set_encoder_layers_
 from xtclib.config import Ratio, Share, Size, config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import Technique, copied, count_of, register
+from xtclib.techniques.base import Technique, check_layers, copied, count_of, register
 
 _TAKEN = "attention.self.query", "attention.q_lin"  # layers from states to states, in a list
 
@@ -68,6 +68,7 @@ class ReplaceModules(Technique):
         return min(1.0, self.rate + (1 - self.rate) * step / (self.full * max(total, 1)))
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
+        check_layers(model, self.name)
         model = copied(model).requires_grad_(False)
         layers = encoder_layers(model)
         if not {part_names(layer)["query"] for layer in layers} <= set(_TAKEN):

@@ -1,0 +1,1 @@
+"""Cross-layer sharing: one set of weights for several layers."""
