@@ -11,7 +11,14 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from xtclib.config import NotNegative, Ratio, Share, Size, config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import Technique, copied, count_of, needs, register
+from xtclib.techniques.base import (
+    Technique,
+    copied,
+    count_of,
+    needs,
+    register,
+    word_table,
+)
 from xtclib.techniques.embeddings import vocabulary
 from xtclib.techniques.students.technique import Compact, _Student
 
@@ -41,8 +48,7 @@ class PruneVocabulary(Technique):
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         model = copied(model)
-        if type(model.get_input_embeddings()) is not nn.Embedding:
-            raise ValueError(f"{self.name} comes before quantize: list it first")
+        word_table(model, self.name)
         vocabulary.keep_rows_(model, self.ids(needs(data, self.name)))
         return model
 
