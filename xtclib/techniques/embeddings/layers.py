@@ -27,7 +27,8 @@ class WordTable(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The table, (rows, width): to read, not to change."""
-        return self(torch.arange(self.rows, device=next(self.parameters()).device))
+        own = next(iter(self.state_dict().values()))
+        return self(torch.arange(self.rows, device=own.device))
 
     def extra_repr(self) -> str:
         return f"{self.rows} × {self.width}"

@@ -170,12 +170,13 @@ class ProductTable(_Table):
 class TensorTrainTable(_Table):
     """The word table as three cores of a tensor train, started by TT-SVD.
 
-    ``rank`` is that of both joints. Rows and columns are numbered by three digits of bases as equal
-    as they go (:class:`.Digits`). Sources: :func:`.tt_svd`.
+    ``rank`` is that of both joints, as a count or as a share of the highest that they can use. Rows
+    and columns are numbered by three digits of bases as equal as they go (:class:`.Digits`).
+    Sources: :func:`.tt_svd`.
     """
 
     name: ClassVar[str] = "tt_embeddings"
-    rank: Count = 32
+    rank: Size = 32
 
     def _check(self, rows: int, width: int) -> None:
         most = Digits.of(rows, width).most
@@ -183,12 +184,15 @@ class TensorTrainTable(_Table):
             given = f"rank {self.rank} is more than a tensor train of {rows} × {width} can use"
             raise ValueError(f"{given}: give a rank up to {most}")
 
+    def _rank(self, digits: Digits) -> int:
+        return count_of(self.rank, digits.most, "ranks")
+
     def _start(self, table: nn.Embedding, values: Tensor, data: Calibration | None) -> nn.Module:
-        shape = len(values), values.shape[1]
-        return TensorTrainEmbedding(*shape, tt_svd(values, Digits.of(*shape), self.rank))
+        digits = Digits.of(*values.shape)
+        return TensorTrainEmbedding(*values.shape, tt_svd(values, digits, self._rank(digits)))
 
     def _like(self, table: nn.Embedding) -> nn.Module:
-        return TensorTrainEmbedding.like(table, self.rank)
+        return TensorTrainEmbedding.like(table, self._rank(Digits.of(*table.weight.shape)))
 
 
 @register
