@@ -212,6 +212,7 @@ def test_what_is_one_of_those_forms_is_found_exactly(bert):
     words = bert.get_input_embeddings().weight
     words.data = random(200, 4) @ random(4, 32, seed=1)
     assert far(table(LowRankTable(rank=4).apply(bert)), words) < 1e-5
+    assert torch.equal(table(ProductTable(4).apply(bert)), words)  # a code for each of 200 rows
     words.data = random(60, 32)[torch.arange(200) % 60]
     assert torch.equal(table(ProductTable(4, 60).apply(bert)), words)
     digits = tensor_train.Digits.of(200, 32)
@@ -365,7 +366,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(
 )
 def test_a_recipe_of_each_runs(name):
     found = compress(name, "sst2", "smoke", "2steps", progress=False)
-    assert found.record.recipe == name and found.record.bytes < found.record.teacher_bytes / 2
+    assert found.record.recipe == name and found.record.bytes < 0.6 * found.record.teacher_bytes
 
 
 @pytest.mark.slow
@@ -463,7 +464,7 @@ def test_an_order_that_cannot_be_is_refused(bert, name):
         (lambda: LowRankTable(share=0.0), "share of lowrank_embeddings must be a number above 0"),
         (lambda: ProductTable(5), "5 parts do not divide a width of 32: give 4 or 8"),
         (lambda: ProductTable(33), "33 parts do not divide a width of 32: give 32"),
-        (lambda: ProductTable(4), "256 codes are more than the 200 rows of the table: give"),
+        (lambda: ProductTable(4, 256), "256 codes are more than the 200 rows of the table: "),
         (lambda: ProductTable(4, 1), "must be a whole number from 2 to 256, received 1"),
         (lambda: ProductTable(4, 257), "must be a whole number from 2 to 256, received 257"),
         (lambda: ProductTable(4, 16, codebook="int9"), "unknown quantization scheme 'int9'"),

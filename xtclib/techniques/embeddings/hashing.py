@@ -26,7 +26,7 @@ def addresses(ids: Tensor, rows: int, hashes: int) -> Tensor:
 
 
 def fit(
-    table: Tensor, where: Tensor, rows: int, rounds: int = 10, steps: int = 5
+    table: Tensor, where: Tensor, rows: int, rounds: int = 6, steps: int = 5
 ) -> tuple[Tensor, Tensor]:
     """A pool (rows, width) and importances (ids, hashes) near the least ``‖T − T'‖²``.
 

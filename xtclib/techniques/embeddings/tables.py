@@ -126,16 +126,17 @@ class LowRankTable(_Table):
 class ProductTable(_Table):
     """Cuts every row into ``parts`` and stores of each the number of its nearest, one byte.
 
-    Each part has ``codes`` vectors to choose from, by k-means over all rows, alike or, with
-    ``weigh: use``, by 1 + how often the task's training rows use them. The vectors train on, the
-    numbers stay. ``codebook``: the scheme that the vectors are trained and stored in, fp16 where
-    there is none; ``quantize`` leaves them alone, with ``embeddings: null``. Sources:
-    :func:`.product_codes`; Shu and Nakayama 2018, arXiv:1711.01068, who learn the numbers too.
+    Each part has ``codes`` vectors to choose from (256 unless told, or one for each row of a
+    smaller table), by k-means over all rows, alike or, with ``weigh: use``, by 1 + how often the
+    task's training rows use them. The vectors train on, the numbers stay. ``codebook``: the scheme
+    that the vectors are trained and stored in, fp16 where there is none; give a ``quantize`` after
+    it ``embeddings: null``. Sources: :func:`.product_codes`; Shu and Nakayama 2018,
+    arXiv:1711.01068, who learn the numbers too.
     """
 
     name: ClassVar[str] = "pq_embeddings"
     parts: Count = 8
-    codes: Codes = 256
+    codes: Codes | None = None
     weigh: Literal["rows", "use"] = "rows"
     codebook: StoredScheme | None = None
     seed: Whole = 0
@@ -148,9 +149,12 @@ class ProductTable(_Table):
         if width % self.parts:
             near = " or ".join(map(str, divisors_near(width, self.parts)))
             raise ValueError(f"{self.parts} parts do not divide a width of {width}: give {near}")
-        if self.codes > rows:
+        if self.codes is not None and self.codes > rows:
             given = f"{self.codes} codes are more than the {rows} rows of the table"
             raise ValueError(f"{given}: give codes up to {rows}")
+
+    def _codes(self, rows: int) -> int:
+        return self.codes or min(256, rows)
 
     def _start(self, table: nn.Embedding, values: Tensor, data: Calibration | None) -> nn.Module:
         weights = torch.ones(len(values))
@@ -158,11 +162,13 @@ class ProductTable(_Table):
             counts = torch.from_numpy(needs(data, f"{self.name} weighed by use").token_counts())
             counts = counts[: len(values)]
             weights += F.pad(counts.float(), (0, len(values) - len(counts)))
-        found = product_codes(values, self.parts, self.codes, weights, self.seed)
+        count = self._codes(len(values))
+        found = product_codes(values, self.parts, count, weights, self.seed)
         return ProductEmbedding.of(*found, self.codebook)
 
     def _like(self, table: nn.Embedding) -> nn.Module:
-        return ProductEmbedding.like(table, self.parts, self.codes, self.codebook)
+        count = self._codes(len(table.weight))
+        return ProductEmbedding.like(table, self.parts, count, self.codebook)
 
 
 @register
