@@ -194,8 +194,9 @@ class TensorTrainTable(_Table):
         return count_of(self.rank, digits.most, "ranks")
 
     def _start(self, table: nn.Embedding, values: Tensor, data: Calibration | None) -> nn.Module:
-        digits = Digits.of(*values.shape)
-        return TensorTrainEmbedding(*values.shape, tt_svd(values, digits, self._rank(digits)))
+        rows, width = values.shape
+        digits = Digits.of(rows, width)
+        return TensorTrainEmbedding(rows, width, tt_svd(values, digits, self._rank(digits)))
 
     def _like(self, table: nn.Embedding) -> nn.Module:
         return TensorTrainEmbedding.like(table, self._rank(Digits.of(*table.weight.shape)))
