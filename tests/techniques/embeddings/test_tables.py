@@ -26,6 +26,8 @@ from xtclib.recipes import recipe
 from xtclib.study.compress import compress
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques import (
+    Compact,
+    DistilBert,
     Factorize,
     HashTable,
     LayerReduction,
@@ -444,8 +446,9 @@ def test_an_order_that_cannot_be_is_refused(bert, name):
         with pytest.raises(ValueError) as error:
             apply_all(bert, [before, item])
         assert says in str(error.value)
-    with pytest.raises(ValueError, match=f"factorize {ONCE}"):
-        apply_all(bert, [item, Factorize(words=0.5)])
+    for later in (Factorize(words=0.5), Compact(layers=2), DistilBert()):
+        with pytest.raises(ValueError, match=f"{later.name} {ONCE}"):
+            apply_all(bert, [item, later])
     packed = format.finalize(BITS.apply(bert), [BITS])
     with pytest.raises(ValueError, match=r"already packed; apply `xtclib\.trainable` first"):
         item.apply(packed)
