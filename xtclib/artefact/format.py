@@ -130,7 +130,7 @@ class XtcQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(self, model):
         """Floats as fp16, bytes as they are, a sha256 for each, and what the config must say."""
         chosen = [technique(item) for item in self.quantization_config.techniques]
-        packs = any(not item.reshapes for item in chosen)  # what reshapes is there unpacked too
+        packs = any(item.unpacked != item for item in chosen)
         if packs and any(hasattr(module, "stored") for module in model.modules()):
             model = finalize(copy.deepcopy(model), chosen)
         tensors = {
@@ -165,8 +165,9 @@ def _read_checkpoint(model: nn.Module, tensors: dict, prefix: str, *_: object) -
     column = sealed(model)
     if column in tensors and tensors[column].ndim == 2:
         tensors[column] = tensors[column].squeeze(-1)
-    trains = any(hasattr(module, "stored") for module in model.modules())
-    if trains and any(tensor.dtype == torch.uint8 for tensor in tensors.values()):
+    trains, own = any(hasattr(module, "stored") for module in model.modules()), model.state_dict()
+    packed = {name for name, tensor in tensors.items() if tensor.dtype == torch.uint8}
+    if trains and any(name not in own or own[name].dtype != torch.uint8 for name in packed):
         raise ValueError(
             "this checkpoint holds packed weights, from which training cannot go on exactly: train "
             "xtclib.trainable(model, pack=False), and pack at the end"
@@ -219,7 +220,8 @@ def trainable(model: PreTrainedModel, pack: bool = True) -> PreTrainedModel:
             replace_module_(model, name, module.trainable())
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None and not pack:
-        said = [item for item in held(model.config) if technique(item).reshapes]
+        loose = (technique(item).unpacked for item in held(model.config))
+        said = [item.to_dict() for item in loose if item]
         quantizer.remove_quantization_config(model)
         layers = surgery.uneven(model)
         structure = XtcConfig(said, layers=layers) if said or layers else None

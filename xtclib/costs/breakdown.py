@@ -284,6 +284,8 @@ def _leaf(module: nn.Module, inputs: tuple, numbers: int) -> dict[str, int]:
     kind = type(module).__name__
     if any(word in kind for word in ("Dropout", "MatMul", "Softmax")):
         return {}  # nothing at inference, or priced with the attention that it is part of
+    if hasattr(module, "macs"):  # it knows its own products
+        return {"macs": module.macs(numbers), "activations": numbers}
     if isinstance(module, nn.Linear):
         macs = numbers * module.in_features
     elif isinstance(module, Conv1D):

@@ -17,6 +17,12 @@ from xtclib.techniques.base import (
 from xtclib.techniques.deformer.technique import DeFormer
 from xtclib.techniques.dynamic.dropping import DropTokens
 from xtclib.techniques.dynamic.technique import EarlyExit
+from xtclib.techniques.embeddings.tables import (
+    HashTable,
+    LowRankTable,
+    ProductTable,
+    TensorTrainTable,
+)
 from xtclib.techniques.embeddings.technique import PruneVocabulary, SmallVocabulary
 from xtclib.techniques.factorization.technique import Factorize
 from xtclib.techniques.pruning.budget import PruneToBudget
@@ -31,10 +37,10 @@ from xtclib.techniques.students.technique import CNN, BiLSTM, Bottleneck, Compac
 from xtclib.techniques.students.theseus import KeepSuccessors, ReplaceModules
 
 __all__ = [
-    "CNN", "TECHNIQUES", "BiLSTM", "Bottleneck", "Compact", "DeFormer", "DistilBert",
-    "DropTokens", "EarlyExit", "Factorize", "Held", "KeepSuccessors", "LayerReduction",
-    "LearnGates", "PruneHeads", "PruneNeurons", "PruneToBudget", "PruneVocabulary", "PruneWidth",
-    "Quantize", "ReplaceModules", "ReweightedProximal", "ShareLayers", "SmallVocabulary", "Smooth",
-    "Sparsify", "SplitTernary", "Storage", "Stored", "Technique", "apply_all", "pack_", "register",
-    "technique",
+    "CNN", "TECHNIQUES", "BiLSTM", "Bottleneck", "Compact", "DeFormer", "DistilBert", "DropTokens",
+    "EarlyExit", "Factorize", "HashTable", "Held", "KeepSuccessors", "LayerReduction", "LearnGates",
+    "LowRankTable", "ProductTable", "PruneHeads", "PruneNeurons", "PruneToBudget",
+    "PruneVocabulary", "PruneWidth", "Quantize", "ReplaceModules", "ReweightedProximal",
+    "ShareLayers", "SmallVocabulary", "Smooth", "Sparsify", "SplitTernary", "Storage", "Stored",
+    "Technique", "TensorTrainTable", "apply_all", "pack_", "register", "technique",
 ]  # fmt: skip

@@ -105,6 +105,11 @@ class Technique(Named):
         """Whether a file needs to know of the technique to be read."""
         return False
 
+    @property
+    def unpacked(self) -> Technique | None:
+        """What a file of unpacked weights says of it; ``None``: nothing, it is an ordinary one."""
+        return self if self.reshapes else None
+
     def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
         """The trained model as it is stored."""
         return model
@@ -258,6 +263,15 @@ def copied(model: PreTrainedModel, cut: str = "", allowed: Kinds = ()) -> PreTra
         check_plain(model, cut, allowed)
         check_finite(model, "cannot prune this model")
     return copy.deepcopy(model)
+
+
+def word_table(model: PreTrainedModel, what: str) -> nn.Embedding:
+    """The word table, for ``what`` to change; ``ValueError`` if something has changed it before."""
+    table = model.get_input_embeddings()
+    if type(table) is not nn.Embedding:
+        once = "comes before what changes the word table, and one that does is enough"
+        raise ValueError(f"{what} {getattr(table, 'refusal', f'{once}: list it first')}")
+    return table
 
 
 def check_plain(model: nn.Module, what: str, allowed: Kinds = ()) -> None:

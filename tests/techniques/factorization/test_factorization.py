@@ -379,7 +379,7 @@ def test_what_it_cannot_do_it_says(bert, how, says):
         ([Sparsify(0.5), Factorize()], "factorize comes before sparsify: list it first"),
         ([Factorize(), Factorize()], "factorized already"),
         ([Factorize(), PruneHeads()], "prune_heads comes before factorize: list it first"),
-        ([Quantize(weights=None, activations=None), Factorize(words=0.5)], "before what changes"),
+        ([Quantize(weights=None, activations=None), Factorize(words=0.5)], "before quantize"),
         ([Factorize(words=0.5), PruneVocabulary(0.5)], "before"),
     ],
     ids=lambda value: "-".join(t.name for t in value) if isinstance(value, list) else "",

@@ -11,7 +11,14 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from xtclib.config import NotNegative, Ratio, Share, Size, config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import Technique, copied, count_of, needs, register
+from xtclib.techniques.base import (
+    Technique,
+    copied,
+    count_of,
+    needs,
+    register,
+    word_table,
+)
 from xtclib.techniques.embeddings import vocabulary
 from xtclib.techniques.students.technique import Compact, _Student
 
@@ -22,14 +29,17 @@ class PruneVocabulary(Technique):
     """Removes tokens that the task's training rows use least, from word table and tokenizer.
 
     ``keep``: the share of the vocabulary that stays; ``None`` keeps what is used at all. Special
-    tokens and the characters in use stay, so rarer words are spelled in pieces. A teacher that is
-    compared with reads the same pieces. Source: Zhao et al. 2019, arXiv:1909.11687, for how much of
-    a small model its vocabulary is.
+    tokens and the characters in use stay, so rarer words are spelled in pieces. ``scripts: used``
+    also keeps, before all else that is not used, every token of the writing systems that the rows
+    use, digits and punctuation: of a multilingual model what the task's languages need, so that
+    new words are read as before. A teacher that is compared with reads the same pieces. Source:
+    Zhao et al. 2019, arXiv:1909.11687, for how much of a small model its vocabulary is.
     """
 
     name: ClassVar[str] = "prune_vocabulary"
     prunes: ClassVar[bool] = True
     keep: Share | None = None
+    scripts: Literal["used"] | None = None
 
     @property
     def stored(self) -> bool:
@@ -37,12 +47,12 @@ class PruneVocabulary(Technique):
 
     def ids(self, data: Calibration) -> list[int]:
         """Rising ids of the tokens that stay."""
-        return vocabulary.tokens_to_keep(data.tokenizer, data.token_counts(), self.keep)
+        counts, by_script = data.token_counts(), self.scripts is not None
+        return vocabulary.tokens_to_keep(data.tokenizer, counts, self.keep, by_script)
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         model = copied(model)
-        if type(model.get_input_embeddings()) is not nn.Embedding:
-            raise ValueError(f"{self.name} comes before quantize: list it first")
+        word_table(model, self.name)
         vocabulary.keep_rows_(model, self.ids(needs(data, self.name)))
         return model
 

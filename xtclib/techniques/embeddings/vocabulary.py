@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -12,17 +14,24 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+_STRAY = 1e-3  # of the tokens with letters: a script below that is a name or a sign here and there
+
 
 def tokens_to_keep(
-    tokenizer: PreTrainedTokenizerBase, counts: np.ndarray, keep: float | None
+    tokenizer: PreTrainedTokenizerBase,
+    counts: np.ndarray,
+    keep: float | None,
+    scripts: bool = False,
 ) -> list[int]:
     """Rising ids of the tokens that stay; ``counts`` (vocabulary,) says how often each occurs.
 
     ``keep`` is their share; ``None`` keeps what occurs at all. First come the special tokens, then
     the single characters of tokens that occur, so that every word can still be spelled, then the
     most frequent, then those with the lowest ids. A token of BPE brings those that it is merged
-    from. Raises ``ValueError`` where ``keep`` leaves too few for the special tokens or for the
-    characters.
+    from. ``scripts``: what does not occur goes last, unless all its letters are of scripts that are
+    in use (:func:`scripts_in_use`), or it has none; ``None`` keeps that too. Raises ``ValueError``
+    where ``keep`` leaves too few for the special tokens or for the characters, or of a script in
+    use nothing but single characters.
     """
     size = len(tokenizer)
     special = set(tokenizer.all_special_ids)
@@ -31,12 +40,14 @@ def tokens_to_keep(
     merges, unknown = _merges(tokenizer)
     if merges and unknown is None:  # its characters are bytes: without one, text would vanish
         alphabet = {p for p in pieces if len(p) == 1}
-    rank = np.lexsort((np.arange(size), -counts))
     spells = [len(p.removeprefix("##")) == 1 and p[-1] in alphabet for p in pieces]
     kind = np.array([0 if i in special else 1 if spells[i] else 2 for i in range(size)])
-    ordered = rank[np.argsort(kind[rank], kind="stable")]
+    written = [scripts_of(text) for text in _texts(tokenizer, pieces)] if scripts else []
+    used = scripts_in_use(written, counts)
+    reads = np.array([scripts and written[i] <= used for i in range(size)])
+    ordered = np.lexsort((np.arange(size), ~reads, -counts, kind))
     if keep is None:
-        count = int(((kind < 2) | (counts > 0)).sum())
+        count = int(((kind < 2) | (counts > 0) | reads).sum())
     else:
         count = round(keep * size)
         keeping = f"keeping {count} of {size} tokens"
@@ -44,17 +55,49 @@ def tokens_to_keep(
             stay = f"{len(special)} of them ({', '.join(tokenizer.all_special_tokens)})"
             raise ValueError(f"{keeping} drops special tokens: {stay} have to stay, keep more")
         if count < (kind < 2).sum():
-            used = f"special tokens and the characters in use are {(kind < 2).sum()}"
-            raise ValueError(f"{keeping} leaves words that cannot be spelled: {used}, keep more")
-    if not merges:
-        return sorted(ordered[:count].tolist())
+            least = f"special tokens and the characters in use are {(kind < 2).sum()}"
+            raise ValueError(f"{keeping} leaves words that cannot be spelled: {least}, keep more")
     ids, kept = {piece: i for i, piece in enumerate(pieces)}, set[int]()
-    for i in ordered[: count if keep is None else size].tolist():
-        made = () if i in special else _made_of(pieces[i], merges)
+    for i in (ordered if merges and keep is not None else ordered[:count]).tolist():
+        made = _made_of(pieces[i], merges) if merges and i not in special else ()
         wanted = {i, *(ids[part] for part in made)} - kept
         if keep is None or len(kept) + len(wanted) <= count:
             kept |= wanted
+    for script in sorted(used):
+        own = {i for i in np.flatnonzero(kind == 2).tolist() if script in written[i]}
+        if own and not own & kept:
+            only = f"keeping {len(kept)} of {size} tokens leaves the texts' {script.capitalize()}"
+            raise ValueError(f"{only} nothing but single characters: keep more")
     return sorted(kept)
+
+
+def scripts_of(text: str) -> set[str]:
+    """The writing systems of a text's letters and their marks, by the names that Unicode has.
+
+    >>> sorted(scripts_of("Ångström 3, κόσμε")), scripts_of("42!")
+    (['GREEK', 'LATIN'], set())
+    """
+    letters = {c for c in text if unicodedata.category(c)[0] in "LM"}
+    first = {unicodedata.name(c, "").partition(" ")[0] for c in letters}
+    return first - {"", "COMBINING", "MODIFIER", "VARIATION", "FEMININE", "MASCULINE", "MICRO"}
+
+
+def scripts_in_use(written: Sequence[set[str]], counts: np.ndarray) -> set[str]:
+    """Those of at least a thousandth of all tokens with letters; ``written``: each token's.
+
+    >>> sorted(scripts_in_use([{"LATIN"}, {"GREEK"}, {"THAI"}], np.array([5000, 50, 1])))
+    ['GREEK', 'LATIN']
+    """
+    often: Counter[str] = Counter()
+    for scripts, times in zip(written, counts, strict=False):
+        often.update(dict.fromkeys(scripts, int(times)))
+    return {script for script, n in often.items() if n and n >= _STRAY * sum(often.values())}
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[str]) -> list[str]:
+    """What each token says; bytes that are no whole character are a sign of no script."""
+    decoder = tokenizer.backend_tokenizer.decoder if tokenizer.is_fast else None
+    return [decoder.decode([piece]) if decoder else piece for piece in pieces]
 
 
 def _merges(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[tuple[str, str], int], str | None]:

@@ -20,6 +20,7 @@ from xtclib.techniques.base import (
     needs,
     refuse_packed,
     register,
+    word_table,
 )
 from xtclib.techniques.factorization.decompositions import (
     Spectrum,
@@ -93,7 +94,7 @@ class Factorize(Technique):
                 new = LowRankLinear.of(*spectra[name].factors(rank), linear.bias)
                 replace_module_(model, name, new.train(linear.training))
         if self.words is not None:
-            table = _words(model)
+            table = word_table(model, self.name)
             rows, up = svd(table.weight.detach()).factors(rank_for(self.words, *table.weight.shape))
             model.set_input_embeddings(LowRankEmbedding.of(rows, up.T, table.padding_idx))
         return model
@@ -168,15 +169,8 @@ class Factorize(Technique):
         names = {module: name for name, module in model.named_modules()}
         ranks = {n: self._rank(*la.weight.shape) for n, la in encoder_linears(model).items()}
         if self.words is not None:
-            table = _words(model)
+            table = word_table(model, self.name)
             ranks[names[table]] = rank_for(self.words, *table.weight.shape)
         model.config.ranks = ranks
         self.rebuild(model)
         return model
-
-
-def _words(model: PreTrainedModel) -> nn.Embedding:
-    table = model.get_input_embeddings()
-    if type(table) is not nn.Embedding:
-        raise ValueError("factorize comes before what changes the word table: list it first")
-    return table

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from xtclib.bert import encoder_layers
 from xtclib.config import NotNegative, Positive, Share, Whole, config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import Seen, Technique, copied, needs, register
+from xtclib.techniques.base import Seen, Technique, copied, needs, register, word_table
 from xtclib.techniques.pruning import importance, surgery
 from xtclib.techniques.pruning.layers import HardConcrete, closed
 from xtclib.techniques.pruning.surgery import HEADS, NEURONS
@@ -149,6 +149,7 @@ class PruneWidth(Technique):
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         model = copied(model, self.name)
+        word_table(model, self.name)
         width, count = model.config.hidden_size, self.width(model)
         if self.criterion == "random":
             scores = torch.rand(width, generator=torch.Generator().manual_seed(self.seed))

@@ -97,6 +97,7 @@ class QuantEmbedding(nn.Embedding):
     (…) of ids → (…, embedding_dim).
     """
 
+    refusal: ClassVar[str] = "comes before quantize: list it first"
     weights: Scheme
 
     @classmethod

@@ -136,12 +136,15 @@ class Quantize(Technique):
 
 
 def _set_words_(model: PreTrainedModel, make: Callable, scheme: Scheme) -> None:
-    """Replaces the word table, or the narrower one of a factorized table."""
+    """Replaces the word table, or the smaller one inside what stands in its place."""
     words = model.get_input_embeddings()
     if hasattr(words, "table"):
         words.table = make(words.table, scheme)
-    else:
+    elif isinstance(words, nn.Embedding):
         model.set_input_embeddings(make(words, scheme))
+    else:
+        lacks = f"quantize finds no table of vectors in {type(words).__name__}"
+        raise ValueError(f"{lacks}, which is small by itself: give it `embeddings: null`")
 
 
 def _empty(linear: nn.Module, weights: Scheme, inputs: InputQuantizer) -> nn.Module:

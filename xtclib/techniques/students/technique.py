@@ -18,7 +18,14 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig, P
 from xtclib.bert import embeddings, encoder_layers, keep_layers, spread
 from xtclib.config import Count, Listed, Positive, Size, config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import Technique, check_plain, count_of, refuse_packed, register
+from xtclib.techniques.base import (
+    Technique,
+    check_plain,
+    count_of,
+    refuse_packed,
+    register,
+    word_table,
+)
 from xtclib.techniques.pruning import surgery
 from xtclib.techniques.students.shallow import BiLSTMConfig, CNNConfig
 from xtclib.techniques.students.theseus import being_replaced
@@ -59,6 +66,7 @@ class _Student(Technique):
             wanted = f"{self.name} makes a student of a BERT classifier"
             raise TypeError(f"{wanted}, received {type(model).__name__}: list it first")
         check_plain(model, self.name)
+        word_table(model, self.name)
         if surgery.uneven(model):
             raise ValueError(f"{self.name} comes before heads, neurons or width go: list it first")
         return self._made(model, data)
