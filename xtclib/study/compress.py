@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -119,7 +120,9 @@ def compress(
     if task.details:
         _say_cut(data, teacher, spent.max_length, say)
     job = Job(*arguments, teacher, progress, device, report_to)
+    started = time.perf_counter()
     untrained, pair = check_applies(job), begun(job.during(0))
+    applying = round(time.perf_counter() - started, 1)
     job = _fitted(job, untrained, say)
     processes.agreed(lambda: _check_reopens(untrained))
     teacher.model.to("cpu").eval()
@@ -133,7 +136,7 @@ def compress(
     done, stages = list[Technique](), list[dict]()
     for index, stage in enumerate(job.stages):
         now = job.during(index)
-        pair = applied(now, pair, stage.techniques)
+        pair = applied(now, pair, stage.techniques) if recipe.trains else pair
         done += stage.techniques
         if not stage.trains:
             continue
@@ -143,9 +146,9 @@ def compress(
         )
         pair, notes = trained(now, pair, stage, done, stages)
         stages.append(notes)
-    student = format.finalize(pair.student, done)
+    student = format.finalize(pair.student, done) if recipe.trains else untrained.student
     processes.agreed(lambda: _calibrate(job, student, untrained, done))
-    measured = taught, floors
+    measured = taught, floors, applying
     record, folder = processes.agreed(
         lambda: _measure(job, student, stages, untrained, measured, target, say)
     )
@@ -204,14 +207,14 @@ def _calibrate(job: Job, student: PreTrainedModel, untrained: Pair, done: list[T
 
 
 def _measure(job: Job, student: PreTrainedModel, stages: list[dict], untrained: Pair,
-             measured: tuple[dict, dict], out: tuple[Path, Path] | None,
+             measured: tuple[dict, dict, float], out: tuple[Path, Path] | None,
              say: Callable[[str], object]) -> tuple[Record, Path]:  # fmt: skip
     recipe, chosen, data, teacher = job.recipe, job.profile, job.data, job.teacher
     length, tokenizer = job.budget.max_length, untrained.tokenizer
     student = student.to("cpu").eval()
     teacher_model = teacher.model.to("cpu").eval()
     metrics = evaluate(student, tokenizer, data, length)
-    taught, floor = measured
+    taught, floor, applying = measured
     start = metrics
     if recipe.trains:
         start = _scores(untrained.student, tokenizer, data, length, recipe.hash)
@@ -223,7 +226,10 @@ def _measure(job: Job, student: PreTrainedModel, stages: list[dict], untrained: 
     target, sizes = _save(student, tokenizer, f"{chosen.name}-{slug(recipe.name)}-{made_from}", out)
     batch, width = chosen.latency[0], min(chosen.latency[1], bert.longest(student) or 10**9)
     layer_flops = [breakdown.flops(m.config, 1, width) for m in (student, teacher_model)]
+    rows = max((t.looks_at for t in recipe.techniques), default=0)
     own: dict = {}
+    if rows or not recipe.trains:  # what took its time and was not training
+        own["applied"] = {"rows": rows, "seconds": applying}
     for technique in recipe.techniques:
         own |= technique.measure(student, tokenizer, data, length, latency.in_turns)
     by_row = any(t.by_row for t in recipe.techniques)

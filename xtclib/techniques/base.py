@@ -101,6 +101,11 @@ class Technique(Named):
         return False
 
     @property
+    def looks_at(self) -> int:
+        """How many rows it reads before anything trains: 0 where it looks at weights alone."""
+        return 0
+
+    @property
     def stored(self) -> bool:
         """Whether a file needs to know of the technique to be read."""
         return False

@@ -74,6 +74,11 @@ class Factorize(Technique):
             raise ValueError(f"allocate: sensitivity divides a share, received {given}: give share")
 
     @property
+    def looks_at(self) -> int:
+        reads = self.criterion != "svd" or self.allocate == "sensitivity"
+        return Calibration.rows if reads else 0
+
+    @property
     def _share(self) -> float:
         return self.share or 0.5
 

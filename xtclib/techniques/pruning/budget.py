@@ -62,6 +62,10 @@ class PruneToBudget(Technique):
     length: Count = 32
     seed: Whole = 0
 
+    @property
+    def looks_at(self) -> int:
+        return self.rows
+
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         teacher = copied(model, self.name).eval()
         rows = replace(needs(data, self.name), rows=self.rows)

@@ -130,7 +130,7 @@ def eigenvalues(model: PreTrainedModel, batches: Iterable[dict], task: Task, ste
     a layer share theirs. Source: Shen et al. 2020, arXiv:1909.05840, section 3.1.
     """
     slopes, generator = _Slopes(model, batches, task), torch.Generator().manual_seed(seed)
-    found = {}
+    found: dict[str, float] = {}
     for layer in encoder_layers(slopes.model):
         inside = {id(weight) for weight in layer.parameters()}
         mine = {name: w for name, w in slopes.weights.items() if id(w) in inside}

@@ -78,6 +78,7 @@ class Smooth(Technique):
     reshapes: ClassVar[bool] = True
     alpha: Ratio = 0.5
     stored = True
+    looks_at = Calibration.rows
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         refuse_packed(model)

@@ -95,6 +95,10 @@ class Quantize(Technique):
             told = f"stage {stage.name!r} trains, and `calibrated` rounds for good"
             raise ValueError(f"{told}: list it last, in a stage without an objective")
 
+    @property
+    def looks_at(self) -> int:
+        return max((how.rows for how in (self.calibrated, self.mixed) if how), default=0)
+
     def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
         return pack_(model)
 

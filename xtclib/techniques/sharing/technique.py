@@ -65,6 +65,10 @@ class ShareLayers(Technique):
         count = self.groups if whole else count_of(self.groups, depth, "layers")
         return sets_of(depth, count, self.order)  # type: ignore[arg-type]
 
+    @property
+    def looks_at(self) -> int:
+        return Calibration.rows if self.start == "least-squares" else 0
+
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
         refuse_packed(model)
         if any(isinstance(module, Again) for module in model.modules()):
