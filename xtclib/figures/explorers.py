@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import ipywidgets as ui
@@ -35,6 +35,7 @@ from xtclib.techniques.factorization.decompositions import rank_for, svd
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.pruning.structured import PruneHeads
 from xtclib.techniques.pruning.unstructured import Sparsify
+from xtclib.techniques.quantization.mixed import Mixed
 from xtclib.techniques.quantization.quantizers import Scheme, relative_error
 
 
@@ -311,6 +312,30 @@ def exit_explorer(observed: Observed, speed: float = 2.0) -> ui.VBox:
             f"{point.speed:.2f} times fewer operations, score {point.score:.1f}"
         )
         return dynamic.leaving(observed, point.threshold)
+
+    return _explorer(make, [slider], sentence)
+
+
+def mixture_explorer(
+    mixed: Mixed, shapes: Mapping[str, Sequence[int]], losses: Sequence[Sequence[float]]
+) -> ui.VBox:
+    """Which matrix gets how many bits, under a slider of the mean: chosen exactly at every stop.
+
+    ``shapes`` and ``losses`` as :meth:`.mixed.Mixed.chosen` takes them. ``.children`` are the
+    figure, the control and a sentence.
+    """
+    bits = [scheme.bits for scheme in mixed.choices]
+    slider = ui.FloatSlider(
+        mixed.bits, min=min(bits), max=max(bits), step=0.1, description="bits a weight"
+    )
+    sentence = ui.HTML()
+
+    def make() -> go.Figure:
+        found = replace(mixed, bits=slider.value).chosen(shapes, losses)
+        options = zip(found.values(), losses, strict=True)
+        lost = sum(each[mixed.choices.index(scheme)] for scheme, each in options)
+        sentence.value = f"<b>{slider.value:.1f} bits</b>: a loss of {lost:.3g} is foreseen"
+        return quantization.mixture({name: str(scheme) for name, scheme in found.items()})
 
     return _explorer(make, [slider], sentence)
 

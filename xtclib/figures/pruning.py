@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean
 
 import plotly.graph_objects as go
@@ -165,3 +165,23 @@ def over_sparsity(
         range=[shares[0] - 4, shares[-1] + 4],
     )  # fmt: skip
     return figure.update_yaxes(title_text="score, %")
+
+
+def what_stays(widths: Sequence[Mapping[str, int]], full: Mapping[str, int],
+               title: str | None = None) -> go.Figure:  # fmt: skip
+    """Heads and neurons of every layer that stay, in % of ``full``: rows of `surgery.widths`."""
+    shares = {part: [100 * w[part] / full[part] for w in widths] for part in ("heads", "neurons")}
+    means = [sum(each) / len(each) for each in shares.values()]
+    told = f"{means[0]:.0f} % of the heads stay, {means[1]:.0f} % of the neurons"
+    figure = new_figure(title or told, 260)
+    layers = list(range(1, len(widths) + 1))
+    for i, (part, each) in enumerate(shares.items()):
+        figure.add_bar(
+            x=layers, y=each, name=part, marker_color=COLOURS[i],
+            marker_pattern_shape="/" if i else "",
+            customdata=[w[part] for w in widths],
+            hovertemplate=f"layer %{{x}}: %{{customdata}} {part}, %{{y:.0f}} %<extra></extra>",
+        )  # fmt: skip
+    figure.update_layout(barmode="group", margin_b=90)
+    figure.update_xaxes(title_text="layer", dtick=1)
+    return figure.update_yaxes(title_text="stays, %", range=[0, 104])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from xtclib.figures.style import GREY, line_of, log_axis, marker_of, new_figure
+from xtclib.bert import PART_OF
+from xtclib.figures.style import COLOURS, GREY, line_of, log_axis, marker_of, new_figure
 from xtclib.techniques.quantization.quantizers import Scheme, quantize, relative_error
 
 
@@ -115,3 +116,62 @@ def error_by_bits(tensor: Tensor, title: str | None = None) -> go.Figure:
     ends = [v for values in errors.values() for v in values]
     figure.update_xaxes(title_text="bits a weight (1 binary, 2 ternary, then int)", tickvals=bits)
     return figure.update_yaxes(title_text="relative error, % of ‖w‖", **log_axis(ends, 1.5))
+
+
+def hessian(moment: Tensor, title: str | None = None, size: int = 48) -> go.Figure:
+    """How the loudest inputs of a matrix go together: correlations of its first ``size``.
+
+    ``moment``: ``E[x·xᵀ]`` (inputs, inputs), the Hessian that every row of the matrix shares.
+    """
+    loud = moment.diagonal().argsort(descending=True)[:size].sort().values
+    block = moment[loud][:, loud].double()
+    root = block.diagonal().clamp(min=1e-30).sqrt()
+    shown = block / torch.outer(root, root)
+    off = shown[~torch.eye(len(shown), dtype=torch.bool)].abs()
+    told = f"Inputs go together: |r| is {float(off.mean()):.2f} in the mean, up to {off.max():.2f}"
+    figure = new_figure(title or told, 360)
+    figure.add_heatmap(
+        z=shown.tolist(), zmin=-1, zmax=1, colorscale="RdBu", reversescale=True,
+        colorbar={"title": "r", "thickness": 12},
+        hovertemplate="inputs %{x} and %{y}: %{z:.2f}<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(title_text="input, of the loudest")
+    return figure.update_yaxes(title_text="input", autorange="reversed")
+
+
+def outliers(before: Tensor, after: Tensor, title: str | None = None) -> go.Figure:
+    """The largest value of every input, loudest first, before and after smoothing: (inputs,)."""
+    spread = [float(each.max() / each.median()) for each in (before, after)]
+    told = f"The loudest input is {spread[0]:.0f} times the median, then {spread[1]:.0f} times"
+    figure = new_figure(title or told, 280)
+    for i, (name, values) in enumerate((("before", before), ("after", after))):
+        ordered = values.sort(descending=True).values.tolist()
+        figure.add_scatter(
+            x=list(range(1, len(ordered) + 1)), y=ordered, name=name, mode="lines",
+            line=line_of(i, width=2.5),
+            hovertemplate=f"{name}, number %{{x}}: %{{y:.2f}}<extra></extra>",
+        )  # fmt: skip
+    figure.update_layout(margin_b=90)
+    figure.update_xaxes(title_text="inputs, loudest first", type="log")
+    return figure.update_yaxes(title_text="max |x|", type="log")
+
+
+def mixture(schemes: Mapping[str, str], title: str | None = None) -> go.Figure:
+    """The bits of every matrix of an encoder, a row a layer: schemes by the matrices' names."""
+    kinds = [Scheme.parse(text) for text in schemes.values()]
+    rows: dict[str, dict[str, int]] = {}
+    for name, kind in zip(schemes, kinds, strict=True):
+        layer, _, inner = name.partition("layer.")[2].partition(".")
+        what = PART_OF.get(inner.removesuffix(".linear"), inner)
+        rows.setdefault(f"layer {int(layer) + 1}", {})[what] = kind.bits
+    parts = list(next(iter(rows.values())))
+    counts = {b: sum(k.bits == b for k in kinds) for b in sorted({k.bits for k in kinds})}
+    told = ", ".join(f"{n} of {b} bits" for b, n in counts.items())
+    figure = new_figure(title or f"Of {len(kinds)} matrices: {told}", 60 + 34 * len(rows))
+    z = [[row[part] for part in parts] for row in rows.values()]
+    figure.add_heatmap(
+        z=z, x=parts, y=list(rows), text=z, texttemplate="%{text}", showscale=False,
+        colorscale=[[0, "rgba(0,114,178,0.15)"], [1, COLOURS[0]]],
+        hovertemplate="%{y}, %{x}: %{z} bits<extra></extra>", xgap=2, ygap=2,
+    )  # fmt: skip
+    return figure.update_yaxes(autorange="reversed")

@@ -145,3 +145,46 @@ def _loss_takeaway(lines: Mapping, order: Sequence[str]) -> str:
     if falls[name] <= 1:
         return "No term of the loss falls in this training"
     return f"The loss on {name} falls furthest, by a factor of {falls[name]:.1f}"
+
+
+def effort(records: Iterable[Record], title: str | None = None) -> go.Figure:
+    """Score against the seconds that compressing took, a point a recipe, its MB on hovering.
+
+    Seconds of training, and of what looked at rows without training (``measures['applied']``);
+    at least a tenth. Recipes of several seeds count by their means.
+    """
+    records = list(records)
+    groups = grouped(records)
+    spent = {g.recipe: max(_effort(_runs_of(records, g)), 0.1) for g in groups}
+    families = sorted({_trained(_runs_of(records, g)) for g in groups})
+    quick = [g for g in groups if spent[g.recipe] <= 120]
+    best = max(quick or groups, key=lambda g: g.mean)
+    told = f"In {spent[best.recipe]:.0f} s {best.recipe} reaches {best.mean:.1f}"
+    figure = new_figure(title or told, 380)
+    for i, family in enumerate(families):
+        own = [g for g in groups if _trained(_runs_of(records, g)) == family]
+        figure.add_scatter(
+            x=[spent[g.recipe] for g in own], y=[g.mean for g in own], mode="markers",
+            name=family, marker=marker_of(i, size=11), text=[g.recipe for g in own],
+            customdata=[g.bytes / 1e6 for g in own],
+            hovertemplate="%{text}: %{y:.1f} in %{x:.1f} s, %{customdata:.2f} MB<extra></extra>",
+        )  # fmt: skip
+    figure.update_layout(margin_b=100)
+    figure.update_xaxes(title_text="seconds spent compressing", type="log")
+    return figure.update_yaxes(title_text=score_axis(groups))
+
+
+def _effort(runs: Sequence[Record]) -> float:
+    seconds = [r.seconds + r.measures.get("applied", {}).get("seconds", 0.0) for r in runs]
+    return sum(seconds) / len(seconds)
+
+
+def _trained(runs: Sequence[Record]) -> str:
+    if any(r.seconds for r in runs):
+        return "trained"
+    return "reads some rows" if runs[0].measures.get("applied", {}).get("rows") else "weights alone"
+
+
+def _runs_of(records: Sequence[Record], group: Group) -> list[Record]:
+    own = [r for r in records if r.recipe == group.recipe]
+    return [r for r in own if r.budget == group.budget] or own

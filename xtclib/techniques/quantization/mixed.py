@@ -42,9 +42,8 @@ class Mixed:
 
     def schemes(self, model: PreTrainedModel, data: Calibration) -> dict[str, Scheme]:
         """The scheme of each matrix of the encoder, by its full name."""
-        weights = {name: linear.weight.detach() for name, linear in encoder_linears(model).items()}
-        losses = self._losses(model, weights, data)
-        return self.chosen({name: w.shape for name, w in weights.items()}, losses)
+        shapes = {name: linear.weight.shape for name, linear in encoder_linears(model).items()}
+        return self.chosen(shapes, self.losses(model, data))
 
     def chosen(self, shapes: Mapping[str, Sequence[int]],
                losses: Sequence[Sequence[float]] | None = None) -> dict[str, Scheme]:  # fmt: skip
@@ -63,8 +62,9 @@ class Mixed:
             raise ValueError(f"{short} a weight or less: the least is {least:.3g}") from None
         return {name: self.choices[i] for name, i in zip(shapes, found, strict=True)}
 
-    def _losses(self, model: PreTrainedModel, weights: Mapping[str, Tensor],
-                data: Calibration) -> list[list[float]]:  # fmt: skip
+    def losses(self, model: PreTrainedModel, data: Calibration) -> list[list[float]]:
+        """What each choice is foreseen to lose, for each matrix of the encoder."""
+        weights = {name: linear.weight.detach() for name, linear in encoder_linears(model).items()}
         rounded = [{n: quantize(w, scheme).dequantize() for n, w in weights.items()}
                    for scheme in self.choices]  # fmt: skip
         task = data.data.task
