@@ -126,6 +126,7 @@ class LowRankTable(_Table):
 class ProductTable(_Table):
     """Cuts every row into ``parts`` and stores of each the number of its nearest, one byte.
 
+    ``parts``: a count that divides the width, or a share of the width: of 0.0625 each has 16 of it.
     Each part has ``codes`` vectors to choose from (256 unless told, or one for each row of a
     smaller table), by k-means over all rows, alike or, with ``weigh: use``, by 1 + how often the
     task's training rows use them. The vectors train on, the numbers stay. ``codebook``: the scheme
@@ -135,7 +136,7 @@ class ProductTable(_Table):
     """
 
     name: ClassVar[str] = "pq_embeddings"
-    parts: Count = 8
+    parts: Size = 8
     codes: Codes | None = None
     weigh: Literal["rows", "use"] = "rows"
     codebook: StoredScheme | None = None
@@ -146,12 +147,15 @@ class ProductTable(_Table):
         return replace(self, codebook=None)
 
     def _check(self, rows: int, width: int) -> None:
-        if width % self.parts:
-            near = " or ".join(map(str, divisors_near(width, self.parts)))
-            raise ValueError(f"{self.parts} parts do not divide a width of {width}: give {near}")
+        if width % (parts := self._parts(width)):
+            near = " or ".join(map(str, divisors_near(width, parts)))
+            raise ValueError(f"{parts} parts do not divide a width of {width}: give {near}")
         if self.codes is not None and self.codes > rows:
             given = f"{self.codes} codes are more than the {rows} rows of the table"
             raise ValueError(f"{given}: give codes up to {rows}")
+
+    def _parts(self, width: int) -> int:
+        return self.parts if isinstance(self.parts, int) else max(round(self.parts * width), 1)
 
     def _codes(self, rows: int) -> int:
         return self.codes or min(256, rows)
@@ -163,12 +167,13 @@ class ProductTable(_Table):
             counts = counts[: len(values)]
             weights += F.pad(counts.float(), (0, len(values) - len(counts)))
         count = self._codes(len(values))
-        found = product_codes(values, self.parts, count, weights, self.seed)
+        found = product_codes(values, self._parts(values.shape[1]), count, weights, self.seed)
         return ProductEmbedding.of(*found, self.codebook)
 
     def _like(self, table: nn.Embedding) -> nn.Module:
-        count = self._codes(len(table.weight))
-        return ProductEmbedding.like(table, self.parts, count, self.codebook)
+        rows, width = table.weight.shape
+        count, parts = self._codes(rows), self._parts(width)
+        return ProductEmbedding.like(table, parts, count, self.codebook)
 
 
 @register
