@@ -15,7 +15,7 @@ from xtclib.distillation import attention_mse, kl_divergence, layer_map, soft_cr
 from xtclib.techniques.dynamic.criteria import Judge
 from xtclib.techniques.factorization import decompositions
 from xtclib.techniques.pruning import masks
-from xtclib.techniques.quantization import Scheme, packing, quantize, relative_error, split
+from xtclib.techniques.quantization import Scheme, gptq, packing, quantize, relative_error, split
 
 UNSURE, TEACHER = torch.zeros(1, 2), torch.tensor([[0.9, 0.1]]).log()
 SPLIT = split(torch.tensor([[0.1, -1.0, 2.0, -0.2]], dtype=torch.float64), Scheme.parse("ternary"))
@@ -92,6 +92,22 @@ def leaves_by(f):
 
 KEPT = [0, 2, 3, 5, 6, 8, 9, 11]  # of twelve layers, by a student of eight
 TWO_BITS = {"task": "reviews", "recipe": "xtc-2bit-half", "budget": "A", "seed": 0}
+def against():
+    moment = torch.tensor([[1.0, -0.8], [-0.8, 1.0]]).double()
+    w = torch.tensor([[0.6, 0.6]]).double()
+    return gptq.gptq(w, moment, gptq.Grid(Scheme.parse("int4"), torch.ones(1, 1)), damp=0.0)
+
+
+def compensated(f):
+    for size in (2, 5):
+        x = torch.randn(40, size, generator=torch.Generator().manual_seed(size)).double()
+        x = x + x[:, :1]
+        w = 2 * torch.randn(size, generator=torch.Generator().manual_seed(7)).double()
+        moment, whole = x.T @ x / 40, gptq.Grid(Scheme.parse("int8"), torch.ones(1, 1).double())
+        right = gptq.gptq(w[None], moment, whole, damp=0.0)[0]
+        yield f"{size} weights", f(w.clone(), moment), right
+
+
 ANSWERS = {  # name: (what is right, digits after the point; None: exactly)
     "00 times smaller": (lambda: records.read("reviews", **TWO_BITS)[0].ratio, 1),
     "01 overtaken": (lambda: 4 * architectures.config_of("bert-large").hidden_size, None),
@@ -136,6 +152,8 @@ ANSWERS = {  # name: (what is right, digits after the point; None: exactly)
     "08 patience": (lambda: 1 + patience([0, 1, 1, 1, 0]).index(2), None),
     "08 regrouped": (lambda: 2 * 12 / (2 + 10), 2),
     "08 waiting": (lambda: 2 * 12 / (2 * 10), 2),
+    "09 product bytes": (lambda: 30522 * 16 + 256 * 384 * 2, None),
+    "09 against": (lambda: against()[0, 1], None),
 }
 TESTS = {
     "01 encoder_flops": encoder_flops,
@@ -146,6 +164,7 @@ TESTS = {
     "06 open_row": open_row,
     "07 nearest": nearest,
     "08 leaves_by": leaves_by,
+    "09 compensated": compensated,
 }
 
 
