@@ -92,6 +92,8 @@ def leaves_by(f):
 
 KEPT = [0, 2, 3, 5, 6, 8, 9, 11]  # of twelve layers, by a student of eight
 TWO_BITS = {"task": "reviews", "recipe": "xtc-2bit-half", "budget": "A", "seed": 0}
+
+
 def against():
     moment = torch.tensor([[1.0, -0.8], [-0.8, 1.0]]).double()
     w = torch.tensor([[0.6, 0.6]]).double()
