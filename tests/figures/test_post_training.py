@@ -12,8 +12,8 @@ NAMES = [f"bert.encoder.layer.{i}.{m}" for i in range(2)
 
 
 def test_tables_lie_at_their_bytes():
-    figure = embeddings.tables({"one bit": [("a row", 1.5e6, 0.6)],
-                                "products": [("24 parts", 0.9e6, 0.7), ("8", 0.3e6, 0.9)]})  # fmt: skip
+    products = [("24 parts", 0.9e6, 0.7), ("8 parts", 0.3e6, 0.9)]
+    figure = embeddings.tables({"one bit": [("a row", 1.5e6, 0.6)], "products": products})
     assert figure.layout.title.text.replace("<br>", " ").startswith("one bit is nearest: 60")
     assert list(figure.data[1].x) == [0.3, 0.9] and list(figure.data[1].y) == [90, 70]
     assert figure.data[0].marker.symbol != figure.data[1].marker.symbol

@@ -101,13 +101,46 @@ class Inputs(NamedTuple):
         return self._replace(moment=moment, cross=cross)
 
 
+class Call(NamedTuple):
+    """A layer with what it is called with for a batch, to run it alone, and the batch's mask."""
+
+    run: Callable[[], object]
+    seen: Tensor
+
+
 @torch.no_grad()
-def inputs_of(name: str, model: PreTrainedModel, first: PreTrainedModel,
-              batches: Iterable[dict]) -> Inputs:  # fmt: skip
-    """What one matrix reads in a model and in the one that it was made from, beside each other."""
-    sums, count = [0.0] * 4, 0
+def calls_of(model: PreTrainedModel, layer: nn.Module, batches: Iterable[dict]) -> list[Call]:
+    """A layer's own call for each batch: what comes before it runs once, what follows not at all.
+
+    Of a layer that is used in turns it is the first.
+    """
+    found: list[Call] = []
+
+    def stop(_: nn.Module, inputs: tuple, named: dict) -> None:
+        found.append(Call(partial(layer, *inputs, **named), seen))
+        raise _Enough
+
+    hook = layer.register_forward_pre_hook(stop, with_kwargs=True)
     for batch in batches:
-        (x,), (new,) = (reads_of(each, [name], batch) for each in (first, model))
+        batch = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
+        seen = batch["attention_mask"].bool()
+        with contextlib.suppress(_Enough):
+            model(**batch)
+    hook.remove()
+    return found
+
+
+@torch.no_grad()
+def inputs_of(matrix: nn.Module, own: nn.Module, calls: Sequence[Call],
+              first: Sequence[Call]) -> Inputs:  # fmt: skip
+    """What a matrix reads in a model, and ``own`` in the one that it was made from: both's calls.
+
+    With ``first`` as ``calls`` those are one.
+    """
+    sums, count = [0.0] * 4, 0
+    for now, before in zip(calls, first, strict=True):
+        (new,) = reads(now, [matrix])
+        x = new if before is now else reads(before, [own])[0]
         parts = new.T @ new, x.T @ new, new.sum(0), x.sum(0)
         sums = [total + part for total, part in zip(sums, parts, strict=True)]
         count += len(x)
@@ -122,19 +155,26 @@ class _Enough(Exception):
 def reads_of(model: PreTrainedModel, names: Sequence[str], batch: dict) -> list[Tensor]:
     """What matrices read of a batch, (tokens, inputs) each; what follows them is not computed."""
     batch = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
-    found: dict[str, Tensor] = {}
+    whole = Call(partial(model, **batch), batch["attention_mask"].bool())
+    return reads(whole, [model.get_submodule(name) for name in names])
 
-    def note(name: str, _: nn.Module, inputs: tuple) -> None:
-        found.setdefault(name, inputs[0])
-        if len(found) == len(names):
+
+@torch.no_grad()
+def reads(call: Call, matrices: Sequence[nn.Module]) -> list[Tensor]:
+    """What matrices read in a call, (tokens, inputs) each; what follows them is not computed."""
+    found: dict[nn.Module, Tensor] = {}
+
+    def note(matrix: nn.Module, inputs: tuple) -> None:
+        found.setdefault(matrix, inputs[0])
+        if len(found) == len(matrices):
             raise _Enough
 
-    hooks = [model.get_submodule(n).register_forward_pre_hook(partial(note, n)) for n in names]
+    hooks = [matrix.register_forward_pre_hook(note) for matrix in matrices]
     with contextlib.suppress(_Enough):
-        model(**batch)
+        call.run()
     for hook in hooks:
         hook.remove()
-    return [_tokens(found[name], batch["attention_mask"].bool()) for name in names]
+    return [_tokens(found[matrix], call.seen) for matrix in matrices]
 
 
 def fisher(model: PreTrainedModel, batches: Iterable[dict], task: Task) -> dict[str, Tensor]:

@@ -122,7 +122,9 @@ def test_matrices_that_read_one_tensor_come_together(make_bert, rows):
 def test_inputs_are_those_of_real_tokens(make_bert, rows):
     model, batches = make_bert(layers=2), list(rows.batches())
     name = "bert.encoder.layer.1.intermediate.dense"
-    found = measured.inputs_of(name, model, model, batches)
+    matrix = model.get_submodule(name)
+    calls = measured.calls_of(model, model.bert.encoder.layer[1], batches)
+    found = measured.inputs_of(matrix, matrix, calls, calls)
     wanted = measured.second_moments(model, batches)[name]
     assert found.moment == pytest.approx(wanted, rel=1e-4, abs=1e-5)
     assert torch.equal(found.moment, found.cross)
@@ -172,8 +174,9 @@ def test_means_that_are_lost_go_into_the_biases(make_bert, rows):
     technique = Quantize("binary-row", None, None, calibrated={"method": "nearest", "rows": 24})
     model = technique.apply(teacher, rows)
     name = "bert.encoder.layer.0.attention.self.query"
-    read = measured.inputs_of(name, teacher, teacher, list(rows.batches()))
     packed, own = (each.get_submodule(name) for each in (model, teacher))
+    calls = measured.calls_of(teacher, teacher.bert.encoder.layer[0], rows.batches())
+    read = measured.inputs_of(own, own, calls, calls)
     wanted = own(read.mean).detach().numpy()
     assert packed(read.mean).detach().numpy() == pytest.approx(wanted, abs=5e-3)  # fp16's bias
 

@@ -22,7 +22,7 @@ from xtclib.config import Count, Share, Whole, config
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import Technique, copied, needs, register
 from xtclib.techniques.choice import choose
-from xtclib.techniques.measured import reads_of
+from xtclib.techniques.measured import Call, calls_of, reads, second_moments
 from xtclib.techniques.pruning import importance, surgery
 from xtclib.techniques.pruning.surgery import HEADS, NEURONS
 
@@ -82,23 +82,22 @@ class PruneToBudget(Technique):
         for index, (layer, own) in enumerate(
             zip(encoder_layers(model), encoder_layers(teacher), strict=True)
         ):
+            tuned = self.tune != "none"
+            calls = calls_of(model, layer, batches if tuned else ())
+            first = calls_of(teacher, own, batches if tuned else ())
             for part_ in (HEADS, NEURONS):
                 stay = rearranged(blocks[part_][index], kept[part_][index])
                 _CUT[part_](layer, stay)
-                if self.tune != "none":
-                    self._tune_(model, teacher, layer, own, part_, len(stay), batches)
+                if tuned:
+                    moments = _wanted(layer, own, part_, calls, first)
+                    self._tune_(part(layer, _EXIT[part_]), len(stay), *moments)
         return model.train(model.training)
 
-    def _tune_(self, model: PreTrainedModel, teacher: PreTrainedModel, layer: nn.Module,
-               own: nn.Module, part_: str, count: int, batches: list[dict]) -> None:  # fmt: skip
-        """Puts the last matrix of a sublayer right by what it reads now and should give."""
-        matrix = part(layer, _EXIT[part_])
-        size = matrix.in_features // count
-        moment, wanted = _wanted(model, teacher, layer, own, part_, batches)
-        weight = matrix.weight.detach().double()
+    def _tune_(self, matrix: nn.Linear, count: int, moment: Tensor, wanted: Tensor) -> None:
+        """Puts the last matrix of a sublayer of ``count`` parts right, in place."""
+        weight, size = matrix.weight.detach().double(), matrix.in_features // count
         if self.tune == "masks":
-            found = mask_of(weight, moment, wanted, size)
-            new = weight * found.repeat_interleave(size)
+            new = weight * mask_of(weight, moment, wanted, size).repeat_interleave(size)
         else:
             new = weights_of(weight, moment, wanted)
         matrix.weight.data = new.to(matrix.weight.dtype)
@@ -237,16 +236,11 @@ def _with_outputs(model: PreTrainedModel, blocks: list[Tensor], part_: str,
     """Adds to each part's Fisher score what it gives: ``E‖Wᵢxᵢ‖²``, both of mean 1 a part."""
     mean = float(torch.stack([each.diagonal().mean() for each in blocks]).mean())
     names = {module: name for name, module in model.named_modules()}
-    given = []
+    moments, given = second_moments(model, batches), []
     for layer, block in zip(encoder_layers(model), blocks, strict=True):
         matrix = part(layer, _EXIT[part_])
-        moment = torch.zeros(matrix.in_features, matrix.in_features, dtype=torch.float64)
-        count = 0
-        for batch in batches:
-            (x,) = reads_of(model, [names[matrix]], batch)
-            moment, count = moment + (x.T @ x).double().cpu(), count + len(x)
-        weight = matrix.weight.detach().double().cpu()
-        each = ((weight.T @ weight) * moment / count).diagonal()
+        weight = matrix.weight.detach()
+        each = ((weight.T @ weight) * moments[names[matrix]]).diagonal()
         given.append(each.reshape(len(block), -1).sum(1))
     scale = float(torch.cat(given).mean())
     return [b / max(mean, 1e-30) + torch.diag(g / scale).to(b) for b, g in
@@ -254,23 +248,20 @@ def _with_outputs(model: PreTrainedModel, blocks: list[Tensor], part_: str,
 
 
 @torch.no_grad()
-def _wanted(model: PreTrainedModel, teacher: PreTrainedModel, layer: nn.Module, own: nn.Module,
-            part_: str, batches: list[dict]) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _wanted(layer: nn.Module, own: nn.Module, part_: str, calls: Sequence[Call],
+            first: Sequence[Call]) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``E[x̂·x̂ᵀ]`` and ``E[y·x̂ᵀ]``: what the last matrix reads, and what it should give.
 
     y is the teacher's output without the bias, and what its sublayer read less what this one
     reads: after the sum with its input a sublayer then gives what the teacher's does.
     """
-    names = {module: name for name, module in (*model.named_modules(), *teacher.named_modules())}
-    places = [[names[part(each, which[part_])] for which in (_ENTRY, _EXIT)]
-              for each in (layer, own)]  # fmt: skip
-    weight = part(own, _EXIT[part_]).weight
+    ends = [[part(each, which[part_]) for which in (_ENTRY, _EXIT)] for each in (layer, own)]
+    weight = ends[1][1].weight
     sums: list = [0, 0]
     count = 0
-    for batch in batches:
-        before, x = reads_of(model, places[0], batch)
-        first, given = reads_of(teacher, places[1], batch)
-        y = given @ weight.T + first - before
+    for now, then in zip(calls, first, strict=True):
+        (before, x), (origin, given) = reads(now, ends[0]), reads(then, ends[1])
+        y = given @ weight.T + origin - before
         sums = [sums[0] + (x.T @ x).double(), sums[1] + (y.T @ x).double()]
         count += len(x)
     return sums[0] / count, sums[1] / count

@@ -6,16 +6,17 @@ second moment ``M = E[x·xᵀ]`` is ``(w − ŵ)·M·(w − ŵ)ᵀ``: its Hessia
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from xtclib.bert import replace_module_
+from xtclib.bert import encoder_layers, replace_module_
 from xtclib.config import Count, Flag, NotNegative, config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.measured import Inputs, in_order, inputs_of
+from xtclib.techniques.measured import Call, Inputs, calls_of, in_order, inputs_of
 from xtclib.techniques.quantization.packed import PackedLinear
 from xtclib.techniques.quantization.quantizers import Quantized, Scheme, quantize
 
@@ -196,18 +197,35 @@ def round_(
     ``model`` is ``teacher`` with layers that quantize; each reads what the packed ones before it
     give.
     """
-    batches = list(data.batches())
-    for names in in_order(model, batches[0]):
-        read = inputs_of(names[0], model, teacher, batches)
-        for name in names:
-            layer, own = model.get_submodule(name), teacher.get_submodule(name)
-            packed = PackedLinear.like(layer, layer.weights, layer.inputs)
-            weight = own.weight.float()
-            seen = read if own.bias is None else read.centred()
-            wanted = followed(weight, seen, how.damp) if how.follow else weight
-            packed.hold_(rounded(wanted, seen.moment, layer.weights, how))
-            if own.bias is not None:
-                mean = read.first if how.follow else read.mean
-                lost = weight @ mean - packed.quantized().dequantize() @ read.mean
-                packed.store_bias_(own.bias + lost)
-            replace_module_(model, name, packed)
+    batches, order = list(data.batches()), in_order(model, next(data.batches()))
+    places = {module: name for name, module in model.named_modules()}
+    for layer in dict.fromkeys(encoder_layers(model)):  # ALBERT's is listed for every turn
+        inside = places.get(layer, "") + "."
+        mine = [names for names in order if names[0].startswith(inside)]
+        if not mine:  # all are another layer's, which it shares
+            continue
+        calls = calls_of(model, layer, batches)
+        first = calls
+        if how.follow:
+            first = calls_of(teacher, teacher.get_submodule(places[layer]), batches)
+        for names in mine:
+            _round_together_(model, teacher, names, how, calls, first)
+
+
+def _round_together_(model: PreTrainedModel, teacher: PreTrainedModel, names: Sequence[str],
+                     how: Calibrated, calls: list[Call], first: list[Call]) -> None:  # fmt: skip
+    """Packs matrices that read one tensor, in place."""
+    matrix, own = (each.get_submodule(names[0]) for each in (model, teacher))
+    read = inputs_of(matrix, own, calls, first)
+    for name in names:
+        layer, own = model.get_submodule(name), teacher.get_submodule(name)
+        packed = PackedLinear.like(layer, layer.weights, layer.inputs)
+        weight = own.weight.float()
+        seen = read if own.bias is None else read.centred()
+        wanted = followed(weight, seen, how.damp) if how.follow else weight
+        packed.hold_(rounded(wanted, seen.moment, layer.weights, how))
+        if own.bias is not None:
+            mean = read.first if how.follow else read.mean
+            lost = weight @ mean - packed.quantized().dequantize() @ read.mean
+            packed.store_bias_(own.bias + lost)
+        replace_module_(model, name, packed)
