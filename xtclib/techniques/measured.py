@@ -152,14 +152,6 @@ class _Enough(Exception):
 
 
 @torch.no_grad()
-def reads_of(model: PreTrainedModel, names: Sequence[str], batch: dict) -> list[Tensor]:
-    """What matrices read of a batch, (tokens, inputs) each; what follows them is not computed."""
-    batch = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
-    whole = Call(partial(model, **batch), batch["attention_mask"].bool())
-    return reads(whole, [model.get_submodule(name) for name in names])
-
-
-@torch.no_grad()
 def reads(call: Call, matrices: Sequence[nn.Module]) -> list[Tensor]:
     """What matrices read in a call, (tokens, inputs) each; what follows them is not computed."""
     found: dict[nn.Module, Tensor] = {}
