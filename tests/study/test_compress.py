@@ -122,6 +122,14 @@ def test_without_training_the_untrained_counterpart_is_the_result(runs):
     assert record.untrained == record.metrics and record.stages == [] and record.seconds == 0
 
 
+def test_what_looks_at_rows_without_training_says_how_many_and_how_long(runs, cache):
+    assert runs["ptq-8bit"].record.measures["applied"]["rows"] == 0
+    found = compress("gptq-2bit", profile="smoke", progress=False).record
+    assert found.measures["applied"]["rows"] == 512 and found.seconds == 0
+    assert 0 < found.measures["applied"]["seconds"] < 60
+    assert found.untrained == found.metrics
+
+
 def test_the_same_command_gives_the_same_record_and_file(runs, tmp_path):
     again = run_smoke("xtc-1bit-half", tmp_path / "fresh")
     assert measured(again.record) == measured(runs["xtc-1bit-half"].record)

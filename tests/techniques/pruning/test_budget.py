@@ -126,13 +126,15 @@ def far(model, teacher, rows):
     return total
 
 
-@pytest.mark.parametrize("score", ["fisher", "knowledge"])
-def test_what_stays_is_put_right(score, make_bert, rows):
+@pytest.mark.parametrize("labels", ["given", "drawn"])
+def test_what_stays_is_put_right(labels, make_bert, rows):
     teacher = make_bert(layers=3)
     before = parameters_to_vector(teacher.parameters()).clone()
     lost = {}
     for tune in ("none", "masks", "weights"):
-        model = PruneToBudget(0.6, score=score, tune=tune, rows=64, length=16).apply(teacher, rows)
+        model = PruneToBudget(0.6, labels=labels, tune=tune, rows=64, length=16).apply(
+            teacher, rows
+        )
         lost[tune] = far(model, teacher, rows)
     assert torch.equal(parameters_to_vector(teacher.parameters()), before)
     assert lost["weights"] < 0.8 * lost["none"] and lost["weights"] < lost["masks"]

@@ -22,7 +22,7 @@ from xtclib.config import Count, Share, Whole, config
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import Technique, copied, needs, register
 from xtclib.techniques.choice import choose
-from xtclib.techniques.measured import Call, calls_of, reads, second_moments
+from xtclib.techniques.measured import Call, calls_of, reads
 from xtclib.techniques.pruning import importance, surgery
 from xtclib.techniques.pruning.surgery import HEADS, NEURONS
 
@@ -38,16 +38,16 @@ class PruneToBudget(Technique):
     """Removes the heads and neurons that matter least, until a budget is met, and trains nothing.
 
     ``keep``: the share of the encoder's ``operations`` that stays, or of its ``milliseconds``, on
-    ``batch`` rows of ``length`` tokens by this machine's own times for each width. ``score``:
-    ``fisher``, ``E[(∂L/∂m)²]`` by the labels of ``rows`` rows; ``knowledge``, the same by labels
-    drawn from the model's own answers, beside what a part adds to its sublayer's output, so no
-    label is looked at. How many of each layer stay is chosen together, exactly. ``tune``:
-    ``masks`` gives what stays a factor each, ``weights`` the whole last matrix of a sublayer, by
-    least squares of the teacher's outputs, from the first sublayer to the last; or ``none``.
+    ``batch`` rows of ``length`` tokens by this machine's own times for each width. What a part
+    matters is ``E[(∂L/∂m)²]`` over ``rows`` rows, by their ``labels`` as ``given``, or as ``drawn``
+    from the model's own answers, so that none is looked at. How many of each layer stay is chosen
+    together, exactly. ``tune``: ``masks`` gives what stays a factor each, ``weights`` the whole
+    last matrix of a sublayer, by least squares of the teacher's outputs, from the first sublayer to
+    the last; or ``none``.
 
     Sources: Kwon et al. 2022, arXiv:2204.09656, sections 3.2 to 3.4 (Fisher, the search, the
-    rearrangement, mask tuning); Park et al. 2024 (K-prune), arXiv:2308.03449, sections 3.2 to 3.4
-    (knowledge, weights tuned sublayer by sublayer).
+    rearrangement, mask tuning); Park et al. 2024 (K-prune), arXiv:2308.03449, sections 3.2 and 3.4
+    (predictive knowledge, weights tuned sublayer by sublayer).
     """
 
     name: ClassVar[str] = "prune_to_budget"
@@ -55,7 +55,7 @@ class PruneToBudget(Technique):
     percent: ClassVar[str | None] = "keep"
     keep: Share = 0.5
     of: Literal["operations", "milliseconds"] = "operations"
-    score: Literal["fisher", "knowledge"] = "fisher"
+    labels: Literal["given", "drawn"] = "given"
     tune: Literal["masks", "weights", "none"] = "masks"
     rows: Count = 512
     batch: Count = 8
@@ -73,11 +73,8 @@ class PruneToBudget(Technique):
         model = copy.deepcopy(teacher)
         costs = self._costs(teacher)
         blocks = {part_: importance.fisher(teacher, batches, part_, task,
-                                           self.seed if self.score == "knowledge" else None)
+                                           self.seed if self.labels == "drawn" else None)
                   for part_ in (HEADS, NEURONS)}  # fmt: skip
-        if self.score == "knowledge":
-            blocks = {part_: _with_outputs(teacher, blocks[part_], part_, batches)
-                      for part_ in blocks}  # fmt: skip
         kept = chosen(blocks, costs, self.keep)
         for index, (layer, own) in enumerate(
             zip(encoder_layers(model), encoder_layers(teacher), strict=True)
@@ -229,22 +226,6 @@ def rearranged(block: Tensor, keep: int) -> list[int]:
             gone[i], gone[j] = 0, 1
             pulls += f[:, j] - f[:, i]
     return (gone == 0).nonzero().flatten().tolist()
-
-
-def _with_outputs(model: PreTrainedModel, blocks: list[Tensor], part_: str,
-                  batches: list[dict]) -> list[Tensor]:  # fmt: skip
-    """Adds to each part's Fisher score what it gives: ``E‖Wᵢxᵢ‖²``, both of mean 1 a part."""
-    mean = float(torch.stack([each.diagonal().mean() for each in blocks]).mean())
-    names = {module: name for name, module in model.named_modules()}
-    moments, given = second_moments(model, batches), []
-    for layer, block in zip(encoder_layers(model), blocks, strict=True):
-        matrix = part(layer, _EXIT[part_])
-        weight = matrix.weight.detach()
-        each = ((weight.T @ weight) * moments[names[matrix]]).diagonal()
-        given.append(each.reshape(len(block), -1).sum(1))
-    scale = float(torch.cat(given).mean())
-    return [b / max(mean, 1e-30) + torch.diag(g / scale).to(b) for b, g in
-            zip(blocks, given, strict=True)]  # fmt: skip
 
 
 @torch.no_grad()
