@@ -27,6 +27,7 @@ from xtclib.figures import (
     deployment,
     distillation,
     dynamic,
+    embeddings,
     factorization,
     heads,
     pruning,
@@ -100,6 +101,13 @@ def gallery(results: Path) -> dict:
         found = runtimes.read_measured(path)
         figures["thin-matrices"] = factorization.clock(found["thin"])
         figures["passages"] = deformer.faster(found["deformer"])
+    path = results / "deployment" / "tables.json"
+    if path.is_file():
+        starts: dict[str, list] = {}
+        for row in runtimes.read_measured(path)["starts"]:
+            point = row["setting"], row["bytes"], row["error"]
+            starts.setdefault(row["method"], []).append(point)
+        figures["word-tables"] = embeddings.tables(starts)
     path = results / "deployment" / "dynamic.json"
     if path.is_file():
         figures["regrouping"] = dynamic.regrouped(runtimes.read_measured(path)["exits"], "2")
@@ -123,6 +131,8 @@ def gallery(results: Path) -> dict:
         one, usual = one_comparison(measured), usual_budget(measured)
         alike = [r for r in one if r.budget == usual or not steps(r)]
         figures[f"{profile}-benchmark"] = plots.benchmark(alike)
+        if any(r.measures.get("applied", {}).get("rows") for r in alike):
+            figures[f"{profile}-effort"] = training.effort(alike)
         best = not_shorter(one_comparison(longest(found)))
         figures[f"{profile}-size-accuracy"] = plots.size_accuracy(best, plots.published())
         figures[f"{profile}-recipes"] = plots.bars(best)
