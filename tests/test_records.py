@@ -175,6 +175,34 @@ def test_a_record_without_floors_or_times_is_shown(tmp_path):
         ("power-bert", ("reviews", "reviews", "A"), "ranks end at {mean} ({low} to {high}) with"),
         ("ltp", ("reviews", "reviews", "A"), "thresholds at {mean} ({low} to {high}) with"),
         ("xtc-half", ("reviews", "reviews", "A"), "by XTC's stage end at {mean}."),
+        ("gptq-4bit", ("reviews", "reviews", "A"), "of four bits end at {mean},"),
+        ("gptq-3bit", ("reviews", "reviews", "A"), "of three at {mean},"),
+        ("gptq-2bit", ("reviews", "reviews", "A"), "of two at {mean}, where"),
+        ("ptq-2bit", ("reviews", "reviews", "A"), "with three levels, at {mean},"),
+        ("xtc-2bit", ("reviews", "reviews", "A"), "stage at two bits at {mean}."),
+        ("gptq-4bit", ("minilm", "sst2", "A"), "(teacher 90.5) they end at {mean},"),
+        ("gptq-3bit", ("minilm", "sst2", "A"), "90.5, {mean} and 88.1"),
+        ("gptq-2bit", ("minilm", "sst2", "A"), "and {mean}, on MRPC"),
+        ("gptq-4bit", ("minilm", "mrpc", "A"), "on MRPC (82.5) at {mean},"),
+        ("gptq-3bit", ("minilm", "mrpc", "A"), "82.2, {mean} and"),
+        ("smooth-8bit", ("reviews", "reviews", "A"), "(`smooth-8bit`), end at {mean}"),
+        ("smooth-8bit", ("minilm", "sst2", "A"), "and on SST-2 at {mean}. Two,"),
+        ("qbert-mixed-2.3", ("reviews", "reviews", "A"), "(`qbert-mixed-2.3`): {mean}."),
+        ("kwon-50", ("reviews", "reviews", "A"), "(`kwon-50`) at {mean},"),
+        ("kprune-50", ("reviews", "reviews", "A"), "(`kprune-50`) at {mean};"),
+        ("kwon-50", ("minilm", "sst2", "A"), "on SST-2 at {mean} and"),
+        ("kprune-50", ("minilm", "sst2", "A"), "88.5 and {mean}, 1.8"),
+        ("lowrank-embeddings", ("reviews", "reviews", "A"), "a quarter of the rank {mean},"),
+        ("pq-embeddings", ("reviews", "reviews", "A"), "sixteen numbers {mean}, as"),
+        ("tt-embeddings", ("reviews", "reviews", "A"), "tensor train {mean},"),
+        ("hash-embeddings", ("reviews", "reviews", "A"), "hashed {mean}."),
+        ("pq-1bit", ("reviews", "reviews", "A"), "2.47 MB (`pq-1bit`) that ends at {mean},"),
+        ("albert-shared", ("reviews", "reviews", "A"), "(`albert-shared`) ends at {mean}."),
+        ("xtc-half", ("reviews", "ratings", "A"), "layers by XTC end at {mean},"),
+        ("finetune-half", ("reviews", "ratings", "A"), "on labels at {mean}, two"),
+        ("xtc-2bit", ("reviews", "ratings", "A"), "two bits at {mean}, one"),
+        ("xtc-1bit", ("reviews", "ratings", "A"), "one bit at {mean}, eight"),
+        ("ptq-8bit", ("reviews", "ratings", "A"), "untrained at {mean}."),
         ("xtc-half", ("minilm", "mrpc", "A"), "XTC {mean},"),
         ("tinybert-6l", ("minilm", "mrpc", "A"), "TinyBERT {mean},"),
         ("minilmv2-6l", ("minilm", "mrpc", "A"), "MiniLMv2 ({mean})"),
@@ -288,6 +316,26 @@ def test_the_results_say_what_decomposition_gave():
     assert f"read before ({size / 1e3:.0f} kB)" in text
     half = [100 / r["faster"] for r in found["thin"] if r["share"] == "50%"]
     assert "take {:.0f} and {:.0f} % of the time".format(*half) in text
+
+
+def test_the_results_say_what_tables_and_rounding_take():
+    text = " ".join((ROOT / "RESULTS.md").read_text(encoding="utf-8").split())
+    found = json.loads((ROOT / "data" / "results" / "deployment" / "tables.json").read_text())
+    rows = {r["how"]: r for r in found["rows"] if r["shape"] == "bert-base"}
+    least = rows["one layer shared, low rank 128, one bit"]
+    told = f"is {least['bytes'] / 1e6:.2f} MB, {least['fp32'] / least['bytes']:.0f} × smaller"
+    wide = rows["one layer shared, low rank 128, fp16"]
+    assert told in text and f"in fp16 {wide['bytes'] / wide['fp32']:.1%}".replace("%", " %") in text
+    (small,) = records.read("reviews", recipe="pq-1bit")
+    assert f"make a file of {small.bytes / 1e6:.2f} MB" in text and small.bytes < 2.6e6
+    for recipe in ("kwon-50", "kprune-50"):
+        (run,) = records.read("minilm", task="sst2", recipe=recipe)
+        times = run.latency["milliseconds"]
+        assert times["teacher"]["median"] > 1.7 * times["student"]["median"]
+        assert run.teacher_score - run.score < 2 and run.measures["applied"]["seconds"] < 300
+    for recipe, most in (("gptq-4bit", 0.5), ("gptq-3bit", 1.5)):
+        (run,) = records.read("minilm", task="sst2", recipe=recipe)
+        assert run.teacher_score - run.score <= most
 
 
 def test_the_results_say_what_the_adapter_gives_away():
