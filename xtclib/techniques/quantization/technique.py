@@ -95,6 +95,15 @@ class Quantize(Technique):
             told = f"stage {stage.name!r} trains, and `calibrated` rounds for good"
             raise ValueError(f"{told}: list it last, in a stage without an objective")
 
+    def to_dict(self, whole: bool = True) -> dict:
+        """As for any technique, without ``calibrated`` and ``mixed`` where there are none.
+
+        So a file that has neither is, byte for byte, what it was before they existed.
+        """
+        found = super().to_dict(whole)[self.name]
+        optional = ("calibrated", "mixed")
+        return {self.name: {k: v for k, v in found.items() if v is not None or k not in optional}}
+
     @property
     def looks_at(self) -> int:
         return max((how.rows for how in (self.calibrated, self.mixed) if how), default=0)
