@@ -185,6 +185,7 @@ def test_a_record_without_floors_or_times_is_shown(tmp_path):
         ("gptq-2bit", ("minilm", "sst2", "A"), "and {mean}, on MRPC"),
         ("gptq-4bit", ("minilm", "mrpc", "A"), "on MRPC (82.5) at {mean},"),
         ("gptq-3bit", ("minilm", "mrpc", "A"), "82.2, {mean} and"),
+        ("gptq-2bit", ("minilm", "mrpc", "A"), "81.7 and {mean}. Two bits of"),
         ("smooth-8bit", ("reviews", "reviews", "A"), "(`smooth-8bit`), end at {mean}"),
         ("smooth-8bit", ("minilm", "sst2", "A"), "and on SST-2 at {mean}. Two,"),
         ("qbert-mixed-2.3", ("reviews", "reviews", "A"), "(`qbert-mixed-2.3`): {mean}."),
