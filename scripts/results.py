@@ -36,7 +36,8 @@ FAMILIES = {
     "dynamic": "Rows that leave early, tokens that are dropped:",
     "pruned": "Weights, heads, neurons or tokens removed:",
 }
-NAMES = {"reviews": "Reviews", "ratings": "Ratings, their mean", "sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC test", "mnli": "MNLI",
+NAMES = {"reviews": "Reviews", "ratings": "Ratings, their mean", "sst2": "SST-2", "cola": "CoLA",
+         "mrpc": "MRPC test", "mnli": "MNLI",
          "qa": "Questions (XQuAD-en dev)"}  # fmt: skip
 TITLES = {
     "reviews": "MiniLM (6 layers, 90.9 MB) on movie reviews",

@@ -330,13 +330,13 @@ def test_the_results_say_what_tables_and_rounding_take():
     assert told in text and f"in fp16 {wide['bytes'] / wide['fp32']:.1%}".replace("%", " %") in text
     (small,) = records.read("reviews", recipe="pq-1bit")
     assert f"make a file of {small.bytes / 1e6:.2f} MB" in text and small.bytes < 2.6e6
-    for recipe in ("kwon-50", "kprune-50"):
-        (run,) = records.read("minilm", task="sst2", recipe=recipe)
+    for name in ("kwon-50", "kprune-50"):
+        (run,) = records.read("minilm", task="sst2", recipe=name)
         times = run.latency["milliseconds"]
         assert times["teacher"]["median"] > 1.7 * times["student"]["median"]
         assert run.teacher_score - run.score < 2 and run.measures["applied"]["seconds"] < 300
-    for recipe, most in (("gptq-4bit", 0.5), ("gptq-3bit", 1.5)):
-        (run,) = records.read("minilm", task="sst2", recipe=recipe)
+    for name, most in (("gptq-4bit", 0.5), ("gptq-3bit", 1.5)):
+        (run,) = records.read("minilm", task="sst2", recipe=name)
         assert run.teacher_score - run.score <= most
 
 
