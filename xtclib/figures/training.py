@@ -159,7 +159,9 @@ def effort(records: Iterable[Record], title: str | None = None) -> go.Figure:
     families = sorted({_trained(_runs_of(records, g)) for g in groups})
     quick = [g for g in groups if spent[g.recipe] <= 120]
     best = max(quick or groups, key=lambda g: g.mean)
-    told = f"In {spent[best.recipe]:.0f} s {best.recipe} reaches {best.mean:.1f}"
+    seconds = spent[best.recipe]
+    told = f"{seconds:.0f} s" if seconds >= 1 else "under a second"
+    told = f"In {told} {best.recipe} reaches {best.mean:.1f}"
     figure = new_figure(title or told, 380)
     for i, family in enumerate(families):
         own = [g for g in groups if _trained(_runs_of(records, g)) == family]
