@@ -32,6 +32,7 @@ FAMILIES = {
     "shaped": "Fewer or other layers, taught in one way or another:",
     "factorized": "Matrices as products of two thin ones, then distilled:",
     "shared": "Layers that share their weights, then distilled:",
+    "words": "Word tables in other forms, then distilled:",
     "apart": "Two texts read apart in the lower layers:",
     "dynamic": "Rows that leave early, tokens that are dropped:",
     "pruned": "Weights, heads, neurons or tokens removed:",

@@ -53,6 +53,7 @@ class Run:
     status: str = "not run"
     seconds: float = 0.0
     error: str = ""
+    told: float = 0.0  # seconds, by its own first cell
 
 
 def find(names: list[str], folder: Path) -> list[Path]:
@@ -113,6 +114,12 @@ def title(notebook, default: str) -> str:
             if match:
                 return re.sub(r"[*`$]", "", match[1]).strip()
     return default
+
+
+def told(notebook) -> float:
+    """The seconds that a notebook's first cell says it takes, ``**Time** …: 90 s``; 0 for none."""
+    match = re.search(r"\*\*Time\*\*[^·\n]*?(\d+) s\b", notebook.cells[0].source)
+    return float(match[1]) if match else 0.0
 
 
 def execute(run: Run, out: Path, given: dict, timeout: int, cwd: Path) -> Run:
@@ -222,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
         for path in find(args.names, args.folder):
             notebook = nbformat.read(path, as_version=4)
             check(notebook, path.name, given)
-            runs.append(Run(path, title(notebook, path.stem)))
+            runs.append(Run(path, title(notebook, path.stem), told=told(notebook)))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -240,11 +247,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.jobs > 1:  # the longest first, so that none is left over at the end
+        runs.sort(key=lambda run: -run.told)
     with ProcessPoolExecutor(args.jobs) as pool:
         rest = args.out, given, args.execution_timeout, args.folder.resolve()
         for i, run in enumerate(pool.map(execute, runs, *map(repeat, rest))):
             runs[i] = run
             print(f"{run.path.stem:<32}{run.seconds:8.1f} s  {run.status}", flush=True)
+    runs.sort(key=lambda run: run.path.name)
     ran = {run.path.stem: args.out / f"{run.path.stem}.ipynb" for run in runs if run.status == "ok"}
     read = {name: nbformat.read(path, as_version=4) for name, path in ran.items()}
     pages.build(read, index(runs, args.profile), args.out)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 FAMILIES = {"quantized": "fewer bits", "pruned": "weights removed", "shaped": "another shape",
             "factorized": "thinner matrices", "apart": "texts read apart",
-            "shared": "layers of one set of weights",
+            "shared": "layers of one set of weights", "words": "smaller word tables",
             "dynamic": "less for easy rows"}  # fmt: skip
 
 

@@ -46,6 +46,7 @@ class _Table(Technique):
     vocabulary or the width comes before.
     """
 
+    family: ClassVar[str] = "words"
     reshapes: ClassVar[bool] = True
     stored = True
 
