@@ -86,13 +86,14 @@ class Inputs(NamedTuple):
     """What a matrix reads in a model, x̂, and in the one that it was made from, x, over real tokens.
 
     ``moment`` = E[x̂·x̂ᵀ] and ``cross`` = E[x·x̂ᵀ] (inputs, inputs), ``mean`` = E[x̂] and ``first`` =
-    E[x] (inputs,).
+    E[x] (inputs,). ``tokens``: how many were read.
     """
 
     moment: Tensor
     cross: Tensor
     mean: Tensor
     first: Tensor
+    tokens: int = 0
 
     def centred(self) -> Inputs:
         """The same less the means, which a bias takes up."""
@@ -144,7 +145,7 @@ def inputs_of(matrix: nn.Module, own: nn.Module, calls: Sequence[Call],
         parts = new.T @ new, x.T @ new, new.sum(0), x.sum(0)
         sums = [total + part for total, part in zip(sums, parts, strict=True)]
         count += len(x)
-    return Inputs(*(total / count for total in sums))  # type: ignore[arg-type]
+    return Inputs(*(total / count for total in sums), tokens=count)  # type: ignore[arg-type]
 
 
 class _Enough(Exception):

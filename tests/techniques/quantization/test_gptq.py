@@ -181,6 +181,13 @@ def test_means_that_are_lost_go_into_the_biases(make_bert, rows):
     assert packed(read.mean).detach().numpy() == pytest.approx(wanted, abs=5e-3)  # fp16's bias
 
 
+def test_too_few_rows_are_told(make_bert, rows):
+    with pytest.warns(
+        UserWarning, match=r"tokens were read for the \d+ inputs .* singular, and dam"
+    ):
+        Quantize("int4-row", None, None, calibrated={"rows": 1}).apply(make_bert(layers=1), rows)
+
+
 def test_calibrated_weights_are_the_last_thing_that_is_done(make_bert, rows):
     with pytest.raises(ValueError, match="looks at the task's rows"):
         Quantize("int4-row", calibrated={}).apply(make_bert(layers=1))

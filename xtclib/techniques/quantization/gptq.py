@@ -6,6 +6,7 @@ second moment ``M = E[x·xᵀ]`` is ``(w − ŵ)·M·(w − ŵ)ᵀ``: its Hessia
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -217,6 +218,10 @@ def _round_together_(model: PreTrainedModel, teacher: PreTrainedModel, names: Se
     """Packs matrices that read one tensor, in place."""
     matrix, own = (each.get_submodule(names[0]) for each in (model, teacher))
     read = inputs_of(matrix, own, calls, first)
+    if read.tokens < len(read.moment):
+        few = f"{read.tokens} tokens were read for the {len(read.moment)} inputs of {names[0]}"
+        damped = f"its Hessian is singular, and damped by {how.damp:g} of its mean"
+        warnings.warn(f"{few}: {damped}; more rows round better", stacklevel=2)
     for name in names:
         layer, own = model.get_submodule(name), teacher.get_submodule(name)
         packed = PackedLinear.like(layer, layer.weights, layer.inputs)
