@@ -145,7 +145,7 @@ def inputs_of(matrix: nn.Module, own: nn.Module, calls: Sequence[Call],
         parts = new.T @ new, x.T @ new, new.sum(0), x.sum(0)
         sums = [total + part for total, part in zip(sums, parts, strict=True)]
         count += len(x)
-    return Inputs(*(total / count for total in sums), tokens=count)  # type: ignore[arg-type]
+    return Inputs(*(total / count for total in sums), tokens=count)  # type: ignore[arg-type, misc]
 
 
 class _Enough(Exception):
