@@ -198,6 +198,8 @@ def test_a_record_without_floors_or_times_is_shown(tmp_path):
         ("tt-embeddings", ("reviews", "reviews", "A"), "tensor train {mean},"),
         ("hash-embeddings", ("reviews", "reviews", "A"), "hashed {mean}."),
         ("pq-1bit", ("reviews", "reviews", "A"), "2.47 MB (`pq-1bit`) that ends at {mean},"),
+        ("pq-1bit", ("minilm", "sst2", "500steps"), "(500 steps a stage) at {mean} for"),
+        ("xtc-1bit", ("minilm", "sst2", "500steps"), "at 84.7 for {mean}. One layer"),
         ("albert-shared", ("reviews", "reviews", "A"), "(`albert-shared`) ends at {mean};"),
         ("shared-pairs-1bit", ("reviews", "reviews", "A"), "2.93 MB, at {mean}. At BERT-base's"),
         ("xtc-half", ("reviews", "ratings", "A"), "layers by XTC end at {mean},"),
