@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from xtclib.attention import score_attention
-from xtclib.costs.latency import in_turns
+from xtclib.clock import in_turns
 
 HEADS, SIZE, BATCH = 12, 32, 32
 

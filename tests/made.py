@@ -44,3 +44,13 @@ def roberta(**other):
     sizes = dict(vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                  intermediate_size=16, max_position_embeddings=42, type_vocab_size=1)  # fmt: skip
     return RobertaForSequenceClassification(RobertaConfig(**sizes | other)).eval()
+
+
+def far(model, teacher, rows):
+    """The squared error of a model's logits against its teacher's, over calibration rows."""
+    total = 0.0
+    for batch in rows.batches():
+        batch.pop("labels")
+        with torch.no_grad():
+            total += float((model(**batch).logits - teacher(**batch).logits).square().sum())
+    return total

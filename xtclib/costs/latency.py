@@ -12,54 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from xtclib.clock import in_turns, quartiles, time_of, wait
 from xtclib.costs.breakdown import component_of, fitting, layer_of
 from xtclib.costs.parts import COMPONENTS
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    _wait()
-    return time.perf_counter() - start
-
-
-def _quartiles(times: list[float]) -> dict[str, float]:
-    found = np.percentile(times, (25, 50, 75)).round(3).tolist()
-    return dict(zip(("low", "median", "high"), found, strict=True))
-
-
-def in_turns(
-    runs: Mapping[str, Callable[[], object]],
-    repeats: int = 20,
-    warm_up: int = 3,
-    pause: float = 0.0,
-) -> dict[str, dict[str, float]]:
-    """Milliseconds of each callable, measured in turns so that all meet the same machine.
-
-    Gives ``median``, ``low`` and ``high`` (the quartiles) of ``repeats`` after ``warm_up``.
-    ``pause``: seconds to wait before each, followed by a run that is not counted, unless runs take
-    half a second. Give some where several runtimes take turns: threads of one go on spinning for a
-    while and slow the next down.
-
-    >>> sorted(in_turns({"nothing": lambda: None}, repeats=2)["nothing"])
-    ['high', 'low', 'median']
-    """
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(warm_up + repeats):
-        for name, run in runs.items():
-            if pause:
-                time.sleep(pause)
-                if not times[name] or times[name][-1] < 500:
-                    _seconds(run)
-            taken = _seconds(run)
-            if turn >= warm_up:
-                times[name].append(1e3 * taken)
-    return {name: _quartiles(found) for name, found in times.items()}
 
 
 def random_ids(vocabulary: int, batch: int, length: int) -> Tensor:
@@ -192,13 +147,13 @@ def of_components(
     model.eval()
     with torch.inference_mode():
         for turn in range(warm_up + repeats):
-            undisturbed = _seconds(partial(model, input_ids=ids))
+            undisturbed = time_of(partial(model, input_ids=ids))
             found = _timed(model, ids, cost)
             if turn >= warm_up:
                 whole.append(1e3 * undisturbed)
                 runs.append({key: 1e3 * seconds for key, seconds in found.items()})
     model.train(was_training)
-    spread = _quartiles(whole)
+    spread = quartiles(whole)
     # Means of the same runs: medians of parts would not add up to the median of their sum.
     middle = sorted(runs, key=lambda run: sum(run.values()))
     middle = middle[len(middle) // 4 : max(-(-3 * len(middle) // 4), len(middle) // 4 + 1)]
@@ -247,12 +202,12 @@ def _timed(
     stack: list[list[float]] = []  # of each open module: when it began, what its parts took
 
     def enter(module: nn.Module, inputs: tuple) -> None:
-        _wait()
+        wait()
         stack.append([time.perf_counter(), 0.0])
 
     def leave(component: str, name: str) -> Callable:
         def left(module: nn.Module, inputs: tuple, output: object) -> None:
-            _wait()
+            wait()
             start, inside = stack.pop()
             total = time.perf_counter() - start
             key = component, layer_of(name, calls.get(module, 0))
@@ -286,7 +241,7 @@ def _timer_cost(count: int = 200, repeats: int = 7) -> tuple[float, float]:
     def leave(*_) -> None:
         own.append(time.perf_counter() - begun.pop())
 
-    run = partial(_seconds, partial(model, x))
+    run = partial(time_of, partial(model, x))
     plain = min(run() for _ in range(repeats))
     for module in model:
         module.register_forward_pre_hook(enter)
@@ -319,7 +274,7 @@ def machine(repeats: int = 10) -> dict[str, float]:
     square, wide, vector = torch.rand(1024, 1024), torch.rand(4096, 4096), torch.rand(4096)
     runs = (lambda: square @ square, lambda: wide @ vector)
     with torch.inference_mode():
-        turns = [[_seconds(run) for run in runs] for _ in range(repeats)]
+        turns = [[time_of(run) for run in runs] for _ in range(repeats)]
     arithmetic, reading = map(min, zip(*turns, strict=True))
     gflops, gbytes = 2 * 1024**3 / arithmetic / 1e9, wide.numel() * 4 / reading / 1e9
     ridge, threads = gflops / gbytes, torch.get_num_threads()
@@ -337,7 +292,7 @@ def product_speed(tokens: int, inputs: int, outputs: int, repeats: int = 20) -> 
     x = torch.rand(tokens, inputs)
     with torch.inference_mode():
         times = [
-            _seconds(partial(nn.functional.linear, x, weights[turn % len(weights)]))
+            time_of(partial(nn.functional.linear, x, weights[turn % len(weights)]))
             for turn in range(repeats + 3)
         ]
     operations = 2 * tokens * inputs * outputs

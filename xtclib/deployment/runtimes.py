@@ -33,7 +33,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from xtclib.bert import encoder_layers
-from xtclib.costs.latency import in_turns, random_ids
+from xtclib.clock import in_turns
+from xtclib.costs.latency import random_ids
 from xtclib.deployment import onnx
 from xtclib.deployment.graph import check_sum, quiet
 from xtclib.files import unknown
@@ -115,7 +116,7 @@ def latencies(
 
     Rows of ``runtime``, ``batch``, ``length``, ``low``, ``median``, ``high`` (quartiles of
     ``repeats``) and ``ratio`` to the first runtime's median. Random ids, no padding. ``pause``: see
-    :func:`xtclib.costs.latency.in_turns`.
+    :func:`xtclib.clock.in_turns`.
     """
     rows = []
     for batch, length in shapes:

@@ -146,7 +146,7 @@ def comparison(records: Iterable[Record]) -> Styler:
     size, top = groups[0].teacher_bytes / 1e6, mean(g.teacher for g in groups)
     rows: dict[str, list] = {"teacher": [top, "", 0.0, size, 1.0, 1.0, 1.0, ""]}
     for g, name in zip(groups, _names(groups), strict=True):
-        own = _runs(records, g)
+        own = runs_of(records, g)
         work = median(r.flops / (r.teacher_flops or math.nan) for r in own)
         spread = f"{g.low:.1f} to {g.high:.1f}" if g.n > 1 else ""
         rows[name] = [g.mean, spread, g.mean - g.teacher, g.bytes / 1e6,
@@ -165,7 +165,8 @@ def comparison(records: Iterable[Record]) -> Styler:
     return styled.highlight_min(subset=(frame.index[1:], least), **bold)
 
 
-def _runs(records: Iterable[Record], group: Group) -> list[Record]:
+def runs_of(records: Iterable[Record], group: Group) -> list[Record]:
+    """The records that a group is the mean of."""
     return [r for r in records if (r.recipe, r.budget) == (group.recipe, group.budget)]
 
 
@@ -197,7 +198,7 @@ def benchmark(records: Iterable[Record], title: str | None = None) -> go.Figure:
         own = [(g, n) for g, n in zip(groups, names, strict=True) if family_of(g.recipe) == family]
         if not own:
             continue
-        times = [_share(_runs(records, g)) for g, _ in own]
+        times = [_share(runs_of(records, g)) for g, _ in own]
         marker = marker_of(i) | {"size": [_diameter(t) for t in times], "opacity": 0.75}
         figure.add_scatter(
             x=[g.bytes / 1e6 for g, _ in own], y=[g.mean for g, _ in own], name=words,

@@ -7,7 +7,7 @@ from statistics import mean, median
 
 import plotly.graph_objects as go
 
-from xtclib.figures.records import score_axis, seeds_told
+from xtclib.figures.records import runs_of, score_axis, seeds_told
 from xtclib.figures.style import (
     GREY,
     label_ends,
@@ -155,8 +155,8 @@ def effort(records: Iterable[Record], title: str | None = None) -> go.Figure:
     """
     records = list(records)
     groups = grouped(records)
-    spent = {g.recipe: max(_effort(_runs_of(records, g)), 0.1) for g in groups}
-    families = sorted({_trained(_runs_of(records, g)) for g in groups})
+    spent = {g.recipe: max(_effort(runs_of(records, g)), 0.1) for g in groups}
+    families = sorted({_trained(runs_of(records, g)) for g in groups})
     quick = [g for g in groups if spent[g.recipe] <= 120]
     best = max(quick or groups, key=lambda g: g.mean)
     seconds = spent[best.recipe]
@@ -164,7 +164,7 @@ def effort(records: Iterable[Record], title: str | None = None) -> go.Figure:
     told = f"In {told} {best.recipe} reaches {best.mean:.1f}"
     figure = new_figure(title or told, 380)
     for i, family in enumerate(families):
-        own = [g for g in groups if _trained(_runs_of(records, g)) == family]
+        own = [g for g in groups if _trained(runs_of(records, g)) == family]
         figure.add_scatter(
             x=[spent[g.recipe] for g in own], y=[g.mean for g in own], mode="markers",
             name=family, marker=marker_of(i, size=11), text=[g.recipe for g in own],
@@ -185,8 +185,3 @@ def _trained(runs: Sequence[Record]) -> str:
     if any(r.seconds for r in runs):
         return "trained"
     return "reads some rows" if runs[0].measures.get("applied", {}).get("rows") else "weights alone"
-
-
-def _runs_of(records: Sequence[Record], group: Group) -> list[Record]:
-    own = [r for r in records if r.recipe == group.recipe]
-    return [r for r in own if r.budget == group.budget] or own

@@ -227,11 +227,9 @@ def _measure(job: Job, student: PreTrainedModel, stages: list[dict], untrained: 
     batch, width = chosen.latency[0], min(chosen.latency[1], bert.longest(student) or 10**9)
     layer_flops = [breakdown.flops(m.config, 1, width) for m in (student, teacher_model)]
     rows = max((t.looks_at for t in recipe.techniques), default=0)
-    own: dict = {}
-    if rows or not recipe.trains:  # what took its time and was not training
-        own["applied"] = {"rows": rows, "seconds": applying}
+    own: dict = {"applied": {"rows": rows, "seconds": applying}}  # beside what was trained
     for technique in recipe.techniques:
-        own |= technique.measure(student, tokenizer, data, length, latency.in_turns)
+        own |= technique.measure(student, tokenizer, data, length)
     by_row = any(t.by_row for t in recipe.techniques)
     read = batched(data, tokenizer, width, batch, 8 * batch) if by_row else ()
     models = {"teacher": teacher_model, "student": student}

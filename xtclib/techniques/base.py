@@ -8,7 +8,7 @@ lists: schedules, a penalty, ``finalize`` (every tensor at the width it is store
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -124,11 +124,8 @@ class Technique(Named):
         """Sets what is chosen once a model is finalized, by the rows that ``data`` holds out."""
 
     def measure(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: TaskData,
-                length: int, in_turns: Callable[..., dict]) -> dict:  # fmt: skip
-        """What a record holds of it alone, in its ``measures``.
-
-        ``in_turns``: :func:`xtclib.costs.latency.in_turns`, for what is timed.
-        """
+                length: int) -> dict:  # fmt: skip
+        """What a record holds of it alone, in its ``measures``."""
         return {}
 
     def rebuild(self, model: PreTrainedModel) -> None:
@@ -186,6 +183,17 @@ def count_of(size: float | None, full: int, what: str) -> int:
         asked = f"cannot keep {size} of {full} {what}"
         raise ValueError(f"{asked}: give a count up to that, or a share below 1")
     return size if isinstance(size, int) else max(round(size * full), 1)
+
+
+def table_of(rows: Tensor, padding: int | None = None) -> nn.Embedding:
+    """A plain table around these rows, (ids, width), which it does not copy.
+
+    >>> table_of(torch.ones(3, 2)).embedding_dim
+    2
+    """
+    table = nn.Embedding(*rows.shape, padding, device="meta")
+    table.weight = rows if isinstance(rows, nn.Parameter) else nn.Parameter(rows)
+    return table
 
 
 def check_finite(model: nn.Module, what: str) -> None:

@@ -20,6 +20,20 @@ from xtclib.bert import encoder_linears
 from xtclib.tasks.base import Task
 
 
+def nearest(weight: Tensor, moment: Tensor, wanted: Tensor, damp: float) -> Tensor:
+    """The matrix with the least ``E‖W'·x − y‖²``, drawn to W: ``W + (E[y·xᵀ] − W·M)·(M + λI)⁻¹``.
+
+    ``λ = damp ·`` the mean of M's diagonal: where inputs never come, W stays. weight (outputs,
+    inputs), moment ``M = E[x·xᵀ]`` (inputs, inputs), wanted ``E[y·xᵀ]`` (outputs, inputs); in fp64.
+
+    >>> nearest(torch.zeros(1, 1), torch.tensor([[2.0]]), torch.tensor([[6.0]]), 0.0)
+    tensor([[3.]])
+    """
+    w, m = weight.double(), moment.double()
+    damped = m + damp * m.diagonal().mean().clamp(min=1e-30) * torch.eye(len(m)).to(m)
+    return (w + torch.linalg.solve(damped, wanted.double() - w @ m, left=False)).to(weight.dtype)
+
+
 @torch.no_grad()
 def second_moments(
     model: PreTrainedModel, batches: Iterable[dict], ones: bool = False

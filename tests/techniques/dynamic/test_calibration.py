@@ -234,7 +234,7 @@ def test_a_speed_that_cannot_be_is_told(bert, exits, calibrated):
         xtclib.set_speed(exits, 2)
 
 
-def test_a_curve_is_timed_and_the_threshold_comes_back(calibrated, data, tokenizer):
+def test_a_curve_is_timed_and_the_threshold_comes_back(calibrated, data, tokenizer, monkeypatch):
     before = calibrated.config.exits["threshold"]
 
     def in_turns(runs, repeats, warm_up):
@@ -243,7 +243,8 @@ def test_a_curve_is_timed_and_the_threshold_comes_back(calibrated, data, tokeniz
             assert str(calibrated.config.exits["threshold"]) == name
         return {name: {"median": 28.0} for name in runs}
 
-    found = calibration.measured(calibrated, tokenizer, data, 16, in_turns, points=3)
+    monkeypatch.setattr(calibration, "in_turns", in_turns)
+    found = calibration.measured(calibrated, tokenizer, data, 16, points=3)
     assert calibrated.config.exits["threshold"] == before and found["split"] == "dev"
     timed = {p["threshold"]: p["ms_1"] for p in found["curve"] if "ms_8" in p}
     assert timed.keys() >= {before, "never"} and set(timed.values()) == {2.0}

@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 import torch
+from made import far
 from torch.nn.utils import parameters_to_vector
 
 from xtclib.artefact import format
@@ -12,7 +13,7 @@ from xtclib.bert import encoder_layers, part
 from xtclib.costs import breakdown
 from xtclib.tasks.classification import CLASSES
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques import PruneToBudget
+from xtclib.techniques import PruneHeads, PruneToBudget, measured
 from xtclib.techniques.pruning import budget as b
 from xtclib.techniques.pruning import importance, surgery
 from xtclib.techniques.pruning.surgery import HEADS, NEURONS
@@ -31,7 +32,7 @@ def test_fisher_is_of_slopes_row_by_row(make_bert, rows):
     model = make_bert(layers=1).double()
     batches = [next(rows.batches())]
     for part_, name in ((HEADS, "attention output"), (NEURONS, "feed-forward out")):
-        (block,) = importance.fisher(model, batches, part_, CLASSES)
+        (block,) = importance.fisher(model, batches, CLASSES)[part_]
         matrix = part(encoder_layers(model)[0], name)
         count = len(block)
         slopes = torch.zeros(8, count, dtype=torch.float64)
@@ -56,11 +57,12 @@ def test_fisher_is_of_slopes_row_by_row(make_bert, rows):
 def test_labels_may_be_drawn_from_the_answers(make_bert, rows):
     model, batches = make_bert(layers=1), list(rows.batches())
     scrambled = [{**each, "labels": 1 - each["labels"]} for each in batches]
-    drawn_, other = (importance.fisher(model, each, HEADS, CLASSES, 0)[0]
-                     for each in (batches, scrambled))  # fmt: skip
-    assert torch.equal(drawn_, other)
-    assert not torch.equal(importance.fisher(model, batches, HEADS, CLASSES)[0],
-                           importance.fisher(model, scrambled, HEADS, CLASSES)[0])  # fmt: skip
+    for seed in (0, None):
+        own, other = (
+            importance.fisher(model, each, CLASSES, seed) for each in (batches, scrambled)
+        )
+        for part_ in (HEADS, NEURONS):
+            assert torch.equal(own[part_][0], other[part_][0]) == (seed is not None)
 
 
 def test_the_choice_is_the_best_that_fits():
@@ -111,19 +113,10 @@ def test_masks_and_weights_are_least_squares():
     parts = torch.stack([x[:, i : i + 2] @ weight[:, i : i + 2].T for i in (0, 2, 4)], -1)
     best = torch.linalg.lstsq(parts.reshape(-1, 3), y.reshape(-1)).solution
     assert b.mask_of(weight, moment, wanted, 2) == pytest.approx(best, abs=0.02)
-    new = b.weights_of(weight, moment, wanted)
+    new = measured.nearest(weight, moment, wanted, 0.01)
     assert new == pytest.approx(torch.linalg.lstsq(x, y).solution.T, abs=0.05)
     wild = b.mask_of(weight * 1e-3, moment, wanted, 2)
     assert torch.equal(wild, torch.ones(3, dtype=torch.float64))  # factors of hundreds
-
-
-def far(model, teacher, rows):
-    total = 0.0
-    for batch in rows.batches():
-        batch.pop("labels")
-        with torch.no_grad():
-            total += float((model(**batch).logits - teacher(**batch).logits).square().sum())
-    return total
 
 
 @pytest.mark.parametrize("labels", ["given", "drawn"])
@@ -138,8 +131,7 @@ def test_what_stays_is_put_right(labels, make_bert, rows):
         lost[tune] = far(model, teacher, rows)
     assert torch.equal(parameters_to_vector(teacher.parameters()), before)
     assert lost["weights"] < 0.8 * lost["none"] and lost["weights"] < lost["masks"]
-    share = sum(b.operations(model, 16)[HEADS][:1]) > 0
-    assert share and surgery.uneven(model) is not None
+    assert surgery.uneven(model) is not None
 
 
 def test_operations_are_within_the_budget_and_the_file_opens(make_bert, rows, tokenizer, tmp_path):
@@ -165,12 +157,24 @@ def test_all_of_it_is_the_model_itself(make_bert, rows):
 
 def test_a_budget_of_time_is_of_this_machine(make_bert, rows):
     teacher = make_bert(layers=2)
-    costs = b.measured(teacher, 2, 16)
+    costs = b.timed(teacher, 2, 16)
     assert len(costs[HEADS]) == 2 and len(costs[NEURONS]) == 64
     assert min(costs[HEADS] + costs[NEURONS]) >= 1
     few = PruneToBudget(0.01, of="milliseconds", rows=8)
     with pytest.raises(ValueError, match="no heads and neurons fit into 1% of the encoder"):
         few.apply(teacher, rows)
+
+
+def test_layers_that_are_not_alike_are_refused(make_bert, rows):
+    uneven = PruneHeads(0.5, scope="model").apply(make_bert(layers=2))
+    with pytest.raises(ValueError, match="prune_to_budget comes before heads, neurons or width go"):
+        PruneToBudget().apply(uneven, rows)
+
+
+def test_a_model_goes_on_as_it_was_given(make_bert, rows):
+    teacher = make_bert(layers=1)
+    assert PruneToBudget(rows=8).apply(teacher.train(), rows).training
+    assert not PruneToBudget(rows=8).apply(teacher.eval(), rows).training
 
 
 def test_rows_are_needed(make_bert):

@@ -4,9 +4,14 @@ import copy
 
 import pytest
 import torch
+from transformers import (
+    BertForSequenceClassification,
+    DistilBertForSequenceClassification,
+    MPNetForSequenceClassification,
+)
 
 from xtclib.artefact import format
-from xtclib.bert import PARTS, encoder_layers, encoder_linears
+from xtclib.bert import PARTS, encoder_layers, encoder_linears, part
 from xtclib.tasks import evaluation
 from xtclib.techniques.pruning import sensitivity
 from xtclib.techniques.pruning.surgery import keep_heads_
@@ -52,6 +57,40 @@ def test_a_silenced_head_is_a_removed_head(bert, batch):
             wanted[layer, head] = float(removed(**batch).logits[0, 0])
     found = sensitivity.heads(bert, lambda m: float(m(**batch).logits[0, 0]), progress=False)
     assert torch.allclose(found, wanted, atol=1e-5) and float(found.std()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "kind, sizes",
+    [
+        (BertForSequenceClassification, {}),
+        (MPNetForSequenceClassification, {}),
+        (DistilBertForSequenceClassification, {"dim": 16, "n_layers": 3, "n_heads": 2}),
+    ],
+)
+def test_what_lies_below_a_head_is_computed_once(kind, sizes):
+    sizes = sizes or {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = kind(kind.config_class(vocab_size=50, initializer_range=0.5, **sizes)).eval()
+    batches, runs = [torch.arange(6).reshape(2, 3) + i for i in (3, 20)], []
+
+    def score(seen):
+        turns = [layer.attention.register_forward_pre_hook(lambda *_: runs.append(1))
+                 for layer in encoder_layers(seen)]  # fmt: skip
+        with torch.no_grad():
+            found = sum(float(seen(input_ids=ids).logits[:, 0].sum()) for ids in batches)
+        for turn in turns:
+            turn.remove()
+        return found
+
+    found = sensitivity.heads(model, score, progress=False)
+    layers = encoder_layers(model)
+    assert len(runs) == 2 * (3 + 3 + 3 + 2 + 3 + 1)  # of two batches: all, then from its own on
+    for layer, head in ((0, 1), (1, 0), (2, 1)):
+        silenced = copy.deepcopy(model)
+        matrix = part(encoder_layers(silenced)[layer], "attention output").weight.data
+        matrix[:, 8 * head : 8 * head + 8] = 0
+        assert found[layer, head] == torch.tensor(score(silenced))
+    assert all("forward" not in vars(layer) for layer in layers)
 
 
 def test_layers_with_fewer_heads_leave_holes(bert):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from xtclib.clock import in_turns
 from xtclib.config import Positive, config
 from xtclib.tasks.base import Task, TaskData, batched, by_length
 from xtclib.tasks.rows import Split
@@ -186,7 +187,7 @@ def set_speed(model: PreTrainedModel, speed: Positive) -> float:
 
 
 def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: TaskData,
-             length: int, in_turns: Callable[..., dict], points: int = 6) -> dict:  # fmt: skip
+             length: int, points: int = 6) -> dict:  # fmt: skip
     """The curve on the first reported split, and ``points`` of it timed alone and by eight.
 
     ``never`` is the model with its exits off.
@@ -199,7 +200,7 @@ def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: T
     timed = [min(curve, key=lambda p: abs(p.speed - speed)).threshold for speed in wanted]
     timed = list(dict.fromkeys([*timed, chosen, "never"]))
     ways = {str(t): partial(said.update, threshold=t) for t in timed}
-    times = milliseconds(model, ways, data, tokenizer, length, in_turns)
+    times = milliseconds(model, ways, data, tokenizer, length)
     said["threshold"] = chosen
     points_ = [_rounded(p) | {n: t[str(p.threshold)] for n, t in times.items()
                               if str(p.threshold) in t} for p in curve]  # fmt: skip
@@ -210,7 +211,7 @@ def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: T
 @torch.inference_mode()
 def milliseconds(
     model: PreTrainedModel, ways: Mapping[str, Callable[[], object]], data: TaskData,
-    tokenizer: PreTrainedTokenizerBase, length: int, in_turns: Callable[..., dict],
+    tokenizer: PreTrainedTokenizerBase, length: int,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """A row's milliseconds in the mean of 128 real ones, ``ms_1`` alone and ``ms_8`` by eight.
 

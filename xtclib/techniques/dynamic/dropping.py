@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Annotated, ClassVar
 
@@ -140,9 +139,9 @@ class DropTokens(Technique):
         return model
 
     def measure(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: TaskData,
-                length: int, in_turns: Callable[..., dict]) -> dict:  # fmt: skip
+                length: int) -> dict:  # fmt: skip
         ways = {n: partial(_switch, model, n == "whole") for n in ("whole", "dropped")}
-        found = milliseconds(model, ways, data, tokenizer, length, in_turns)
+        found = milliseconds(model, ways, data, tokenizer, length)
         _switch(model, False)
         some = counted(model, batched(data, tokenizer, length, 8))
         return {"tokens": {"keep": model.config.tokens["keep"], **found, **some}}

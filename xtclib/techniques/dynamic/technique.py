@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
@@ -180,8 +179,8 @@ class EarlyExit(Technique):
                               keep=self.threshold is not None)  # fmt: skip
 
     def measure(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: TaskData,
-                length: int, in_turns: Callable[..., dict]) -> dict:  # fmt: skip
-        return {"exits": calibration.measured(model, tokenizer, data, length, in_turns)}
+                length: int) -> dict:  # fmt: skip
+        return {"exits": calibration.measured(model, tokenizer, data, length)}
 
     def rebuild(self, model: PreTrainedModel) -> None:
         exits.install_(model)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from xtclib.techniques.base import table_of
 from xtclib.techniques.embeddings.hashing import addresses
 from xtclib.techniques.embeddings.tensor_train import Digits, look_up
 from xtclib.techniques.quantization.layers import QuantEmbedding
@@ -52,7 +53,7 @@ class ProductEmbedding(WordTable):
     @classmethod
     def of(cls, codes: Tensor, books: Tensor, scheme: Scheme | None = None) -> Self:
         """Around numbers (rows, parts) and vectors (parts, count, width / parts)."""
-        flat = _table(books.flatten(0, 1))
+        flat = table_of(books.flatten(0, 1))
         found = QuantEmbedding.from_embedding(flat, scheme) if scheme else flat
         return cls(codes, found, books.shape[1], len(books) * books.shape[2])
 
@@ -60,7 +61,7 @@ class ProductEmbedding(WordTable):
     def like(cls, table: nn.Embedding, parts: int, count: int, scheme: Scheme | None) -> Self:
         """An empty one of a table's shape, as it is stored."""
         new, (rows, width) = table.weight.new_empty, table.weight.shape
-        flat = _table(new(parts * count, width // parts))
+        flat = table_of(new(parts * count, width // parts))
         books = PackedEmbedding.like(flat, scheme) if scheme else flat
         return cls(new((rows, parts), dtype=torch.uint8), books, count, width)
 
@@ -108,7 +109,7 @@ class HashEmbedding(WordTable):
     def __init__(self, pool: Tensor, importance: Tensor) -> None:
         super().__init__(len(importance), pool.shape[1])
         self.pool = len(pool)
-        self.table, self.importance = _table(pool), _table(importance)
+        self.table, self.importance = table_of(pool), table_of(importance)
 
     @classmethod
     def like(cls, table: nn.Embedding, rows: int, hashes: int) -> Self:
@@ -120,9 +121,3 @@ class HashEmbedding(WordTable):
         weights = self.importance(ids)
         read = self.table(addresses(ids, self.pool, weights.shape[-1]))
         return (weights.unsqueeze(-1) * read).sum(-2)
-
-
-def _table(rows: Tensor) -> nn.Embedding:
-    table = nn.Embedding(*rows.shape, device="meta")
-    table.weight = nn.Parameter(rows)
-    return table

@@ -31,7 +31,7 @@ from xtclib.techniques.embeddings.layers import (
 )
 from xtclib.techniques.embeddings.product_quantization import divisors_near, product_codes
 from xtclib.techniques.embeddings.tensor_train import Digits, tt_svd
-from xtclib.techniques.factorization.decompositions import break_even, rank_for, svd
+from xtclib.techniques.factorization.decompositions import check_rank, rank_for, svd
 from xtclib.techniques.factorization.layers import LowRankEmbedding
 from xtclib.techniques.quantization.quantizers import StoredScheme
 
@@ -77,11 +77,11 @@ class _Table(Technique):
 
     def _start(self, table: nn.Embedding, values: Tensor, data: Calibration | None) -> nn.Module:
         """The layer near the table's ``values``, on the CPU."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say where it starts")
 
     def _like(self, table: nn.Embedding) -> nn.Module:
         """The empty layer, as it is stored."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is stored")
 
 
 @register
@@ -106,10 +106,7 @@ class LowRankTable(_Table):
             raise ValueError(f"{self.name} takes rank or share, one of them; received {given}")
 
     def _check(self, rows: int, width: int) -> None:
-        most = break_even(rows, width)
-        if self.rank is not None and self.rank > most:
-            larger = f"at rank {self.rank} the factors of a {rows} × {width} table hold more"
-            raise ValueError(f"{larger} than it does: give a rank up to {most}, mn/(m + n)")
+        check_rank(self.rank, rows, width, "table")
 
     def _rank(self, rows: int, width: int) -> int:
         return self.rank or rank_for(self.share or 0.25, rows, width)

@@ -14,6 +14,8 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from xtclib.techniques.base import table_of
+
 _STRAY = 1e-3  # of the tokens with letters: a script below that is a name or a sign here and there
 
 
@@ -196,7 +198,6 @@ def keep_rows_(model: PreTrainedModel, ids: Sequence[int]) -> None:
         moved = f"the padding token would be {padding} instead of {model.config.pad_token_id}"
         raise ValueError(f"{moved}, from which {type(model).__name__} numbers its positions: "
                          "keep the tokens before it")  # fmt: skip
-    new = nn.Embedding(len(ids), kept.shape[1], padding, device="meta")
-    new.weight = nn.Parameter(kept, requires_grad=table.weight.requires_grad)
+    new = table_of(nn.Parameter(kept, table.weight.requires_grad), padding)
     model.set_input_embeddings(new.train(table.training))
     model.config.vocab_size, model.config.pad_token_id = len(ids), padding

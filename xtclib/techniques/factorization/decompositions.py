@@ -21,6 +21,14 @@ def break_even(rows: int, columns: int) -> int:
     return rows * columns // (rows + columns)
 
 
+def check_rank(rank: int | None, rows: int, columns: int, what: str = "matrix") -> None:
+    """Raises ``ValueError`` for a rank whose factors are larger than the matrix."""
+    most = break_even(rows, columns)
+    if rank is not None and rank > most:
+        larger = f"at rank {rank} the factors of a {rows} × {columns} {what} hold more"
+        raise ValueError(f"{larger} than it does: give a rank up to {most}, mn/(m + n)")
+
+
 def rank_for(share: float, rows: int, columns: int) -> int:
     """The rank whose factors hold at most this share of the matrix's values; at least 1.
 

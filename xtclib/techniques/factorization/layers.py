@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from xtclib.bert import linear_of
-from xtclib.techniques.base import Stored
+from xtclib.techniques.base import Stored, table_of
 
 
 class LowRankLinear(nn.Module):
@@ -69,9 +69,7 @@ class LowRankEmbedding(nn.Module):
     @classmethod
     def of(cls, rows: Tensor, up: Tensor, padding: int | None = None) -> Self:
         """Around a table (ids, rank) and a matrix (width, rank)."""
-        table = nn.Embedding(*rows.shape, padding, device="meta")
-        table.weight = nn.Parameter(rows.contiguous())
-        return cls(table, linear_of(up.contiguous()))
+        return cls(table_of(rows.contiguous(), padding), linear_of(up.contiguous()))
 
     @classmethod
     def like(cls, table: nn.Embedding, rank: int) -> Self:

@@ -26,6 +26,7 @@ from xtclib.techniques.factorization.decompositions import (
     Spectrum,
     allocate,
     break_even,
+    check_rank,
     rank_for,
     svd,
     weighted_svd,
@@ -91,7 +92,7 @@ class Factorize(Technique):
         model = copy.deepcopy(model)
         linears = encoder_linears(model)
         for linear in linears.values():
-            self._check(*linear.weight.shape)
+            check_rank(self.rank, *linear.weight.shape)
         spectra = self.spectra(model, data)
         for name, rank in self._ranks(model, spectra, data).items():
             linear = linears[name]
@@ -138,13 +139,6 @@ class Factorize(Technique):
 
     def _rank(self, rows: int, columns: int) -> int:
         return self.rank or rank_for(self._share, rows, columns)
-
-    def _check(self, rows: int, columns: int) -> None:
-        """Raises ``ValueError`` for a rank whose factors are larger than the matrix."""
-        most = break_even(rows, columns)
-        if self.rank is not None and self.rank > most:
-            larger = f"at rank {self.rank} the factors of a {rows} × {columns} matrix hold more"
-            raise ValueError(f"{larger} than it does: give a rank up to {most}, mn/(m + n)")
 
     def finalize(self, model: PreTrainedModel) -> PreTrainedModel:
         kinds = (LowRankLinear, LowRankEmbedding)

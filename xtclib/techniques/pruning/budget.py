@@ -7,9 +7,9 @@ its parts give (x) through their columns of the last matrix (W): (width, inputs)
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -18,17 +18,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xtclib.bert import attention_of, encoder_layers, heads_of, part
+from xtclib.clock import in_turns
 from xtclib.config import Count, Share, Whole, config
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import Technique, copied, needs, register
 from xtclib.techniques.choice import choose
-from xtclib.techniques.measured import Call, calls_of, reads
+from xtclib.techniques.measured import Call, calls_of, nearest, reads
 from xtclib.techniques.pruning import importance, surgery
 from xtclib.techniques.pruning.surgery import HEADS, NEURONS
 
 _ENTRY = {HEADS: "query", NEURONS: "feed-forward in"}  # what reads a sublayer's input
 _EXIT = {HEADS: "attention output", NEURONS: "feed-forward out"}
 _CUT = {HEADS: surgery.keep_heads_, NEURONS: surgery.keep_neurons_}
+_DAMP = 0.01  # how far what is fitted is drawn to what it was
 _STEPS = 48  # how many widths of a feed-forward block are tried
 
 
@@ -67,28 +69,26 @@ class PruneToBudget(Technique):
         return self.rows
 
     def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
-        teacher = copied(model, self.name).eval()
+        training, teacher = model.training, copied(model, self.name).eval()
+        if surgery.uneven(teacher):
+            cut = "comes before heads, neurons or width go: list it first"
+            raise ValueError(f"{self.name} {cut}")
         rows = replace(needs(data, self.name), rows=self.rows)
-        batches, task = list(rows.batches()), rows.data.task
+        batches, drawn = list(rows.batches()), self.seed if self.labels == "drawn" else None
         model = copy.deepcopy(teacher)
-        costs = self._costs(teacher)
-        blocks = {part_: importance.fisher(teacher, batches, part_, task,
-                                           self.seed if self.labels == "drawn" else None)
-                  for part_ in (HEADS, NEURONS)}  # fmt: skip
-        kept = chosen(blocks, costs, self.keep)
-        for index, (layer, own) in enumerate(
-            zip(encoder_layers(model), encoder_layers(teacher), strict=True)
-        ):
-            tuned = self.tune != "none"
-            calls = calls_of(model, layer, batches if tuned else ())
-            first = calls_of(teacher, own, batches if tuned else ())
-            for part_ in (HEADS, NEURONS):
+        blocks = importance.fisher(teacher, batches, rows.data.task, drawn)
+        kept = chosen(blocks, self._costs(teacher), self.keep)
+        both = zip(encoder_layers(model), encoder_layers(teacher), strict=True)
+        for index, (layer, own) in enumerate(both):
+            tuned = batches if self.tune != "none" else ()
+            calls, first = calls_of(model, layer, tuned), calls_of(teacher, own, tuned)
+            for part_, cut_ in _CUT.items():
                 stay = rearranged(blocks[part_][index], kept[part_][index])
-                _CUT[part_](layer, stay)
+                cut_(layer, stay)
                 if tuned:
                     moments = _wanted(layer, own, part_, calls, first)
                     self._tune_(part(layer, _EXIT[part_]), len(stay), *moments)
-        return model.train(model.training)
+        return model.train(training)
 
     def _tune_(self, matrix: nn.Linear, count: int, moment: Tensor, wanted: Tensor) -> None:
         """Puts the last matrix of a sublayer of ``count`` parts right, in place."""
@@ -96,14 +96,14 @@ class PruneToBudget(Technique):
         if self.tune == "masks":
             new = weight * mask_of(weight, moment, wanted, size).repeat_interleave(size)
         else:
-            new = weights_of(weight, moment, wanted)
+            new = nearest(weight, moment, wanted, _DAMP)
         matrix.weight.data = new.to(matrix.weight.dtype)
 
     def _costs(self, model: PreTrainedModel) -> dict[str, list[int]]:
         """What each count of heads or neurons costs a layer, from none missing to one left."""
         if self.of == "operations":
             return operations(model, self.length)
-        return measured(model, self.batch, self.length)
+        return timed(model, self.batch, self.length)
 
     def plan(self, model: PreTrainedModel) -> PreTrainedModel:
         for layer, width in zip(encoder_layers(model), surgery.widths(model), strict=True):
@@ -134,7 +134,7 @@ def operations(model: PreTrainedModel, length: int) -> dict[str, list[int]]:
 
 
 @torch.no_grad()
-def measured(model: PreTrainedModel, batch: int, length: int) -> dict[str, list[int]]:
+def timed(model: PreTrainedModel, batch: int, length: int) -> dict[str, list[int]]:
     """Nanoseconds of a layer's heads and neurons on this machine, for each of :func:`counts`.
 
     A layer's time at some widths, in turns, and lines between them. What is left of a layer with
@@ -144,37 +144,21 @@ def measured(model: PreTrainedModel, batch: int, length: int) -> dict[str, list[
     width = part(layer, "feed-forward in").in_features
     x = torch.randn(batch, length, width, device=part(layer, "query").weight.device)
     full = {HEADS: heads_of(layer), NEURONS: part(layer, "feed-forward in").out_features}
-    tried: dict[tuple[str, int], nn.Module] = {("", 0): layer}
-    for part_, most in full.items():
-        for share in (0.75, 0.5, 0.25, 0.0):
-            count = max(round(share * most), 1)
-            new = copy.deepcopy(layer)
+    sizes = {part_: sorted({max(round(share * most), 1) for share in (0, 0.25, 0.5, 0.75, 1)})
+             for part_, most in full.items()}  # fmt: skip
+    tried = {}
+    for part_, some in sizes.items():
+        for count in some:
+            new = copy.deepcopy(layer).eval()
             _CUT[part_](new, range(count))
-            tried[part_, count] = new
-    times = _times([each.eval() for each in tried.values()], x)
-    found, whole = {}, times[0]
-    at = dict(zip(tried, times, strict=True))
-    for part_, most in full.items():
-        known = sorted((count, at[name, count]) for name, count in at if name == part_)
-        known.append((most, whole))
-        at_counts, seconds = map(list, zip(*known, strict=True))
-        line = np.interp(counts(most, part_), at_counts, seconds)
-        found[part_] = line - whole / 2
-    return {part_: [max(int(1e9 * each), 1) for each in line] for part_, line in found.items()}
-
-
-def _times(layers: Sequence[nn.Module], x: Tensor, turns: int = 15) -> list[float]:
-    """Median seconds of each layer, in turns."""
-    found: list[list[float]] = [[] for _ in layers]
-    for turn in range(turns + 2):
-        for layer, times in zip(layers, found, strict=True):
-            start = time.perf_counter()
-            layer(x)
-            if x.is_cuda:
-                torch.cuda.synchronize()
-            if turn >= 2:
-                times.append(time.perf_counter() - start)
-    return [float(np.median(times)) for times in found]
+            tried[f"{part_} {count}"] = partial(new, x)
+    times = {name: 1e6 * each["median"] for name, each in in_turns(tried, 15, 2).items()}
+    found = {}
+    for part_, some in sizes.items():
+        at = [times[f"{part_} {count}"] for count in some]
+        line = np.interp(counts(full[part_], part_), some, at) - at[-1] / 2
+        found[part_] = [max(int(each), 1) for each in line]
+    return found
 
 
 def chosen(blocks: dict[str, list[Tensor]], costs: dict[str, list[int]],
@@ -252,8 +236,9 @@ def mask_of(weight: Tensor, moment: Tensor, wanted: Tensor, size: int) -> Tensor
     """A factor for each part that stays: least squares of ``‖Σᵢ mᵢ·Wᵢxᵢ − y‖²``, drawn to 1.
 
     With ``G = WᵀW ∘ E[xxᵀ]`` and ``h = diag(Wᵀ·E[yxᵀ])``, summed over each part's ``size`` columns,
-    ``m = 1 + (G + λI)⁻¹(h − G·1)``, λ a hundredth of G's mean diagonal. Factors beyond ±10 are
-    not trusted: then all stay 1. Source: Kwon et al. 2022, arXiv:2204.09656, section 3.4.
+    ``m = 1 + (G + λI)⁻¹(h − G·1)``, λ a hundredth of G's mean diagonal (:func:`.nearest`).
+    Factors beyond ±10 are not trusted: then all stay 1. Source: Kwon et al. 2022, arXiv:2204.09656,
+    section 3.4.
 
     >>> w = torch.eye(2, dtype=torch.float64)
     >>> mask_of(w, w, torch.diag(torch.tensor([2.0, 1.0])).double(), 1).round(decimals=2)
@@ -262,16 +247,5 @@ def mask_of(weight: Tensor, moment: Tensor, wanted: Tensor, size: int) -> Tensor
     parts = weight.shape[1] // size
     g = ((weight.T @ weight) * moment).reshape(parts, size, parts, size).sum((1, 3))
     h = (weight * wanted).sum(0).reshape(parts, size).sum(1)
-    damped = g + 0.01 * g.diagonal().mean().clamp(min=1e-30) * torch.eye(parts).to(g)
-    found = 1 + torch.linalg.solve(damped, h - g.sum(1))
+    found = nearest(torch.ones(1, parts).to(g), g, h[None], _DAMP)[0]
     return found if bool((found.abs() <= 10).all()) else torch.ones_like(found)
-
-
-def weights_of(weight: Tensor, moment: Tensor, wanted: Tensor) -> Tensor:
-    """The matrix with the least ``‖W'x − y‖²``, drawn to W: ``W + (E[yxᵀ] − W·M)(M + λI)⁻¹``.
-
-    λ is a hundredth of M's mean diagonal. Source: Park et al. 2024, arXiv:2308.03449, section 3.4.
-    """
-    eye = torch.eye(len(moment)).to(moment)
-    damped = moment + 0.01 * moment.diagonal().mean().clamp(min=1e-30) * eye
-    return weight + torch.linalg.solve(damped, wanted - weight @ moment, left=False)

@@ -17,7 +17,15 @@ from xtclib.config import Named, NotNegative, Positive, Registry, config
 from xtclib.tasks.base import Task
 from xtclib.tasks.classification import CLASSES
 from xtclib.techniques.pruning.layers import GatedLinear, HardConcrete, closed
-from xtclib.techniques.pruning.surgery import _check_width, _layers, _on_hidden, _tables, readers
+from xtclib.techniques.pruning.surgery import (
+    HEADS,
+    NEURONS,
+    _check_width,
+    _layers,
+    _on_hidden,
+    _tables,
+    readers,
+)
 
 
 def head_magnitudes(model: PreTrainedModel) -> list[Tensor]:
@@ -62,50 +70,56 @@ def gradients(
     labels. Source: Michel et al. 2019, arXiv:1905.10650, section 4.1.
     """
     found: list = []
-    for slopes in _slopes(model, batches, of, task):
-        sums = [slope.abs().sum(0) for slope in slopes]
+    for slopes in _slopes(model, batches, [of], task):
+        sums = [slope.abs().sum(0) for slope in slopes[of]]
         found = [a + b for a, b in zip(found, sums, strict=True)] if found else sums
     return [total / total.norm().clamp(min=1e-30) for total in found]
 
 
-def fisher(model: PreTrainedModel, batches: Iterable[dict], of: str, task: Task = CLASSES,
-           drawn: int | None = None) -> list[Tensor]:  # fmt: skip
-    """``E[∂L/∂m · (∂L/∂m)ᵀ]`` over rows, of masks m = 1 on the heads or neurons of each layer.
+def fisher(model: PreTrainedModel, batches: Iterable[dict], task: Task = CLASSES,
+           drawn: int | None = None) -> dict[str, list[Tensor]]:  # fmt: skip
+    """``E[∂L/∂m · (∂L/∂m)ᵀ]`` over rows, of masks m = 1 on the heads and neurons of each layer.
 
-    (parts, parts) a layer. ``drawn``: labels are drawn by that seed from the model's own answers,
-    so that nobody looks at those of the rows. Source: Kwon et al. 2022, arXiv:2204.09656, section
-    3.1, whose blocks these are.
+    For each of both (parts, parts) a layer. ``drawn``: labels are drawn by that seed from the
+    model's own answers, so that nobody looks at those of the rows. Source: Kwon et al. 2022,
+    arXiv:2204.09656, section 3.1, whose blocks these are.
     """
-    found: list = []
+    found: dict[str, list] = {}
     rows = 0
-    for slopes in _slopes(model, batches, of, task, drawn):
-        blocks = [slope.T @ slope for slope in slopes]
-        found = [a + b for a, b in zip(found, blocks, strict=True)] if found else blocks
-        rows += len(slopes[0])
-    return [total / rows for total in found]
+    for slopes in _slopes(model, batches, (HEADS, NEURONS), task, drawn):
+        for of, own in slopes.items():
+            blocks = [slope.T @ slope for slope in own]
+            before = found.get(of)
+            found[of] = [a + b for a, b in zip(before, blocks, strict=True)] if before else blocks
+        rows += len(own[0])
+    return {of: [total / rows for total in totals] for of, totals in found.items()}
 
 
-def _slopes(model: PreTrainedModel, batches: Iterable[dict], of: str, task: Task,
-            drawn: int | None = None) -> Iterator[list[Tensor]]:  # fmt: skip
-    """For each batch ``∂L/∂ξ`` of every row's own gates, (rows, heads or neurons) a layer."""
+def _slopes(model: PreTrainedModel, batches: Iterable[dict], kinds: Sequence[str], task: Task,
+            drawn: int | None = None) -> Iterator[dict[str, list[Tensor]]]:  # fmt: skip
+    """For each batch and kind ``∂L/∂ξ`` of every row's own gates, (rows, parts) a layer."""
     model = copy.deepcopy(model).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(drawn or 0)
-    gated = []
-    for put, dense, count in readers(model, of):
-        gated.append((GatedLinear.from_linear(dense, count), count))
-        put(gated[-1][0])
+    gated: list[tuple[str, GatedLinear, int]] = []
+    for of in kinds:
+        for put, dense, count in readers(model, of):
+            gated.append((of, GatedLinear.from_linear(dense, count), count))
+            put(gated[-1][1])
     for batch in batches:
         batch = {name: value.to(model.device) for name, value in batch.items()}
         rows = len(batch["input_ids"])
-        for layer, count in gated:
+        for _, layer, count in gated:
             layer.gate = nn.Parameter(layer.weight.new_ones(rows, 1, count))
         labels, mask = batch.pop("labels"), batch["attention_mask"]
         logits, wanted = task.answers(model(**batch), labels, mask)
         if drawn is not None:
             wanted = _draws(logits, wanted, generator)
         loss = rows * task.loss(logits, wanted)  # the sum over rows, each with its own gates
-        slopes = torch.autograd.grad(loss, [layer.gate for layer, _ in gated])
-        yield [slope.squeeze(1) for slope in slopes]
+        slopes = torch.autograd.grad(loss, [layer.gate for _, layer, _ in gated])
+        found: dict[str, list[Tensor]] = {of: [] for of in kinds}
+        for (of, *_), slope in zip(gated, slopes, strict=True):
+            found[of].append(slope.squeeze(1))
+        yield found
 
 
 def _draws(logits: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:

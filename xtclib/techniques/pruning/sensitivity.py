@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from xtclib.bert import PART_OF, encoder_linears
+from xtclib.bert import PART_OF, encoder_layers, encoder_linears
 from xtclib.files import unknown
 from xtclib.techniques.base import copied
 from xtclib.techniques.pruning.importance import CRITERIA
@@ -70,19 +70,52 @@ def weights(
 def heads(model: PreTrainedModel, score: Score, progress: bool = True) -> Tensor:
     """The score without each head, one at a time: (layers, heads), NaN where a layer has fewer.
 
-    Source: Michel et al. 2019, arXiv:1905.10650, section 3.2.
+    ``score`` reads the same rows in the same order at every call: what lies below a head's layer is
+    computed for the first of its heads alone. Source: Michel et al. 2019, arXiv:1905.10650, section
+    3.2.
     """
     model = copied(model).eval()
     layers = readers(model, HEADS)
     found = torch.full((len(layers), max(count for *_, count in layers)), torch.nan)
     wanted = [(layer, head) for layer, (*_, count) in enumerate(layers) for head in range(count)]
+    kept: list = []
     for layer, head in tqdm(wanted, "heads", leave=False, disable=not progress):
         _, dense, count = layers[layer]
         mask = torch.ones_like(dense.weight, dtype=torch.bool)
         mask.view(len(mask), count, -1)[:, head] = False
-        with _zeroed([dense], [mask]):
+        kept = kept if head else []
+        with _zeroed([dense], [mask]), _below(encoder_layers(model)[:layer], kept):
             found[layer, head] = score(model)
     return found
+
+
+@contextmanager
+def _below(layers: Sequence[nn.Module], kept: list) -> Iterator[None]:
+    """What the last of some layers gives is kept, call by call, or, once it is, given again.
+
+    Then none of them computes anything. Layers that share their weights compute as ever.
+    """
+    if not layers or any(hasattr(layer, "leader") for layer in layers):
+        yield
+    elif not kept:
+        with layers[-1].register_forward_hook(lambda _, __, output: kept.append(output)):
+            yield
+    else:
+        turns = iter(kept)
+        current: list = []
+
+        def first(*_: object, **__: object) -> object:
+            current[:] = [next(turns)]
+            return current[0]
+
+        for layer in layers:  # what all but the last give, nobody computes with
+            layer.forward = lambda *_, **__: current[0]
+        layers[0].forward = first
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.forward
 
 
 def _part(name: str, by: str) -> str:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from xtclib.bert import encoder_layers, replace_module_
 from xtclib.config import Count, Flag, NotNegative, config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.measured import Call, Inputs, calls_of, in_order, inputs_of
+from xtclib.techniques.measured import Call, Inputs, calls_of, in_order, inputs_of, nearest
 from xtclib.techniques.quantization.packed import PackedLinear
 from xtclib.techniques.quantization.quantizers import Quantized, Scheme, quantize
 
@@ -164,15 +164,11 @@ def _upper(moment: Tensor, damp: float) -> Tensor:
 
 
 def followed(weight: Tensor, own: Inputs, damp: float) -> Tensor:
-    """The weight nearest to the teacher's output on what rounded layers give, ``W + W·D·H⁻¹``.
+    """The weight nearest to the teacher's output on what rounded layers give, by least squares.
 
-    ``D = E[(x − x̂)·x̂ᵀ]`` of the teacher's inputs x and the rounded model's x̂, ``H`` the damped
-    moment of the latter: least squares of ``‖W·x − W'·x̂‖²``, drawn to W by the damping.
+    Of ``‖W·x − W'·x̂‖²``, the teacher's inputs x and the rounded model's x̂: :func:`.nearest`.
     """
-    h = own.moment.double()
-    h = h + damp * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype, device=h.device)
-    moved = torch.linalg.solve(h, own.cross.double() - own.moment.double(), left=False)
-    return weight + (weight.double() @ moved).to(weight.dtype)
+    return nearest(weight, own.moment, weight @ own.cross, damp)
 
 
 def rounded(weight: Tensor, moment: Tensor, scheme: Scheme, how: Calibrated) -> Quantized:

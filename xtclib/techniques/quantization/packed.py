@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from xtclib.bert import linear_of
-from xtclib.techniques.base import Held, Stored
+from xtclib.techniques.base import Held, Stored, table_of
 from xtclib.techniques.quantization import products
 from xtclib.techniques.quantization.packing import decode, encode, packed_length
 from xtclib.techniques.quantization.products import InputQuantizer, Inputs, compute_dtype, rescale
@@ -233,9 +233,7 @@ class PackedEmbedding(Packed):
         return packed
 
     def dense(self) -> nn.Embedding:
-        table = nn.Embedding(self.rows, self.columns, device="meta")
-        table.weight = nn.Parameter(self.quantized().dequantize())
-        return table.train(self.training)
+        return table_of(self.quantized().dequantize()).train(self.training)
 
     def trainable(self) -> nn.Embedding:
         return self.trains_as.from_embedding(self.dense(), self.weights)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from xtclib.bert import encoder_linears, linear_of, replace_module_
 from xtclib.config import config
 from xtclib.tasks.rows import Calibration
-from xtclib.techniques.base import Technique, register
+from xtclib.techniques.base import Technique, register, table_of
 from xtclib.techniques.quantization.layers import QuantEmbedding, QuantLinear
 from xtclib.techniques.quantization.packed import Packed, PackedEmbedding, PackedLinear
 from xtclib.techniques.quantization.quantizers import Scheme, _grouped
@@ -94,8 +94,7 @@ class SplitEmbedding(_Sum):
         """Splits what a ternary embedding has learned."""
         halves = []
         for weight in split(layer.weight, layer.weights):
-            table = nn.Embedding(*weight.shape, layer.padding_idx, device="meta")
-            table.weight = nn.Parameter(weight)
+            table = table_of(weight, layer.padding_idx)
             halves.append(QuantEmbedding.from_embedding(table, _binary(layer.weights)))
         return cls(*halves)
 

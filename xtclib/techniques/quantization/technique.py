@@ -74,8 +74,7 @@ class Quantize(Technique):
         check_finite(model, "cannot quantize this model")
         if self.mixed:
             rows = replace(needs(data, "quantize by sensitivity"), rows=self.mixed.rows)
-            chosen = self.mixed.schemes(model, rows)
-            model.config.schemes = {name: str(scheme) for name, scheme in chosen.items()}
+            model.config.schemes = _said(self.mixed.schemes(model, rows))
         self._replace_(model, quantizing)
         if self.embeddings is not None:
             _set_words_(model, QuantEmbedding.from_embedding, self.embeddings)
@@ -143,9 +142,15 @@ class Quantize(Technique):
     def plan(self, model: PreTrainedModel) -> PreTrainedModel:
         if self.mixed:
             shapes = {n: la.weight.shape for n, la in bert.encoder_linears(model).items()}
-            chosen = self.mixed.chosen(shapes)
-            model.config.schemes = {name: str(scheme) for name, scheme in chosen.items()}
+            model.config.schemes = _said(self.mixed.chosen(shapes))
         return super().plan(model)
+
+
+def _said(schemes: Mapping[str, Scheme]) -> dict[str, str | dict]:
+    """Schemes as a config lists them: by their names, or where those do not say all, by fields."""
+    named = {name: (str(s), s) for name, s in schemes.items()}
+    return {n: text if Scheme.parse(text) == s else s.to_dict(whole=False)
+            for n, (text, s) in named.items()}  # fmt: skip
 
 
 def _set_words_(model: PreTrainedModel, make: Callable, scheme: Scheme) -> None:

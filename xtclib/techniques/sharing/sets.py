@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from xtclib.techniques.measured import nearest
+
 
 def sets_of(depth: int, count: int, order: str = "consecutive") -> list[list[int]]:
     """The 0-based layers of each of ``count`` sets, every one as large.
@@ -48,18 +50,13 @@ def least_squares(
 
     ``argmin_W Σ_l E‖W·x_l − W_l·x_l‖² = (Σ_l W_l·M_l)·(Σ_l M_l)⁻¹``, ``M_l = E[x_l·x_lᵀ]``. Weights
     (outputs, inputs), moments (inputs, inputs); an input that is always 1 makes its column the
-    bias. Solved for what is to add to the mean of the weights, with ``damping`` times the mean of
-    ``Σ_l M_l``'s diagonal on that diagonal: where inputs never come, the mean stays. In fp64.
+    bias. Drawn to the mean of the weights by ``damping``: :func:`.nearest`.
 
     >>> apart = [torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 4.0]])]
     >>> seen = [torch.tensor([[3.0, 0.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 0.0]])]
     >>> least_squares(apart, seen)  # (3·1 + 1·3) / 4; the second input never comes
     tensor([[1.5000, 2.0000]])
     """
-    middle = mean(weights).double()
-    both, error = torch.zeros_like(moments[0], dtype=torch.float64), torch.zeros_like(middle)
-    for weight, moment in zip(weights, moments, strict=True):
-        both += moment.double()
-        error += (weight.double() - middle) @ moment.double()
-    both.diagonal().add_(damping * both.diagonal().mean().clamp(min=1e-30))
-    return (middle + torch.linalg.solve(both, error, left=False)).to(weights[0].dtype)
+    apart = zip(weights, moments, strict=True)
+    wanted = sum(weight.double() @ moment.double() for weight, moment in apart)
+    return nearest(mean(weights), sum(each.double() for each in moments), wanted, damping)
