@@ -332,6 +332,17 @@ def test_the_results_say_what_tables_and_rounding_take():
     assert told in text and f"in fp16 {wide['bytes'] / wide['fp32']:.1%}".replace("%", " %") in text
     (small,) = records.read("reviews", recipe="pq-1bit")
     assert f"make a file of {small.bytes / 1e6:.2f} MB" in text and small.bytes < 2.6e6
+    path = ROOT / "data" / "results" / "deployment" / "post-training.json"
+    found = json.loads(path.read_text())
+    spent = {row["recipe"]: row["seconds"] for row in found["spent"]}
+    rounds = [spent[f"gptq-{bits}bit"] for bits in (2, 3, 4)]
+    assert f"{min(rounds):.0f} to {max(rounds):.0f} s on two idle cores)" in text
+    assert max(rounds) < 120 and found["threads"] == 2
+    assert f"in {spent['kwon-50']:.0f} and {spent['kprune-50']:.0f} s on two" in text
+    wanted, left = ([100 * row[key] for row in found["budgets"]] for key in ("wanted", "left"))
+    told = "Of budgets of {:.0f}, {:.0f} and {:.0f} % of the encoder's milliseconds {:.1f}, {:.1f}"
+    assert told.format(*wanted, *left[:2]) + f" and {left[2]:.1f} % are used" in text
+    assert all(abs(left_ / wanted_ - 1) < 0.1 for wanted_, left_ in zip(wanted, left, strict=True))
     for name in ("kwon-50", "kprune-50"):
         (run,) = records.read("minilm", task="sst2", recipe=name)
         times = run.latency["milliseconds"]
