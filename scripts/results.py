@@ -13,13 +13,12 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import mean
 
-import yaml
-
 from xtclib import recipes
 from xtclib import records as results
 from xtclib.cache import ROOT
 from xtclib.deployment import runtimes
 from xtclib.files import write_text
+from xtclib.study import design
 
 ENCODERS = ROOT / "data" / "encoders.md"  # by scripts/encoders.py
 
@@ -180,8 +179,7 @@ def measured(profile: str) -> str:
 
 def waiting(profile: str) -> str:
     """The recipes of a profile in the plan of which there is no record yet, in a sentence."""
-    plan = yaml.safe_load((results.RESULTS / "plan.yaml").read_text(encoding="utf-8"))["sweeps"]
-    planned = {n for sweep in plan if sweep["profile"] == profile for n in sweep["recipe_names"]}
+    planned = {run.recipe for run in design.load(results.RESULTS / "plan.yaml").runs(profile)}
     left = sorted(planned - {r.recipe for r in results.read(profile)})
     names = ", ".join(f"`{name}`" for name in left)
     return textwrap.fill(f"Not measured yet: {names}.", 108, break_on_hyphens=False) if left else ""

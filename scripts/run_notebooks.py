@@ -118,7 +118,7 @@ def title(notebook, default: str) -> str:
 
 def told(notebook) -> float:
     """The seconds that a notebook's first cell says it takes, ``**Time** …: 90 s``; 0 for none."""
-    match = re.search(r"\*\*Time\*\*[^·\n]*?(\d+) s\b", notebook.cells[0].source)
+    match = re.search(r"\*\*Time[^*]*\*\*[^·\n]*?(\d+) s\b", notebook.cells[0].source)
     return float(match[1]) if match else 0.0
 
 

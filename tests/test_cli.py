@@ -117,8 +117,8 @@ def test_missing_results_are_listed_and_not_run(xtc, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "compress", lambda *a, **k: pytest.fail("something was run"))
     plan = tmp_path / "plan.yaml"
     plan.write_text(
-        "sweeps:\n- {profile: smoke, tasks: [sst2], recipe_names: [xtc-1bit, cut-half]}\n"
-        "- {profile: mini, tasks: [sst2], recipe_names: [ptq-8bit]}\n"
+        "grids:\n- {profile: smoke, tasks: [sst2], recipes: [xtc-1bit, cut-half]}\n"
+        "- {profile: mini, tasks: [sst2], recipes: [ptq-8bit]}\n"
     )
     code, out, _ = xtc("results", plan, "--profile", "smoke", "--missing")
     assert code == 0 and out.splitlines() == [
@@ -130,15 +130,17 @@ def test_missing_results_are_listed_and_not_run(xtc, tmp_path, monkeypatch):
 
 def test_built_in_profiles_of_a_plan_read_their_own_tasks(xtc, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(sweep, "sweep", lambda **entry: asked.append(entry["glue_dir"]))
-    monkeypatch.setenv("XTC_GLUE_DIR", str(tmp_path))
+
+    def data_for(task, profile, glue_dir):
+        asked.append((task, glue_dir))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(sweep.profiles, "data_for", data_for)
     plan = tmp_path / "plan.yaml"
-    plan.write_text(
-        "sweeps:\n- {profile: mini, tasks: [sst2], recipe_names: [ptq-8bit]}\n"
-        "- {profile: minilm, tasks: [mrpc], recipe_names: [ptq-8bit]}\n"
-    )
-    assert xtc("results", plan, "--glue-dir", tmp_path)[0] == 0
-    assert asked == [ROOT / "data" / "mini", tmp_path]
+    for profile, task in ("mini", "sst2"), ("minilm", "mrpc"):
+        plan.write_text(f"grids:\n- {{profile: {profile}, tasks: [{task}], recipes: [ptq-8bit]}}")
+        assert xtc("results", plan, "--glue-dir", tmp_path)[0] == 2
+    assert asked == [("sst2", ROOT / "data" / "mini"), ("mrpc", tmp_path)]
 
 
 def test_help_names_every_command():

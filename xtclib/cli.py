@@ -14,6 +14,7 @@ import typer
 from typer import Argument, Option
 
 import xtclib
+from xtclib.study import commands
 
 app = typer.Typer(
     help="Compress BERT: quantize, prune, distill, and measure what is left.\n\n"
@@ -21,6 +22,7 @@ app = typer.Typer(
     "xtc evaluate FOLDER --data FILE.csv",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
+app.add_typer(commands.app, name="study")
 
 
 def _path(text: str) -> Path:
@@ -332,7 +334,7 @@ def recipes() -> None:
 
 @app.command()
 def results(
-    plan: Annotated[Path, Argument(parser=_path, help="A YAML of sweeps.")] = Path(
+    plan: Annotated[Path, Argument(parser=_path, help="A study's YAML.")] = Path(
         "data/results/plan.yaml"
     ),
     glue_dir: GlueDir = None,
@@ -344,22 +346,15 @@ def results(
 
     Profiles with built-in data read these, whatever folder is named for the others.
     """
-    import yaml
+    from xtclib.study import design, sweep
 
-    from xtclib import cache
-    from xtclib.study import profiles, sweep
-
-    entries = yaml.safe_load(plan.read_text(encoding="utf-8"))["sweeps"]
-    entries = [e for e in entries if profile is None or e["profile"] == profile]
-    for entry in entries:
-        built_in = profiles.profile(entry["profile"]).data == "mini"
-        entry |= {"folder": plan.parent, "glue_dir": cache.BUILT_IN if built_in else glue_dir}
+    runs = design.load(plan).runs(profile)
     if not missing:
-        sweep.sweeps(entries, progress=not quiet)
+        sweep.sweep(runs, plan.parent, glue_dir, progress=not quiet)
         return
-    runs = {f"{e['profile']} · {run}": run for e in entries for run in sweep.planned(**e)}
-    wanted = [name for name, run in runs.items() if run.record is None]
-    typer.echo("\n".join([*wanted, f"{len(wanted)} of {len(runs)} runs are missing"]))
+    found = list(sweep.planned(runs, plan.parent, glue_dir))
+    wanted = [f"{each.run.profile} · {each}" for each in found if each.record is None]
+    typer.echo("\n".join([*wanted, f"{len(wanted)} of {len(found)} runs are missing"]))
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from xtclib.study import compress as study
 from xtclib.study import profiles, stages
 from xtclib.study import sweep as study_sweep
 from xtclib.study.compress import compress
+from xtclib.study.design import Grid
 from xtclib.study.sweep import sweep
 from xtclib.tasks import evaluation
 from xtclib.techniques.embeddings.technique import PruneVocabulary
@@ -355,7 +356,8 @@ def counted(runs, monkeypatch):
 
 def go(folder, names=("xtc-1bit", "ptq-8bit"), **kwargs):
     kwargs = {"budgets": ("A", "B"), "seeds": (0, 1), **kwargs}
-    return sweep(names, ["sst2"], "smoke", folder=folder, say=silent, **kwargs)
+    grid = Grid([*names], "smoke", ["sst2"], **{k: [*v] for k, v in kwargs.items()})
+    return sweep(grid.runs(), folder, say=silent)
 
 
 def test_a_sweep_runs_every_combination_and_skips_what_is_current(counted, tmp_path):
@@ -382,14 +384,14 @@ def test_a_sweep_measures_again_what_is_out_of_date(counted, tmp_path, key):
 
 def test_what_is_missing_is_told_without_a_run(counted, tmp_path):
     go(tmp_path, ["ptq-8bit"])
-    runs = list(study_sweep.planned(["xtc-1bit", "ptq-8bit"], ["sst2"], "smoke", seeds=[1, 2],
-                              folder=tmp_path))  # fmt: skip
+    grid = Grid(["xtc-1bit", "ptq-8bit"], "smoke", ["sst2"], seeds=[1, 2])
+    runs = list(study_sweep.planned(grid.runs(), tmp_path))
     assert [str(run) for run in runs] == [
         "sst2 · xtc-1bit · budget A · seed 1", "sst2 · xtc-1bit · budget A · seed 2",
         "sst2 · ptq-8bit · budget A · seed 1",
     ]  # fmt: skip
     assert all(run.record is None for run in runs) and len(counted) == 1
-    (run,) = study_sweep.planned(["ptq-8bit"], ["sst2"], "smoke", folder=tmp_path)
+    (run,) = study_sweep.planned(Grid(["ptq-8bit"], "smoke", ["sst2"]).runs(), tmp_path)
     assert run.record.recipe == "ptq-8bit"
 
 
@@ -405,11 +407,6 @@ def test_a_sweep_goes_on_past_a_run_that_is_refused(counted, tmp_path, monkeypat
     with pytest.raises(ValueError, match=r"refused: .*xtc-1bit.* this backbone has no head$"):
         go(tmp_path, budgets="A", seeds=(0,))
     assert counted == [("ptq-8bit", "A", 0)]
-    entry = {"tasks": ["sst2"], "profile": "smoke", "folder": tmp_path / "two"}
-    both = [entry | {"recipe_names": [name]} for name in ("xtc-1bit", "ptq-4bit")]
-    with pytest.raises(ValueError, match="refused: .*xtc-1bit"):
-        study_sweep.sweeps(both)
-    assert counted[-1] == ("ptq-4bit", "A", 0)  # the next sweep of a plan goes on too
 
 
 def test_a_sweep_takes_any_iterable(counted, tmp_path):

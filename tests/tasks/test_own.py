@@ -19,6 +19,7 @@ from xtclib import cli
 from xtclib.cache import ROOT
 from xtclib.figures import records as drawn
 from xtclib.study import profiles, sweep
+from xtclib.study.design import Wanted
 from xtclib.tasks import asked, own, reviews
 from xtclib.tasks.classification import MultiLabel
 from xtclib.tasks.rows import Split, widened
@@ -480,7 +481,7 @@ def test_a_task_is_compressed_from_python_and_drawn(write):
     done = xtc.compress("ptq-8bit", task, "smoke", progress=False, say=told.append)
     assert done.data.task is task and set(done.record.metrics["dev"]) >= {"micro_f1", "exact_match"}
     assert any(line.startswith("length   48 tokens: 0 of 32 rows are cut") for line in told)
-    (swept,) = sweep.sweep(["ptq-8bit"], [task], "smoke", folder=path.parent / "records",
+    (swept,) = sweep.sweep([Wanted("smoke", task, "ptq-8bit")], path.parent / "records",
                            progress=False, say=told.append)  # fmt: skip
     assert swept.metrics == done.record.metrics
     assert drawn.bars([done.record]).data and drawn.benchmark([done.record]).data

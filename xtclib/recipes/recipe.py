@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,6 +24,8 @@ from xtclib.files import slug, unknown
 from xtclib.tasks.augmentation import Augmentation
 from xtclib.techniques.base import TECHNIQUES, Technique
 from xtclib.training.budget import Budget
+
+AUGMENTED = "-augmented"  # behind a recipe's name
 
 
 @config
@@ -168,6 +171,22 @@ class Recipe:
         name = f"{self.name}-from-{slug(Path(student).name)}"
         return replace(self, name=name, start="teacher", student=student)
 
+    def augmented(self) -> Recipe:
+        """The recipe on more rows, under a name that says so; as many steps, as TinyBERT's copies.
+
+        >>> load("xtc-1bit").augmented().stages[0].augmentation.copies
+        20
+        """
+        own = [s.objective is not None and s.task == "its own" for s in self.stages]
+        if not any(own) or any(s.augmentation for s in self.stages):
+            why = "augments its rows already" if any(own) else "trains on no rows of the task"
+            raise ValueError(f"recipe {self.name!r} {why}: leave {AUGMENTED} out")
+        more = [
+            replace(s, augmentation=Augmentation(copies=20)) if its else s
+            for s, its in zip(self.stages, own, strict=True)
+        ]
+        return replace(self, name=self.name + AUGMENTED, stages=tuple(more))
+
     def to_dict(self) -> dict:
         """The recipe as YAML holds it, without what has its default."""
         values = written(self, whole=False)
@@ -194,6 +213,7 @@ def from_dict(name: str, values: dict) -> Recipe:
     return read(Recipe, values, name)
 
 
+@cache
 def names() -> list[str]:
     """The built-in recipes, sorted."""
     folder = resources.files("xtclib.recipes")
@@ -203,7 +223,8 @@ def names() -> list[str]:
 def load(recipe: str | Recipe | Path) -> Recipe:
     """A built-in recipe by name, or a recipe from a ``.yaml`` file.
 
-    A recipe that prunes single weights takes its sparsity in percent behind its name: ``nip-90``.
+    A recipe that prunes single weights takes its sparsity in percent behind its name: ``nip-90``;
+    any that trains on the task's rows takes more of them: ``xtc-1bit-augmented``.
     Raises ``ValueError`` with the nearest name, or ``FileNotFoundError`` for a missing file.
 
     >>> load("nip-90").techniques[0].sparsity
@@ -224,10 +245,17 @@ def load(recipe: str | Recipe | Path) -> Recipe:
     stem, _, percent = str(recipe).rpartition("-")
     if stem in names() and recipe not in names() and percent.isdigit():
         return _at_sparsity(load(stem), int(percent) / 100, str(recipe))
+    if str(recipe).endswith(AUGMENTED) and recipe not in names():
+        return load(str(recipe).removesuffix(AUGMENTED)).augmented()
     if recipe not in names():
         raise unknown("recipe", str(recipe), names())
-    text = (resources.files("xtclib.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
-    return from_dict(str(recipe), yaml.safe_load(text))
+    return _built_in(str(recipe))
+
+
+@cache
+def _built_in(name: str) -> Recipe:
+    text = (resources.files("xtclib.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
+    return from_dict(name, yaml.safe_load(text))
 
 
 def _at_sparsity(recipe: Recipe, sparsity: float, name: str) -> Recipe:

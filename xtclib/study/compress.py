@@ -60,6 +60,7 @@ def compress(
     seed: int = 0, glue_dir: str | Path | None = None, teacher: str | Path | Teacher | None = None,
     out: str | Path | None = None, progress: bool = True, say: Callable[[str], object] = print,
     device: str | None = None, report_to: str = "none", length: int | None = None,
+    timed: bool = True,
 ) -> Result:  # fmt: skip
     """Runs a recipe on a task and measures the result against its teacher.
 
@@ -73,7 +74,8 @@ def compress(
     ``teacher``: a folder or Hub id of a model fine-tuned for the task; by default the profile's
     own. ``say`` prints what is done. Started again after it was cut off, the same call ends as it
     would have, where ``out`` was reached too. ``report_to``: an integration of transformers that
-    gets the logs (``tensorboard``, ``mlflow``, ``wandb``, ``trackio``).
+    gets the logs (``tensorboard``, ``mlflow``, ``wandb``, ``trackio``). ``timed``: whether student
+    and teacher run against the clock, which says something on a machine that does nothing else.
 
     Raises ``ValueError`` for unknown names, ``ImportError`` for an integration to install,
     ``FileExistsError`` if ``out`` holds something, ``OSError`` where it cannot be written.
@@ -150,7 +152,7 @@ def compress(
     processes.agreed(lambda: _calibrate(job, student, untrained, done))
     measured = taught, floors, applying
     record, folder = processes.agreed(
-        lambda: _measure(job, student, stages, untrained, measured, target, say)
+        lambda: _measure(job, student, stages, untrained, measured, target, timed, say)
     )
     return Result(record, student, untrained.tokenizer, teacher, data, folder)
 
@@ -207,7 +209,7 @@ def _calibrate(job: Job, student: PreTrainedModel, untrained: Pair, done: list[T
 
 
 def _measure(job: Job, student: PreTrainedModel, stages: list[dict], untrained: Pair,
-             measured: tuple[dict, dict, float], out: tuple[Path, Path] | None,
+             measured: tuple[dict, dict, float], out: tuple[Path, Path] | None, timed: bool,
              say: Callable[[str], object]) -> tuple[Record, Path]:  # fmt: skip
     recipe, chosen, data, teacher = job.recipe, job.profile, job.data, job.teacher
     length, tokenizer = job.budget.max_length, untrained.tokenizer
@@ -233,7 +235,7 @@ def _measure(job: Job, student: PreTrainedModel, stages: list[dict], untrained: 
     by_row = any(t.by_row for t in recipe.techniques)
     read = batched(data, tokenizer, width, batch, 8 * batch) if by_row else ()
     models = {"teacher": teacher_model, "student": student}
-    times = latency.of_models(models, batch, width, given=read)
+    times = latency.of_models(models, batch, width, given=read) if timed else {}
     steps, rows = sum(s["steps"] for s in stages), sum(map(len, data.evaluation.values()))
     scores = [mean_score(found) for found in (metrics, floor, start)]
     record = Record(

@@ -46,6 +46,8 @@ class Profile:
     def budget(self, name: str | Budget, recipe: Recipe) -> Budget:
         """A recipe's budget ``A``, ``B``, ``C`` or ``500steps`` at its rate; another as it is.
 
+        One that names a rate, as ``A@1e-4`` does, has that.
+
         >>> from xtclib.recipes.recipe import load
         >>> profile("bert-base").budget("A", load("ternarybert")).learning_rate
         2e-05
@@ -58,7 +60,7 @@ class Profile:
         stem, _, percent = recipe.name.rpartition("-")  # movement-90 has movement's
         rate = self.rates.get(stem if percent.isdigit() else recipe.name)
         rate = rate or (self.new_weights if recipe.starts_anew else None)
-        if rate is None or isinstance(name, Budget):
+        if rate is None or isinstance(name, Budget) or "@" in name:
             return found
         return replace(found, learning_rate=rate)
 

@@ -2,91 +2,117 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from statistics import median
 
+from xtclib.cache import BUILT_IN
 from xtclib.files import check_new_file
 from xtclib.recipes import recipe as recipes
-from xtclib.records import RESULTS, Record, record_path
+from xtclib.records import RESULTS, Record, circumstances
+from xtclib.records import read as read_records
 from xtclib.study import profiles
 from xtclib.study.compress import compress
+from xtclib.study.design import Wanted
 from xtclib.tasks.base import Task, TaskData
-from xtclib.tasks.glue import TASKS
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a sweep, and its record if it was measured before and nothing has changed."""
+    """A run that is wanted, and its record if it was measured before and nothing has changed."""
 
-    task: Task
+    run: Wanted
     recipe: recipes.Recipe
-    budget: str
-    seed: int
+    steps: int
     record: Record | None
 
     def __str__(self) -> str:
-        return f"{self.task.name} · {self.recipe.name} · budget {self.budget} · seed {self.seed}"
+        return str(self.run)
 
 
-def planned(
-    recipe_names: Iterable[str], tasks: Iterable[str | Task] = tuple(TASKS),
-    profile: str | profiles.Profile | None = None, budgets: Iterable[str] = ("A",),
-    seeds: Iterable[int] = (0,), folder: str | Path = RESULTS, glue_dir: str | Path | None = None,
-) -> Iterator[Planned]:  # fmt: skip
-    """Every run of a sweep in order, with the records that ``folder`` has; nothing is run.
+def planned(runs: Iterable[Wanted], folder: str | Path = RESULTS,
+            glue_dir: str | Path | None = None) -> Iterator[Planned]:  # fmt: skip
+    """Runs in their order, with the records that ``folder`` has; nothing is run.
 
     A record counts as measured if its recipe hash, data, teacher and training budget are today's;
     other versions of torch and transformers do not make it old. Without training, budgets and seeds
-    change nothing: such a recipe has one run a task.
+    change nothing: of such a recipe a task has one run, its first. Built-in tasks are read where
+    they are built in, whatever ``glue_dir`` is for the others.
     """
-    chosen = profiles.profile(profile)
-    recipe_names, budgets, seeds = list(recipe_names), list(budgets), list(seeds)
-    for task in tasks:
-        data = profiles.data_for(task, chosen, glue_dir)
 
-        @cache
-        def teacher_key(torch_: str, transformers_: str, data: TaskData = data) -> str:
-            versions = {"torch": torch_, "transformers": transformers_}
-            return profiles.teacher_key(data, chosen, versions)
+    @cache
+    def data_of(profile: str, task: str | Task, apart: bool) -> TaskData:
+        data = profiles.data_for(task, profile, folder_for(profile, glue_dir))
+        return data.holding_out() if apart else data
 
-        for recipe in map(recipes.load, recipe_names):
-            runs = itertools.product(budgets, seeds)
-            for budget, seed in runs if recipe.trains else itertools.islice(runs, 1):
-                path = record_path(folder, chosen.name, data.task.name, recipe.name, budget, seed)
-                spent = asdict(chosen.budget(budget, recipe))
-                today = recipe.hash, data.fingerprint, spent
-                yield Planned(data.task, recipe, budget, seed, _current(path, today, teacher_key))
+    @cache
+    def teacher_of(profile: str, task: str | Task, apart: bool, torch_: str, transformers_: str):
+        versions = {"torch": torch_, "transformers": transformers_}
+        data = data_of(profile, task, apart)
+        return profiles.teacher_key(data, profiles.profile(profile), versions)
+
+    load, once = cache(recipes.load), set[tuple]()
+    for run in runs:
+        recipe, chosen, task = load(run.recipe), profiles.profile(run.profile), run.task
+        if not recipe.trains:
+            untrained = run.profile, task, recipe.name
+            if untrained in once:
+                continue
+            once.add(untrained)
+        rows = run.profile, task, any(t.calibrates for t in recipe.techniques)
+        data, spent = data_of(*rows), chosen.budget(run.budget, recipe)
+        today = recipe.hash, data.fingerprint, asdict(spent)
+        steps = sum(s.budget(spent).total_steps(len(data.train)) for s in recipe.stages if s.trains)
+        taught = partial(teacher_of, *rows)
+        yield Planned(run, recipe, steps, _current(run.path(folder), today, taught))
 
 
-def sweep(
-    recipe_names: Iterable[str], tasks: Iterable[str | Task] = tuple(TASKS),
-    profile: str | profiles.Profile | None = None, budgets: Iterable[str] = ("A",),
-    seeds: Iterable[int] = (0,), folder: str | Path = RESULTS, glue_dir: str | Path | None = None,
-    progress: bool = True, say: Callable[[str], object] = print,
-) -> list[Record]:  # fmt: skip
-    """Every combination, as records in ``folder``; those measured before are read, not run again.
+def rows_of(run: Wanted, glue_dir: str | Path | None = None) -> TaskData:
+    """What a run trains and is scored on; its teacher learns from no row that is held out."""
+    data = profiles.data_for(run.task, run.profile, folder_for(run.profile, glue_dir))
+    calibrates = any(t.calibrates for t in recipes.load(run.recipe).techniques)
+    return data.holding_out() if calibrates else data
+
+
+def folder_for(profile: str, glue_dir: str | Path | None) -> str | Path | None:
+    """Where a profile's GLUE tasks are read: the built-in ones where they are built in."""
+    return BUILT_IN if profiles.profile(profile).data == "mini" else glue_dir
+
+
+def measured(run: Wanted, folder: str | Path, glue_dir: str | Path | None = None,
+             progress: bool = True, say: Callable[[str], object] = print, timed: bool = True
+             ) -> Record:  # fmt: skip
+    """A run, measured and written; ``timed`` where nothing else runs on this machine."""
+    check_new_file(run.path(folder))
+    recipe, chosen = recipes.load(run.recipe), profiles.profile(run.profile)
+    given = folder_for(run.profile, glue_dir)
+    record = compress(recipe, run.task, chosen, run.budget, run.seed, given, progress=progress,
+                      say=say, timed=timed).record  # fmt: skip
+    record.save(folder)
+    return record
+
+
+def sweep(runs: Iterable[Wanted], folder: str | Path = RESULTS,
+          glue_dir: str | Path | None = None, progress: bool = True,
+          say: Callable[[str], object] = print) -> list[Record]:  # fmt: skip
+    """Every run, one after the other, as records in ``folder``; those measured before are read.
 
     What counts as measured: :func:`planned`. A record is written as soon as it is measured. A run
     that is refused does not stop the rest; the ``ValueError`` comes at the end.
     """
-    chosen, found, refused = profiles.profile(profile), [], []
-    for one in planned(recipe_names, tasks, chosen, budgets, seeds, folder, glue_dir):
+    found, refused = [], []
+    for one in planned(runs, folder, glue_dir):
         record = one.record
         if record is None:
             say(f"\n{one}")
-            check_new_file(record_path(folder, chosen.name, one.task.name, one.recipe.name, "A", 0))
             try:
-                record = compress(one.recipe, one.task, chosen, one.budget, one.seed, glue_dir,
-                                  progress=progress, say=say).record  # fmt: skip
+                record = measured(one.run, folder, glue_dir, progress, say)
             except ValueError as error:
                 refused.append(f"{one}: {error}")
                 say(f"refused  {error}")
                 continue
-            record.save(folder)
             say(record.table())
         found.append(record)
     if refused:
@@ -95,16 +121,29 @@ def sweep(
     return found
 
 
-def sweeps(entries: Iterable[Mapping[str, Any]], progress: bool = True) -> None:
-    """Several sweeps, each the arguments of one; what was refused in any is told at the end."""
-    refused = []
-    for entry in entries:
-        try:
-            sweep(**entry, progress=progress)
-        except ValueError as error:
-            refused.append(str(error))
-    if refused:
-        raise ValueError("; ".join(refused))
+def seconds_of(plan: Iterable[Planned], folder: str | Path = RESULTS) -> dict[str, float | None]:
+    """How long each run will train, by its key: steps times what a step took on this machine.
+
+    The median of a profile's records made with this processor and so many threads: of the same
+    recipe where there is one, else of all; ``None`` where nothing was measured here.
+    """
+    here = {name: circumstances()["machine"][name] for name in ("processor", "capability")}
+
+    @cache
+    def paces(profile: str) -> dict[str, list[float]]:
+        found: dict[str, list[float]] = {}
+        for record in read_records(profile, folder):
+            steps = sum(stage.get("steps", 0) for stage in record.stages)
+            if steps and here.items() <= record.machine.items():
+                found.setdefault(record.recipe, []).append(record.seconds / steps)
+        return found
+
+    spent: dict[str, float | None] = {}
+    for one in plan:
+        known = paces(one.run.profile)
+        every = known.get(one.recipe.name) or [p for found in known.values() for p in found]
+        spent[one.run.key] = one.steps * median(every) if every and one.steps else None
+    return spent
 
 
 def _current(path: Path, today: tuple, teacher_key: Callable[..., str]) -> Record | None:

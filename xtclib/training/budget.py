@@ -56,16 +56,29 @@ class Budget:
 def budget(name: str | Budget, known: dict[str, Budget]) -> Budget:
     """A profile's budget ``A``, ``B``, ``C``, or ``A`` at another length: ``500steps``.
 
-    >>> budget("500steps", {"A": Budget(epochs=3)}).steps
-    500
+    Behind an ``@`` stands another learning rate: ``B@1e-4``.
+
+    >>> budget("500steps@1e-3", {"A": Budget(epochs=3)}).learning_rate
+    0.001
     """
     if isinstance(name, Budget):
         return name
     if name in known:
         return known[name]
+    length, at, rate = name.partition("@")
+    if at:
+        return replace(budget(length, known), learning_rate=_rate(name, rate))
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(steps?|epochs?)", name)
     if match is None:
         raise unknown("budget", name, (*known, "500steps", "2epochs"))
     count, unit = float(match[1]), match[2].rstrip("s")
     steps, epochs = (int(count), None) if unit == "step" else (None, count)
     return replace(known["A"], steps=steps, epochs=epochs)
+
+
+def _rate(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        told = f"the budget {name!r} has {text!r} behind its @, expected a learning rate"
+        raise ValueError(f"{told}: write it as in A@1e-4") from None

@@ -1,0 +1,91 @@
+"""What a cluster of this machine's workers brings, and what handing out runs costs.
+
+    python benchmarks/cluster.py [--runs 12] [--steps 40] [--stubs 10000] [--workers 64]
+                                 [--out FILE]
+
+First so many equal runs (profile `reviews`, half the layers, a seed each) by one worker and by two,
+a thread each, from equal caches: the ratio of their times, and of the time of one worker what was
+not spent in runs. Then so many stubs of half a second over threads that only sleep: how busy the
+workers were, and how long it took to plan them. Not a timed test.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import common
+
+from xtclib.study import cluster, design, profiles, sweep
+
+NAP = 0.5  # seconds
+
+
+def stub(run: design.Wanted, place: cluster.Place) -> cluster.Outcome:
+    """A run that does nothing for a while."""
+    time.sleep(NAP)
+    return cluster.Outcome(run.key, "measured", NAP)
+
+
+def timed(study: design.Study, workers: int) -> tuple[float, float]:
+    """Seconds of a study by so many workers from a fresh folder, and those spent in its runs."""
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["XTC_CACHE"] = f"{place}/cache"
+        with cluster.client_of(workers=workers, say=lambda line: None) as client:
+            client.run(profiles.profile, "reviews")  # imports are not what is measured
+            started = time.perf_counter()
+            ended = cluster.run(study.runs(), Path(place, "records"), client=client, progress=False)
+            spent = time.perf_counter() - started
+    return spent, sum(each.seconds for each in ended)
+
+
+def simulated(count: int, workers: int) -> tuple[float, float]:
+    """Seconds to plan so many runs, and the share of their time that workers were busy."""
+    from distributed import Client, LocalCluster
+
+    grid = design.Grid(["xtc-1bit"], "smoke", ["sst2"], seeds=range(count))
+    started = time.perf_counter()
+    runs = design.Study([grid]).runs()
+    with tempfile.TemporaryDirectory() as place:
+        list(sweep.planned(runs, place))
+        planning = time.perf_counter() - started
+        threads = {"n_workers": 8, "threads_per_worker": workers // 8, "processes": False}
+        with (
+            LocalCluster(**threads, dashboard_address=None, silence_logs=50) as local,
+            Client(local) as client,
+        ):
+            started = time.perf_counter()
+            cluster.run(runs, place, client=client, progress=False, work=stub)
+            spent = time.perf_counter() - started
+    return planning, count * NAP / (workers // 8 * 8) / spent
+
+
+def main() -> None:
+    options = common.options(__doc__, runs=12, steps=40, stubs=10_000, workers=64, out="")
+    found: dict = {"runs": options.runs, "steps": options.steps}
+    cache = os.environ.get("XTC_CACHE")
+    if options.runs:
+        grid = design.Grid(["xtc-half"], budgets=[f"{options.steps}steps"],
+                           seeds=range(options.runs))  # fmt: skip
+        study = design.Study([grid])
+        one, inside = timed(study, 1)
+        two, _ = timed(study, 2)
+        found |= {"one": one, "two": two, "ratio": two / one, "around": 1 - inside / one}
+        print(f"{options.runs} runs of {inside / options.runs:.0f} s, one thread a worker: "
+              f"one worker {one:.0f} s, two {two:.0f} s, {two / one:.2f} ×; "
+              f"{found['around']:.1%} of one worker's time was not spent in runs")  # fmt: skip
+    if options.stubs:
+        planning, busy = simulated(options.stubs, options.workers)
+        found |= {"stubs": options.stubs, "workers": options.workers, "nap": NAP,
+                  "planning": planning, "busy": busy}  # fmt: skip
+        print(f"{options.stubs} stubs of {NAP} s over {options.workers} threads: planned in "
+              f"{planning:.1f} s, workers busy for {busy:.1%} of the time")  # fmt: skip
+    if cache:
+        os.environ["XTC_CACHE"] = cache
+    common.write(options.out, found, "distributed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""``xtc study``: from a question to an answer, on one machine or on many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+app = typer.Typer(help="Studies: many runs, planned, measured and concluded from.",
+                  no_args_is_help=True)  # fmt: skip
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+File = Annotated[Path, Argument(parser=_path, help="A study's YAML.")]
+Records = Annotated[
+    Path | None, Option("--folder", parser=_path, help="Of the records; else the file's own.")
+]
+GlueDir = Annotated[Path | None, Option(parser=_path, help="A folder in GLUE's official layout.")]
+
+
+@app.command()
+def plan(file: File, folder: Records = None, glue_dir: GlueDir = None) -> None:
+    """Say how many runs a study has, what is measured already, and how long the rest will take."""
+    from xtclib.study import design, sweep
+
+    study, where = design.load(file), folder or file.parent
+    found = list(sweep.planned(study.runs(), where, glue_dir))
+    left = [one for one in found if one.record is None]
+    if study.question:
+        typer.echo(f"question {study.question}")
+    for one in left:
+        typer.echo(f"missing  {one.run.profile} · {one}")
+    spent = sweep.seconds_of(left, where)
+    hours = sum(each or 0 for each in spent.values()) / 3600
+    blind = sum(
+        each is None and one.recipe.trains for each, one in zip(spent.values(), left, strict=True)
+    )
+    unknown = f", and {blind} runs whose pace no record of this machine tells" if blind else ""
+    typer.echo(f"runs     {len(found)}, of which {len(found) - len(left)} are measured")
+    typer.echo(f"left     {hours:.1f} hours of one worker's training{unknown}")
+
+
+@app.command()
+def run(
+    file: File,
+    folder: Records = None,
+    glue_dir: GlueDir = None,
+    scheduler: Annotated[
+        str | None, Option(help="A dask scheduler, tcp://HOST:8786; else this machine's cores.")
+    ] = None,
+    workers: Annotated[int | None, Option(min=1, help="On this machine; else all cores.")] = None,
+    threads: Annotated[int, Option(min=1, help="Of each worker.")] = 1,
+    memory: Annotated[str, Option(help="Of each worker on this machine, such as 8GB.")] = "auto",
+    quiet: Annotated[bool, Option(help="No progress bar.")] = False,
+) -> None:
+    """Measure what is missing, on workers; resumable, and safe to start twice.
+
+    Times are not taken beside other runs: xtc study time FILE does that afterwards.
+    """
+    from xtclib.study import cluster, design
+
+    runs, where = design.load(file).runs(), folder or file.parent
+    with cluster.client_of(scheduler, workers, threads, memory, typer.echo) as client:
+        ended = cluster.run(runs, where, glue_dir, client, threads, not quiet, typer.echo)
+    bad = [f"{each.key}: {each.reason}" for each in ended if each.reason]
+    typer.echo(f"measured {len(ended) - len(bad)} of {len(ended)} runs that were missing")
+    if bad:
+        raise ValueError(f"{len(bad)} runs did not end, the first: {bad[0]}")
+
+
+@app.command()
+def time(file: File, folder: Records = None, glue_dir: GlueDir = None) -> None:
+    """Run every measured student against the clock, alone: nothing else should run meanwhile."""
+    from xtclib.study import design, sweep
+
+    where = folder or file.parent
+    found = [one for one in sweep.planned(design.load(file).runs(), where, glue_dir) if one.record]
+    left = [one for one in found if one.record and not one.record.latency]
+    for one in left:
+        typer.echo(f"\n{one}")
+        record = sweep.measured(one.run, where, glue_dir, progress=False, say=lambda _: None)
+        typer.echo(record.table())
+    typer.echo(f"timed    {len(left)} of {len(found)} runs, {len(found) - len(left)} were before")
+
+
+@app.command()
+def conclude(file: File, folder: Records = None) -> None:
+    """Compare what a study's file names, over its records: intervals, not single numbers."""
+    from xtclib.study import cluster, conclusions, design
+
+    study = design.load(file)
+    if not study.compare:
+        raise ValueError(f"{file} compares nothing: name selections of records under `compare`")
+    records = cluster.records_of(study.runs(), folder or file.parent)
+    typer.echo(conclusions.table(conclusions.compare(records, study.compare)))
