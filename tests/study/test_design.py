@@ -56,6 +56,7 @@ def test_a_run_of_two_grids_is_one_run():
     assert len(Study(grids).runs("minilm")) == 0
 
 
+@pytest.mark.slow
 def test_keys_agree_between_processes():
     told = "from xtclib.study.design import *; print(Grid(['xtc-1bit'], rates=[2e-4]).runs()"
     found = subprocess.run([sys.executable, "-c", f"{told}.__next__().key)"], check=True,
@@ -101,7 +102,7 @@ def test_more_rows_change_the_recipe_and_not_the_steps(tmp_path):
 def test_a_grid_that_cannot_be_is_one_clear_line(values, told):
     with pytest.raises(ValueError, match=told) as error:
         Grid(**values)
-    assert len(str(error.value)) < 400
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -129,12 +130,14 @@ def test_what_is_not_there_or_too_long_is_told(tmp_path, written):
         design.load(written("#" * 2**21))
 
 
+@pytest.mark.slow
 def test_ten_thousand_runs_are_planned_at_once(tmp_path):
     runs = Study([Grid(["xtc-1bit"], "smoke", ["sst2"], seeds=range(10_000))]).runs()
     found = list(sweep.planned(runs, tmp_path))
     assert len(found) == len({one.run.key for one in found}) == 10_000
 
 
+@pytest.mark.slow
 def test_hours_are_told_from_this_machines_records(tmp_path):
     run = Wanted("smoke", "sst2", "xtc-1bit", "B")
     (one,) = sweep.planned([run], tmp_path)

@@ -18,6 +18,7 @@ import traceback
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ def survey(place: Place, needs_reviews: bool) -> dict:
     """What a worker has of all that a study needs there."""
     versions = {
         "python": platform.python_version(), "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "transformers": version("transformers"),  # the module loads lazily, not for threads
         "xtclib": f"{xtclib.__version__}, files {sources()}",
     }  # fmt: skip
     mark = cache.cache_dir() / "mark"
@@ -236,9 +237,9 @@ def checked(client: Any, place: Place, runs: Iterable[Wanted]) -> tuple[Place, P
     except ModuleNotFoundError as error:
         raise ValueError(f"a worker lacks {error.name}: {_cure()}") from None
     for address, there in found.items():
-        for name, version in here["versions"].items():
-            if there["versions"].get(name) != version:
-                told = f"{name} {there['versions'].get(name)}, the client {version}"
+        for name, ours in here["versions"].items():
+            if there["versions"].get(name) != ours:
+                told = f"{name} {there['versions'].get(name)}, the client {ours}"
                 raise ValueError(f"the worker at {address} has {told}: {_cure()}")
         if there["refused"]:
             cure = "name a folder that all machines share"

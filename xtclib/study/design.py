@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -81,17 +81,16 @@ class Grid:
                 raise ValueError(f"an empty grid: {name} lists nothing, name at least one")
         for task in self.tasks:
             find_task(task)
-        for budget, recipe in itertools.product(self.budgets, self.recipes):
-            chosen.budget(budget, recipes.load(recipe))
-        for stages, recipe in itertools.product(self.stages, self.recipes):
-            recipes.load(recipe + DIVIDED[stages])
         if self.rates and any("@" in budget for budget in self.budgets):
             both = f"{self.budgets} name a rate, and rates are listed too"
             raise ValueError(f"budgets {both}: name them in one place")
         for condition in self.without:
             self._check(condition)
-        if not any(True for _ in self.runs()):
+        every = {(run.recipe, run.budget) for run in self.runs()}
+        if not every:
             raise ValueError(f"an empty grid: without leaves nothing of {short(self.recipes)}")
+        for recipe, budget in sorted(every):
+            chosen.budget(budget, recipes.load(recipe))
 
     def _check(self, condition: dict) -> None:
         listed = [f.name for f in fields(self) if f.name not in ("profile", "without")]
@@ -171,8 +170,3 @@ def load(path: str | Path) -> Study:
         return read(Study, values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def named(runs: Iterable[Wanted]) -> dict[str, Wanted]:
-    """Runs by their keys."""
-    return {run.key: run for run in runs}
