@@ -12,6 +12,7 @@ import torch
 from xtclib import LayerReduction, Match, recipes, records
 from xtclib.costs import architectures, breakdown, claims
 from xtclib.distillation import attention_mse, kl_divergence, layer_map, soft_cross_entropy
+from xtclib.study import pairs
 from xtclib.techniques.dynamic.criteria import Judge
 from xtclib.techniques.factorization import decompositions
 from xtclib.techniques.pruning import masks
@@ -110,6 +111,11 @@ def compensated(f):
         yield f"{size} weights", f(w.clone(), moment), right
 
 
+def adjusted(f):
+    for ps in ([0.01, 0.04, 0.03], [0.5], [0.2, 0.001, 0.8, 0.02, 0.02]):
+        yield f"{len(ps)} values", f(list(ps)), torch.tensor(pairs.holm(ps))
+
+
 ANSWERS = {  # name: (what is right, digits after the point; None: exactly)
     "00 times smaller": (lambda: records.read("reviews", **TWO_BITS)[0].ratio, 1),
     "01 overtaken": (lambda: 4 * architectures.config_of("bert-large").hidden_size, None),
@@ -156,6 +162,8 @@ ANSWERS = {  # name: (what is right, digits after the point; None: exactly)
     "08 waiting": (lambda: 2 * 12 / (2 * 10), 2),
     "09 product bytes": (lambda: 30522 * 16 + 256 * 384 * 2, None),
     "09 against": (lambda: against()[0, 1], None),
+    "10 runs": (lambda: 3 * (2 * 2 - 1) * 5, None),
+    "10 sign test": (lambda: pairs.sign_test([1.0] * 5), 4),
 }
 TESTS = {
     "01 encoder_flops": encoder_flops,
@@ -167,6 +175,7 @@ TESTS = {
     "07 nearest": nearest,
     "08 leaves_by": leaves_by,
     "09 compensated": compensated,
+    "10 holm": adjusted,
 }
 
 

@@ -10,7 +10,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from xtclib import cli, teachers
+from xtclib import cli, records, teachers
 from xtclib.artefact import format
 from xtclib.cache import ROOT
 from xtclib.recipes import recipe
@@ -369,3 +369,39 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path):
     found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert found.returncode == 0, found.stderr
     assert not [p for p in (tmp_path / "cache").rglob("*partial*")]
+
+
+@pytest.mark.slow
+def test_a_study_is_planned_measured_timed_and_concluded_from(xtc, tmp_path):
+    pytest.importorskip("distributed")
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "question: does it help?\n"
+        "grids: [{recipes: [xtc-1bit, cut-half], profile: smoke, tasks: [sst2], seeds: [0, 1]}]\n"
+        "compare: {one bit over a cut: [{recipe: xtc-1bit}, {recipe: cut-half}]}\n"
+    )
+    code, out, _ = xtc("study", "plan", path)
+    assert code == 0 and "runs     3, of which 0 are measured" in out  # cut-half trains nothing
+    assert "and 2 runs whose pace no record of this machine tells" in out
+    code, out, _ = xtc("study", "run", path, "--workers", 1, "--quiet")
+    assert code == 0 and "measured 3 of 3 runs that were missing" in out
+    code, out, _ = xtc("study", "time", path)
+    assert code == 0 and "timed    3 of 3 runs, 0 were before" in out
+    assert all(record.latency for record in records.read("smoke", tmp_path))
+    code, out, _ = xtc("study", "run", path, "--workers", 1, "--quiet")
+    assert code == 0 and out.strip() == "nothing is missing"
+    path.write_text(path.read_text().replace("seeds: [0, 1]", "seeds: [0]"))
+    code, out, _ = xtc("study", "conclude", path)
+    assert code == 0 and "one bit over a cut" in out
+
+
+def test_what_a_study_lacks_is_one_line(xtc, tmp_path):
+    path = tmp_path / "study.yaml"
+    assert "no study at" in xtc("study", "plan", path)[2]
+    path.write_text("grids: [{recipes: [xtc-1bitt]}]")
+    assert "did you mean 'xtc-1bit'" in xtc("study", "plan", path)[2]
+    path.write_text("grids: [{recipes: [xtc-1bit]}]")
+    code, _, told = xtc("study", "conclude", path)
+    assert code == 2 and "compares nothing: name selections of records under `compare`" in told
+    code, _, told = xtc("study", "run", path, "--scheduler", "nowhere")
+    assert code == 2 and len(told.splitlines()) == 1

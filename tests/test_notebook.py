@@ -3,6 +3,7 @@
 import re
 
 import nbformat
+import numpy as np
 import pytest
 
 from xtclib.cache import ROOT
@@ -81,7 +82,7 @@ def test_the_solution_of_a_code_exercise_passes_its_test(name):
     (path,) = (path for path in NOTEBOOKS if path.stem.startswith(number))
     text = "\n".join(cell.source for cell in cells(path, "markdown"))
     (solution,) = re.findall(rf"```python\n(def {function}\(.*?)```", text, re.DOTALL)
-    names = {"torch": EXERCISES.torch}
+    names = {"torch": EXERCISES.torch, "np": np}
     exec(solution, names)
     assert re.fullmatch(r"right, in \d cases", EXERCISES.verdict(name, names[function]))
 

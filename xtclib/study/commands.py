@@ -62,9 +62,12 @@ def run(
 
     Times are not taken beside other runs: xtc study time FILE does that afterwards.
     """
-    from xtclib.study import cluster, design
+    from xtclib.study import cluster, design, sweep
 
     runs, where = design.load(file).runs(), folder or file.parent
+    if all(one.record for one in sweep.planned(runs, where, glue_dir)):
+        typer.echo("nothing is missing")
+        return
     with cluster.client_of(scheduler, workers, threads, memory, typer.echo) as client:
         ended = cluster.run(runs, where, glue_dir, client, threads, not quiet, typer.echo)
     bad = [f"{each.key}: {each.reason}" for each in ended if each.reason]
