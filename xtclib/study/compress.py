@@ -128,9 +128,8 @@ def compress(
     job = _fitted(job, untrained, say)
     processes.agreed(lambda: _check_reopens(untrained))
     teacher.model.to("cpu").eval()
-    taught = processes.agreed(
-        lambda: _scores(teacher.model, teacher.tokenizer, data, spent.max_length)
-    )
+    reads = min(spent.max_length, bert.longest(teacher.model) or spent.max_length)
+    taught = processes.agreed(lambda: _scores(teacher.model, teacher.tokenizer, data, reads))
     floors = {n: data.task.majority(s, data.train) for n, s in data.evaluation.items()}
     if mean_score(taught) <= mean_score(floors):
         majority = f"the majority class {mean_score(floors):.1f}"
