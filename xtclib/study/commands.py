@@ -101,3 +101,17 @@ def conclude(file: File, folder: Records = None) -> None:
         raise ValueError(f"{file} compares nothing: name selections of records under `compare`")
     records = cluster.records_of(study.runs(), folder or file.parent)
     typer.echo(conclusions.table(conclusions.compare(records, study.compare)))
+
+
+@app.command()
+def search(
+    file: Annotated[Path, Argument(parser=_path, help="A search's YAML.")],
+    out: Annotated[Path, Option(parser=_path, help="Folder of its journal and records.")],
+    glue_dir: GlueDir = None,
+    quiet: Annotated[bool, Option(help="No progress bar.")] = False,
+) -> None:
+    """Search a recipe's settings on rows cut off from training; resumable, by several at once."""
+    from xtclib.study import search as searches
+
+    found = searches.search(file, out, glue_dir, progress=not quiet, say=typer.echo)
+    typer.echo(searches.table(found))

@@ -60,12 +60,13 @@ def compress(
     seed: int = 0, glue_dir: str | Path | None = None, teacher: str | Path | Teacher | None = None,
     out: str | Path | None = None, progress: bool = True, say: Callable[[str], object] = print,
     device: str | None = None, report_to: str = "none", length: int | None = None,
-    timed: bool = True,
+    data: TaskData | None = None, timed: bool = True,
 ) -> Result:  # fmt: skip
     """Runs a recipe on a task and measures the result against its teacher.
 
     ``task``: a name, or a task, such as :func:`xtclib.own` makes of a file. ``length``: how many
-    tokens of a row are read; by the profile unless told.
+    tokens of a row are read; by the profile unless told. ``data``: rows of a task in place of those
+    that the profile has, such as a part of them; the teacher learns from them too.
 
     Resumes: finished stages and checkpoints lie in the cache under a key of everything that
     determines them, so a killed run goes on and a repeated one is read. What the recipe asks for
@@ -84,7 +85,7 @@ def compress(
     if not processes.leads():
         progress, say = False, lambda _: None
     recipe, chosen = recipes.load(recipe), profiles.profile(profile, task, glue_dir)
-    task = find_task(task or chosen.task)
+    task = data.task if data else find_task(task or chosen.task)
     chosen = profiles.with_length(chosen, length or profiles.length_for(task, chosen))
     if isinstance(teacher, (str, Path)):
         task = task.taught_by(teacher)
@@ -92,7 +93,7 @@ def compress(
     spent = chosen.budget(budget, recipe)
     budget_name = budget if isinstance(budget, str) else "custom"
     # Several files may have one name; what is in them was read when the task was made.
-    data = profiles.data_for(task, chosen, glue_dir) if task.details else None
+    data = profiles.data_for(task, chosen, glue_dir) if task.details and not data else data
     target = None
     if out is not None:
         out = Path(out).expanduser()
@@ -128,9 +129,8 @@ def compress(
     job = _fitted(job, untrained, say)
     processes.agreed(lambda: _check_reopens(untrained))
     teacher.model.to("cpu").eval()
-    taught = processes.agreed(
-        lambda: _scores(teacher.model, teacher.tokenizer, data, spent.max_length)
-    )
+    reads = min(spent.max_length, bert.longest(teacher.model) or spent.max_length)
+    taught = processes.agreed(lambda: _scores(teacher.model, teacher.tokenizer, data, reads))
     floors = {n: data.task.majority(s, data.train) for n, s in data.evaluation.items()}
     if mean_score(taught) <= mean_score(floors):
         majority = f"the majority class {mean_score(floors):.1f}"
@@ -277,18 +277,16 @@ def verdict(recipe: recipes.Recipe, found: float, floor: float, untrained: float
             rows: int, taught: float = 100.0) -> str:  # fmt: skip
     """What a student's score ``found`` does not beat, and why; empty where it beats all.
 
-    The majority class's score ``floor`` counts as beaten by more than two standard errors of a
-    share of ``rows`` answers, ``2·√(floor·(100 − floor) / rows)`` points, or of a correlation,
-    whose floor is 0, ``2·100/√rows``; ``untrained`` is the score of the same student before its
-    ``steps``, of which nothing is asked where it is 100. ``taught`` is the teacher's score.
+    The majority class's score ``floor`` counts as beaten by more than :func:`two_errors` of
+    ``rows`` answers; ``untrained`` is the score of the same student before its ``steps``, of which
+    nothing is asked where it is 100. ``taught`` is the teacher's score.
 
     >>> verdict(recipes.load("cnn-kd"), 51.0, 50.0, 49.0, steps=200, rows=800)
     'does not beat the majority class (50.0 ± 3.5): 200 steps in all are few for new weights'
     """
     if any(t.by_row for t in recipe.techniques):  # untrained it computes all, as its teacher
         untrained = 100.0
-    variance = floor * (100 - floor) if floor > 0 else 100**2
-    noise, missed = 2 * (variance / rows) ** 0.5, []
+    noise, missed = two_errors(floor, rows), []
     if found <= floor + noise:
         missed.append(f"the majority class ({floor:.1f} ± {noise:.1f})")
     if recipe.trains and found <= untrained < 100:
@@ -306,6 +304,18 @@ def verdict(recipe: recipes.Recipe, found: float, floor: float, untrained: float
     else:
         why = f"{steps} steps in all are likely too few to make up for what was taken"
     return f"does not beat {' or '.join(missed)}: {why}"
+
+
+def two_errors(score: float, rows: int) -> float:
+    """Two standard errors, in points, of a share of ``rows`` answers, ``2·√(s·(100 − s) / rows)``.
+
+    Of a correlation, whose floor is 0, ``2·100/√rows``.
+
+    >>> two_errors(50.0, 400), two_errors(0.0, 400)
+    (5.0, 10.0)
+    """
+    variance = score * (100 - score) if score > 0 else 100**2
+    return 2 * (variance / rows) ** 0.5
 
 
 def _saved_bytes(model: PreTrainedModel) -> int:

@@ -57,13 +57,13 @@ class Split:
             [self.labels[index] for index in indices],
         )
 
-    def parted(self, seed: int) -> tuple[Split, Split]:
-        """The split without a twentieth of its rows, up to 1000, in order, and those, by chance.
+    def parted(self, seed: int, part: int = 20) -> tuple[Split, Split]:
+        """The split without one of ``part`` rows, up to 1000, in order, and those, by chance.
 
         >>> [len(part) for part in Split(["a"] * 60, None, [0] * 60).parted(seed=0)]
         [57, 3]
         """
-        count = min(max(len(self) // 20, 1), 1000)
+        count = min(max(len(self) // part, 1), 1000)
         order = np.random.default_rng(seed).permutation(len(self)).tolist()
         return self.select(sorted(order[count:])), self.select(order[:count])
 

@@ -145,3 +145,27 @@ def test_what_no_mixture_can_be_is_refused(make_bert, rows, tokenizer, tmp_path)
     (folder / "config.json").write_text(json.dumps(said))
     with pytest.raises(ValueError, match="config.json says schemes="):
         format.load(folder)
+
+
+def test_bits_by_layer_are_spread_over_the_layers_there_are(make_bert, rows, tokenizer, tmp_path):
+    technique = Quantize(embeddings=None, by_layer=("int8-row", "binary-row"))
+    model = technique.apply(make_bert(layers=3), rows)
+    found = {n.split(".")[3]: str(m.weights) for n, m in model.named_modules() if QUERY[-5:] in n}
+    assert found == {"0": "int8-row", "1": "int8-row", "2": "binary-row"}
+    folder = format.save(format.finalize(model, [technique]), tokenizer, tmp_path / "by")
+    format.check_reopens(format.finalize(model, [technique]), folder)
+    planned = ledger.plan(make_bert(layers=3).config, [technique])
+    size = [sum(e.bytes for e in each[:-1]) for each in (planned, ledger.byte_ledger(folder))]
+    assert size[0] == pytest.approx(size[1], rel=0.05)
+    assert "by_layer" not in Quantize().to_dict()["quantize"]
+
+
+def test_what_bits_by_layer_cannot_be_is_refused(make_bert, rows):
+    with pytest.raises(ValueError, match="by_layer lists 3 schemes, but the model has 2 layers"):
+        Quantize(by_layer=("binary",) * 3).apply(make_bert(layers=2), rows)
+    with pytest.raises(ValueError, match="quantize has by_layer and mixed: list schemes"):
+        Quantize(by_layer=("binary",), mixed={})
+    with pytest.raises(ValueError, match="quantize has by_layer and weights: null"):
+        Quantize(by_layer=("binary",), weights=None, activations=None)
+    with pytest.raises(ValueError, match="unknown quantization scheme 'binry'"):
+        Quantize(by_layer=("binry",))

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from xtclib import bert
 from xtclib.attention import takes_another, use
-from xtclib.config import READ, Count, config, short
+from xtclib.config import READ, Count, Listed, config, short
 from xtclib.tasks.rows import Calibration
 from xtclib.techniques.base import Stored, Technique, check_finite, copied, needs, pack_, register
 from xtclib.techniques.quantization.gptq import Calibrated, round_
@@ -47,9 +47,10 @@ class Quantize(Technique):
     What is left (position and type embeddings, LayerNorm, biases, pooler, classifier) is stored in
     fp16. Source: XTC, arXiv:2206.01859, section 3 and its release.
 
-    Without training: ``calibrated`` rounds weights by what they read (:class:`.gptq.Calibrated`),
-    for good, so no later stage trains. ``mixed``: schemes that differ between matrices, in place of
-    ``weights`` (:class:`.mixed.Mixed`).
+    In place of ``weights``: ``by_layer``, schemes from the first layer to the last, as many layers
+    for each; or ``mixed``, where matrices differ (:class:`.mixed.Mixed`). Without training:
+    ``calibrated`` rounds weights by what they read (:class:`.gptq.Calibrated`), for good, so no
+    later stage trains.
     """
 
     name: ClassVar[str] = "quantize"
@@ -60,9 +61,13 @@ class Quantize(Technique):
     attention: StoredScheme | None = None
     calibrated: Annotated[Calibrated, READ] | None = None
     mixed: Annotated[Mixed, READ] | None = None
+    by_layer: Listed[StoredScheme] | None = None
     stored = True
 
     def __post_init__(self) -> None:
+        if self.by_layer is not None and (self.mixed or not (self.by_layer and self.weights)):
+            other = "mixed" if self.mixed else "no scheme" if self.weights else "weights: null"
+            raise ValueError(f"quantize has by_layer and {other}: list schemes, and no other")
         if self.weights is None and self.calibrated is not None:
             raise ValueError("calibrated rounds weights: give weights a scheme, such as 'int4-row'")
         if self.weights is None and self.activations is not None:
@@ -95,12 +100,12 @@ class Quantize(Technique):
             raise ValueError(f"{told}: list it last, in a stage without an objective")
 
     def to_dict(self, whole: bool = True) -> dict:
-        """As for any technique, without ``calibrated`` and ``mixed`` where there are none.
+        """As for any technique, without what is ``None`` of three that came later.
 
-        So a file that has neither is, byte for byte, what it was before they existed.
+        So a file that has none of them is, byte for byte, what it was before they existed.
         """
         found = super().to_dict(whole)[self.name]
-        optional = ("calibrated", "mixed")
+        optional = ("calibrated", "mixed", "by_layer")
         return {self.name: {k: v for k, v in found.items() if v is not None or k not in optional}}
 
     @property
@@ -123,7 +128,7 @@ class Quantize(Technique):
             return
         inputs: dict = defaultdict(lambda: InputQuantizer(self.activations))
         linears = bert.encoder_linears(model, (nn.Linear, Stored))
-        schemes = self._mixture(model, linears) if self.mixed else {}
+        schemes = self._mixture(model, linears) if self.mixed else self._layers(model, linears)
         for name, linear in linears.items():
             block = name.rpartition(".")[0]
             scheme = schemes.get(name, self.weights)
@@ -138,6 +143,18 @@ class Quantize(Technique):
                 "copy the artefact again"
             )
         return {name: Scheme.parse(text) for name, text in said.items()}
+
+    def _layers(self, model: PreTrainedModel, linears: Mapping) -> dict[str, Scheme]:
+        """The scheme of each matrix by its layer's place: ``by_layer[⌊i·schemes/depth⌋]``."""
+        listed, layers = self.by_layer or (), bert.encoder_layers(model)
+        if len(listed) > len(layers):
+            more = f"by_layer lists {len(listed)} schemes, but the model has {len(layers)} layers"
+            raise ValueError(f"{more}: list one a layer at most")
+        found = dict[str, Scheme]()
+        for i, layer in enumerate(layers) if listed else ():
+            inside, scheme = set(layer.modules()), listed[i * len(listed) // len(layers)]
+            found |= {name: scheme for name, linear in linears.items() if linear in inside}
+        return found
 
     def plan(self, model: PreTrainedModel) -> PreTrainedModel:
         if self.mixed:
