@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from statistics import mean
 
 import pytest
 from made import made
@@ -11,7 +12,7 @@ from xtclib import records
 from xtclib.cache import ROOT
 from xtclib.figures import records as plots
 from xtclib.recipes import recipe
-from xtclib.study import compress, profiles
+from xtclib.study import compress, conclusions, design, profiles, sweep
 
 RECORDS = [r for profile in profiles.PROFILES for r in records.read(profile)]
 
@@ -364,3 +365,30 @@ def test_the_results_say_what_the_adapter_gives_away():
     assert told in text and gap < 0.5
     softer = f"it chooses {sure['adapter']:.2f} on average, the whole model {sure['full'][0]:.2f}"
     assert softer in text
+
+
+def test_the_results_say_what_the_study_of_stages_shows():
+    text = " ".join((ROOT / "RESULTS.md").read_text(encoding="utf-8").split())
+    study = design.load(records.RESULTS / "stages.yaml")
+    found = sweep.records_of(study.runs())
+    compared = conclusions.compare(found, study.compare)
+    assert [bool(c.shown) for c in compared] == [True] + 5 * [False]
+    longer, *_ = compared
+    told = f"400 steps are ahead of 150 by {longer.mean:.1f} points ({longer.low:.1f} to"
+    assert f"{told} {longer.high:.1f})" in text
+    assert f"At two bits they gain {compared[1].mean:.1f}." in text
+    one_short, one_long, two_short, two_long = (-c.mean for c in compared[2:])
+    assert f"by {one_short:.1f} and {two_short:.1f} points (one and two bits) after 150" in text
+    assert f"and by {one_long:.1f} and {two_long:.1f} after 400" in text
+    behind = {}
+    for r in found:
+        if r.recipe == "xtc-1bit" and r.budget in "AC":
+            behind.setdefault(r.budget, []).append(r.teacher_score - r.score)
+    assert f"1,200 (one seed) end {behind['C'][0]:.1f} behind" in text and len(behind["C"]) == 1
+    assert f"where 150 end {mean(behind['A']):.1f} behind" in text
+    slow, usual, fast = (
+        mean(r.score for r in found if (r.recipe, r.budget) == ("xtc-1bit", budget))
+        for budget in ("A@5e-05", "A", "A@0.0005")
+    )
+    told = f"{slow:.1f} are reached for {usual:.1f}, at two and a half times it {fast:.1f}"
+    assert told in text

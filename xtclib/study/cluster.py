@@ -30,7 +30,6 @@ from tqdm.auto import tqdm
 import xtclib
 from xtclib import cache, teachers
 from xtclib.files import check_new_file, first_line, write_text
-from xtclib.records import Record
 from xtclib.study import profiles, sweep
 from xtclib.study.design import Wanted
 from xtclib.tasks import reviews
@@ -385,9 +384,3 @@ class _Desk:
 
 
 _AGAIN = "what was measured is kept, and the same command goes on"
-
-
-def records_of(runs: Iterable[Wanted], folder: str | Path) -> list[Record]:
-    """The records of a study's runs that are there."""
-    paths = [run.path(folder) for run in runs]
-    return [Record.read(path) for path in paths if path.is_file()]

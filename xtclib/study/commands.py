@@ -94,13 +94,18 @@ def time(file: File, folder: Records = None, glue_dir: GlueDir = None) -> None:
 @app.command()
 def conclude(file: File, folder: Records = None) -> None:
     """Compare what a study's file names, over its records: intervals, not single numbers."""
-    from xtclib.study import cluster, conclusions, design
+    from xtclib.study import conclusions, design, sweep
 
     study = design.load(file)
     if not study.compare:
         raise ValueError(f"{file} compares nothing: name selections of records under `compare`")
-    records = cluster.records_of(study.runs(), folder or file.parent)
-    typer.echo(conclusions.table(conclusions.compare(records, study.compare)))
+    records = sweep.records_of(study.runs(), folder or file.parent)
+    found = conclusions.compare(records, study.compare)
+    if study.question:
+        typer.echo(f"{study.question}\n")
+    typer.echo(conclusions.table(found))
+    for each in found:
+        typer.echo(f"{each.name}: {each.verdict}")
 
 
 @app.command()

@@ -146,6 +146,12 @@ def seconds_of(plan: Iterable[Planned], folder: str | Path = RESULTS) -> dict[st
     return spent
 
 
+def records_of(runs: Iterable[Wanted], folder: str | Path = RESULTS) -> list[Record]:
+    """The records of runs that are there, current or not."""
+    paths = [run.path(folder) for run in runs]
+    return [Record.read(path) for path in paths if path.is_file()]
+
+
 def _current(path: Path, today: tuple, teacher_key: Callable[..., str]) -> Record | None:
     """The record at a path, if it reads and nothing that it was made from has changed."""
     try:
