@@ -93,8 +93,13 @@ def time(file: File, folder: Records = None, glue_dir: GlueDir = None) -> None:
 
 @app.command()
 def conclude(file: File, folder: Records = None) -> None:
-    """Compare what a study's file names, over its records: intervals, not single numbers."""
+    """Compare what a study's file names, over its records: intervals, not single numbers.
+
+    Where a study has several of GLUE's tasks, their mean by recipe and budget comes first.
+    """
+    from xtclib.records import common
     from xtclib.study import conclusions, design, sweep
+    from xtclib.tasks.glue import TASKS
 
     study = design.load(file)
     if not study.compare:
@@ -103,6 +108,13 @@ def conclude(file: File, folder: Records = None) -> None:
     found = conclusions.compare(records, study.compare)
     if study.question:
         typer.echo(f"{study.question}\n")
+    several = common(r for r in records if r.task in TASKS)
+    if len({r.task for r in several}) > 1:
+        for recipe, budget in dict.fromkeys((r.recipe, r.budget) for r in several):
+            alike = [r for r in several if (r.recipe, r.budget) == (recipe, budget)]
+            glue = conclusions.glue_score(alike)
+            spread = f"{glue.low:.1f} to {glue.high:.1f}, {glue.n} seeds"
+            typer.echo(f"{', '.join(glue.tasks)}: {recipe} {budget} {glue.mean:.1f} ({spread})")
     typer.echo(conclusions.table(found))
     for each in found:
         typer.echo(f"{each.name}: {each.verdict}")
