@@ -392,3 +392,11 @@ def test_the_results_say_what_the_study_of_stages_shows():
     )
     told = f"{slow:.1f} are reached for {usual:.1f}, at two and a half times it {fast:.1f}"
     assert told in text
+
+
+def test_the_results_say_what_exits_lose_on_few_rows():
+    text = " ".join((ROOT / "RESULTS.md").read_text(encoding="utf-8").split())
+    for name, told in ("deebert", "lose"), ("deebert-mean", "from the mean of all tokens"):
+        (run,) = records.read("minilm", task="mrpc", recipe=name)
+        lost, exits = run.teacher_score - run.score, run.measures["exits"]["chosen"]
+        assert f"{told} {lost:.1f} at {exits['speed']:.2f}" in text
