@@ -6,7 +6,7 @@
 First so many equal runs (profile `reviews`, half the layers, a seed each) by one worker and by two,
 a thread each, from equal caches: the ratio of their times, and of the time of one worker what was
 not spent in runs. Then so many stubs of half a second over threads that only sleep: how busy the
-workers were, and how long it took to plan them. Not a timed test.
+idlest thread was, and how long it took to plan them. Not a timed test.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def seen(*stub: float) -> None:
     sys.modules["__main__"].SEEN.append(stub)
 
 
-def stub(run: design.Wanted, place: cluster.Place) -> cluster.Outcome:
+def stub(run: design.Wanted, wait: bool) -> cluster.Outcome:
     """A run that does nothing for a while."""
     began = time.perf_counter()
     time.sleep(NAP)
@@ -74,7 +74,7 @@ def simulated(count: int, workers: int) -> tuple[float, float]:
                          dashboard_address=None, silence_logs=50) as local,
             Client(local) as client,
         ):  # fmt: skip
-            cluster.run(runs, place, client=client, progress=False, work=stub)
+            cluster.hand_out(client, stub, runs, place, progress=False)
     first, last = min(began for _, began, _ in SEEN), max(ended for *_, ended in SEEN)
     busy: dict[int, float] = {}
     for worker, began, ended in SEEN:

@@ -9,7 +9,6 @@ process, which has imported everything, and take the smoke profile.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -32,6 +31,7 @@ from transformers import (  # noqa: F401 - imported once, here
 from xtclib import cli, files
 from xtclib.artefact import format, ledger  # noqa: F401
 from xtclib.costs import latency
+from xtclib.records import Record
 from xtclib.study import compress  # noqa: F401
 
 RECIPES = (
@@ -40,8 +40,6 @@ RECIPES = (
     "theseus-6l",
     "binarybert-twn",
 )  # plain, pruned, replaced, split
-# What differs between two runs that nothing disturbed.
-VOLATILE = "latency", "seconds", "stages", "commit", "date", "machine"
 
 
 def started(place: Path, recipe: str) -> int:
@@ -95,8 +93,7 @@ def outcome(place: Path) -> dict[str, object]:
             continue
         found[name] = files.sha256(file) if name.startswith("out/") and file.is_file() else ""
     for file in (place / "records").rglob("*.json"):
-        values = json.loads(file.read_text())
-        found["record"] = {k: v for k, v in values.items() if k not in VOLATILE}
+        found["record"] = Record.read(file).lasting()
     return found
 
 

@@ -9,7 +9,6 @@ the smoke profile; after a kill the same command is started again until it ends 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -21,9 +20,9 @@ from pathlib import Path
 
 import psutil
 
+from xtclib.records import Record
+
 STUDY = "grids: [{recipes: [xtc-1bit, xtc-half], profile: smoke, tasks: [sst2], seeds: [0, 1]}]\n"
-# What differs between two runs that nothing disturbed.
-VOLATILE = "latency", "seconds", "stages", "commit", "date", "machine", "measures"
 
 
 def started(place: Path) -> subprocess.Popen:
@@ -46,13 +45,8 @@ def workers(process: subprocess.Popen) -> list[psutil.Process]:
 
 def records(place: Path) -> dict[str, dict]:
     """What was measured, by file, without what a clock says."""
-    found = {}
-    for path in sorted(place.glob("smoke/*/*.json")):
-        values = json.loads(path.read_text())
-        losses = [stage["losses"] for stage in values["stages"]]
-        found[path.name] = {k: v for k, v in values.items() if k not in VOLATILE}
-        found[path.name]["losses"] = losses
-    return found
+    paths = sorted(place.glob("smoke/*/*.json"))
+    return {path.name: Record.read(path).lasting() for path in paths}
 
 
 def disturbed(place: Path, whom: str, after: float, chance: random.Random) -> str:

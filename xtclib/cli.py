@@ -15,6 +15,7 @@ from typer import Argument, Option
 
 import xtclib
 from xtclib.study import commands
+from xtclib.study.commands import GlueDir, Quiet, as_path
 
 app = typer.Typer(
     help="Compress BERT: quantize, prune, distill, and measure what is left.\n\n"
@@ -23,11 +24,6 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 app.add_typer(commands.app, name="study")
-
-
-def _path(text: str) -> Path:
-    """A path as the shell would read it: it leaves `--out=~/a` as it is."""
-    return Path(text).expanduser()
 
 
 TaskName = Annotated[
@@ -43,8 +39,6 @@ Text = Annotated[str | None, Option(help="Their column of texts; else text, sent
 TextPair = Annotated[str | None, Option(help="Their column of second texts.")]
 Label = Annotated[str | None, Option(help="Their column of labels; else label, class, score, …")]
 Kind = Annotated[str | None, Option(help="classes, labels, number, tags, vectors or questions.")]
-GlueDir = Annotated[Path | None, Option(parser=_path, help="A folder in GLUE's official layout.")]
-Quiet = Annotated[bool, Option(help="No progress bars.")]
 ReportTo = Annotated[
     str, Option(help="Where losses are logged: none, tensorboard, mlflow, wandb, trackio, …")
 ]
@@ -69,10 +63,10 @@ def compress(
         str | None, Option(help="A smaller pre-trained encoder to start from: a folder or Hub id.")
     ] = None,
     out: Annotated[
-        Path | None, Option(parser=_path, help="Folder for the artefact; must be new.")
+        Path | None, Option(parser=as_path, help="Folder for the artefact; must be new.")
     ] = None,
     record: Annotated[
-        Path | None, Option(parser=_path, help="Folder to add the record to.")
+        Path | None, Option(parser=as_path, help="Folder to add the record to.")
     ] = None,
     quiet: Quiet = False,
     report_to: ReportTo = "none",
@@ -89,7 +83,7 @@ def compress(
     from xtclib.tasks.asked import asked as asked_for
     from xtclib.tasks.base import find_task
 
-    theirs = bert.read_config(_path(teacher)).id2label.values() if data and teacher else ()
+    theirs = bert.read_config(as_path(teacher)).id2label.values() if data and teacher else ()
     asked = asked_for(task, data, [*theirs], text=text, text_pair=text_pair, label=label, kind=kind)
     chain = book.load(recipe)
     chosen = profiles.profile(profile, asked, glue_dir)
@@ -114,7 +108,7 @@ def compress(
 @app.command()
 def evaluate(
     folder: Annotated[
-        Path, Argument(parser=_path, help="A saved artefact or classifier, or an .onnx file.")
+        Path, Argument(parser=as_path, help="A saved artefact or classifier, or an .onnx file.")
     ],
     task: Annotated[str | None, Option(help="One of GLUE's; else the artefact's own.")] = None,
     data: Data = None,
@@ -127,7 +121,7 @@ def evaluate(
     ] = None,
     glue_dir: GlueDir = None,
     tokenizer: Annotated[
-        Path | None, Option(parser=_path, help="An .onnx file's tokenizer's folder.")
+        Path | None, Option(parser=as_path, help="An .onnx file's tokenizer's folder.")
     ] = None,
 ) -> None:
     """Score a saved model on a task, its own unless told, and print its metrics and size.
@@ -179,9 +173,10 @@ def evaluate(
 
 @app.command()
 def export(
-    folder: Annotated[Path, Argument(parser=_path, help="A saved artefact.")],
+    folder: Annotated[Path, Argument(parser=as_path, help="A saved artefact.")],
     out: Annotated[
-        Path | None, Option(parser=_path, help="The .onnx file, or for exits a folder; else there.")
+        Path | None,
+        Option(parser=as_path, help="The .onnx file, for exits a folder; else there."),
     ] = None,
     activations: Annotated[
         str, Option(help="dynamic: ONNX's own uint8, fastest; trained: the model's scheme.")
@@ -201,7 +196,7 @@ def export(
 
 @app.command()
 def ledger(
-    folder: Annotated[Path, Argument(parser=_path, help="A saved artefact or classifier.")],
+    folder: Annotated[Path, Argument(parser=as_path, help="A saved artefact or classifier.")],
     rows: Annotated[int, Option(min=0, help="How many tensors to list.")] = 12,
 ) -> None:
     """Show what every tensor of a file costs, and how close the file is to its minimum."""
@@ -223,10 +218,10 @@ def fetch() -> None:
 def pretrain(
     model: Annotated[str, Argument(help="A folder or Hub id; built in: 'mini'.")],
     text: Annotated[
-        Path | None, Option(parser=_path, help="A .txt file, or folder; else built in.")
+        Path | None, Option(parser=as_path, help="A .txt file, or folder; else built in.")
     ] = None,
     out: Annotated[
-        Path | None, Option(parser=_path, help="Folder for the model; must be new.")
+        Path | None, Option(parser=as_path, help="Folder for the model; must be new.")
     ] = None,
     steps: Annotated[int, Option(help="Optimizer steps.")] = 200,
     batch: Annotated[int, Option(help="Documents a step.")] = 32,
@@ -334,7 +329,7 @@ def recipes() -> None:
 
 @app.command()
 def results(
-    plan: Annotated[Path, Argument(parser=_path, help="A study's YAML.")] = Path(
+    plan: Annotated[Path, Argument(parser=as_path, help="A study's YAML.")] = Path(
         "data/results/plan.yaml"
     ),
     glue_dir: GlueDir = None,

@@ -19,6 +19,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+LONGEST = 2**20  # bytes of a YAML file
 SUMS = "SHA256SUMS"  # what `sha256sum` writes and `sha256sum -c` checks
 _PARTIAL = ".partial-"
 
@@ -212,6 +215,22 @@ def _swap(new: Path, path: Path) -> None:
         os.rename(old, path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """What a YAML file holds, read safely; `ValueError` with its name for what is none.
+
+    Of at most a mebibyte: no recipe or study is longer.
+    """
+    path = Path(path)
+    if path.stat().st_size > LONGEST:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, expected at most {LONGEST}")
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is no valid YAML: it is nested too deeply") from None
 
 
 def seal(folder: str | os.PathLike[str]) -> Path:

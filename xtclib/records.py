@@ -22,6 +22,7 @@ from xtclib.config import Count, Whole, config, short
 from xtclib.files import slug, sweep, write_json
 
 RESULTS = ROOT / "data" / "results"
+_PASSING = {"latency", "seconds", "stages", "commit", "date", "machine"}  # of a record
 
 
 def circumstances(*packages: str) -> dict:
@@ -134,6 +135,12 @@ class Record:
     def ratio(self) -> float:
         """How many times smaller than the teacher's fp32 file the packed file is."""
         return self.teacher_bytes / self.bytes
+
+    def lasting(self) -> dict:
+        """What the same run gives again, wherever and whenever: no times, no circumstances."""
+        found = {name: value for name, value in asdict(self).items() if name not in _PASSING}
+        found["measures"].get("applied", {}).pop("seconds", None)
+        return found | {"losses": [stage.get("losses") for stage in self.stages]}
 
     def table(self) -> str:
         """The run against its teacher, as text."""

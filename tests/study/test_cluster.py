@@ -40,19 +40,20 @@ def log(tmp_path):
     return tmp_path / "log"
 
 
-def noted(run, place):
+def noted(run, wait, folder):
     """A run that only notes that it was run."""
-    with cluster.claimed(run, place.folder) as mine:
+    with cluster.claimed(run, folder, wait) as mine:
         if not mine:
             return Outcome(run.key, "taken")
-        with Path(place.folder, "log").open("a") as file:
+        with Path(folder, "log").open("a") as file:
             file.write(run.key + "\n")
         return Outcome(run.key, "measured")
 
 
 def test_every_run_is_handed_out_once(threads, tmp_path):
     runs = Study([Grid(["xtc-1bit"], "smoke", ["sst2"], seeds=range(300))]).runs()
-    ended = cluster.run(runs, tmp_path, client=threads, progress=False, work=noted)
+    given = [(str(tmp_path),)] * len(runs)
+    ended = cluster.hand_out(threads, noted, runs, tmp_path, given, progress=False)
     assert [each.how for each in ended] == ["measured"] * 300
     assert Counter((tmp_path / "log").read_text().split()) == {run.key: 1 for run in runs}
     assert [each.key for each in ended] == [run.key for run in runs]
@@ -61,7 +62,7 @@ def test_every_run_is_handed_out_once(threads, tmp_path):
 TRIED: Counter = Counter()
 
 
-def troubled(run, place):
+def troubled(run, wait):
     TRIED[run.seed] += 1
     if run.seed == 1:
         raise ValueError("this backbone has no head")
@@ -74,8 +75,7 @@ def test_what_fails_is_tried_again_and_what_is_refused_is_not(threads, tmp_path)
     TRIED.clear()
     told = []
     runs = Study([Grid(["xtc-1bit"], "smoke", ["sst2"], seeds=range(5))]).runs()
-    ended = cluster.run(runs, tmp_path, client=threads, progress=False, work=troubled,
-                        say=told.append)  # fmt: skip
+    ended = cluster.hand_out(threads, troubled, runs, tmp_path, progress=False, say=told.append)
     assert [each.how for each in ended] == ["measured", "refused", "failed", "measured", "measured"]
     assert TRIED == {0: 1, 1: 1, 2: 3, 3: 3, 4: 1}
     assert ended[2].reason == "3 times, at last: out of memory" and len(told) == 2
@@ -86,8 +86,8 @@ def test_what_fails_is_tried_again_and_what_is_refused_is_not(threads, tmp_path)
     assert "RuntimeError: out of memory" in (tmp_path / cluster.CLAIMS / kept[0]).read_text()
 
 
-def held(run, place):
-    with cluster.claimed(run, place.folder, wait=TRIED[run.seed] > 0) as mine:
+def held(run, wait, folder):
+    with cluster.claimed(run, folder, wait) as mine:
         TRIED[run.seed] += 1
         return Outcome(run.key, "measured" if mine else "taken")
 
@@ -106,7 +106,8 @@ def test_a_run_that_another_cluster_is_at_is_waited_for(threads, tmp_path):
     thread.start()
     holding.wait(5)
     threading.Timer(1.0, let_go.set).start()
-    ended = cluster.run(runs, tmp_path, client=threads, progress=False, work=held)
+    given = [(str(tmp_path),)] * len(runs)
+    ended = cluster.hand_out(threads, held, runs, tmp_path, given, progress=False)
     thread.join()
     assert [each.how for each in ended] == ["measured"] * 6 and TRIED[0] == 2
 
@@ -151,7 +152,7 @@ def test_workers_that_cannot_write_are_refused(threads, place, tmp_path):
 
 def test_a_worker_of_other_sources_measures_nothing(place):
     with pytest.raises(RuntimeError, match="differs from the client's"):
-        cluster.measure(RUNS[0], replace(place, sources="other"))
+        cluster.measure(RUNS[0], False, replace(place, sources="other"))
 
 
 def test_what_a_worker_lacks_is_shipped(threads, place, tmp_path, monkeypatch):
@@ -177,14 +178,6 @@ def test_a_scheduler_that_is_not_there_is_told():
         cluster.client_of("tcp://127.0.0.1:1", say=silent),
     ):
         pass
-
-
-def same(one, two):
-    """Two records, but for what a clock or a calendar says."""
-    apart = {"latency", "seconds", "stages", "commit", "date", "machine", "measures"}
-    values = [{k: v for k, v in vars(r).items() if k not in apart} for r in (one, two)]
-    assert values[0] == values[1]
-    assert [s["losses"] for s in one.stages] == [s["losses"] for s in two.stages]
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +216,7 @@ def test_workers_may_be_killed_at_any_moment(whom, undisturbed, tmp_path, monkey
     assert len(found) == 4
     for run in runs:
         (record,) = [r for r in found if run.path("").name == _name(r)]
-        same(record, undisturbed[run.key])
+        assert record.lasting() == undisturbed[run.key].lasting()
         assert not record.latency  # a busy worker's clock says nothing
 
 

@@ -15,12 +15,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BeforeValidator
 
 from xtclib.config import READ, Listed, Positive, config, named, read, written
 from xtclib.distillation.objective import Objective
-from xtclib.files import slug, unknown
+from xtclib.files import read_yaml, slug, unknown
 from xtclib.tasks.augmentation import Augmentation
 from xtclib.techniques.base import TECHNIQUES, Technique
 from xtclib.training.budget import Budget
@@ -121,6 +120,11 @@ class Recipe:
     def trains(self) -> bool:
         """Whether any stage trains."""
         return any(stage.trains for stage in self.stages)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether it sets thresholds by rows that neither student nor teacher learned from."""
+        return any(t.calibrates for t in self.techniques)
 
     @property
     def starts_anew(self) -> bool:
@@ -237,9 +241,7 @@ def load(recipe: str | Recipe | Path) -> Recipe:
         if not path.is_file():
             raise FileNotFoundError(f"no recipe file at {path}; built in are: {', '.join(names())}")
         try:
-            return from_dict(path.stem, yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+            return from_dict(path.stem, read_yaml(path) or {})
         except RecursionError:
             raise ValueError(f"{path} is nested too deeply to be a recipe") from None
     stem, _, percent = str(recipe).rpartition("-")
@@ -254,8 +256,8 @@ def load(recipe: str | Recipe | Path) -> Recipe:
 
 @cache
 def _built_in(name: str) -> Recipe:
-    text = (resources.files("xtclib.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
-    return from_dict(name, yaml.safe_load(text))
+    with resources.as_file(resources.files("xtclib.recipes") / f"{name}.yaml") as path:
+        return from_dict(name, read_yaml(path))
 
 
 def _at_sparsity(recipe: Recipe, sparsity: float, name: str) -> Recipe:

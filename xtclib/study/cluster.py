@@ -16,7 +16,7 @@ import queue
 import time
 import traceback
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -51,7 +51,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: ``measured``, ``read``, ``taken`` by another cluster, or ``failed``."""
+    """How a run ended: ``measured``, ``read``, ``refused``, ``failed``, or ``taken`` by another."""
 
     key: str
     how: str
@@ -86,11 +86,11 @@ def claimed(run: Wanted, folder: str | Path, wait: bool = False) -> Iterator[boo
         yield False
 
 
-def measure(run: Wanted, place: Place, taught: Payload | None = None, data: Payload | None = None,
-            wait: bool = False) -> Outcome:  # fmt: skip
+def measure(run: Wanted, wait: bool, place: Place, taught: Payload | None = None,
+            data: Payload | None = None) -> Outcome:  # fmt: skip
     """One run on a worker, unless it was measured meanwhile or another cluster is at it."""
     if place.sources != sources():
-        raise RuntimeError(f"this worker's xtclib differs from the client's: {_cure()}")
+        raise RuntimeError(f"this worker's xtclib differs from the client's: {_CURE}")
     started = time.perf_counter()
     _quiet(place)
     with claimed(run, place.folder, wait) as mine:
@@ -100,7 +100,7 @@ def measure(run: Wanted, place: Place, taught: Payload | None = None, data: Payl
         glue_dir = _glue_dir(place.glue_dir)
         (one,) = sweep.planned([run], place.folder, glue_dir)
         if one.record is None:
-            sweep.measured(run, place.folder, glue_dir, False, _silent, timed=False)
+            sweep.measured(run, place.folder, glue_dir, False, lambda line: None, timed=False)
         how = "read" if one.record else "measured"
         return Outcome(run.key, how, time.perf_counter() - started)
 
@@ -152,12 +152,7 @@ def _quiet(place: Place) -> None:
     transformers.utils.logging.set_verbosity_error()
 
 
-def _silent(line: str) -> None:
-    pass
-
-
-def _cure() -> str:
-    return "install the same versions and commit on every machine, then start the workers anew"
+_CURE = "install the same versions and commit on every machine, then start the workers anew"
 
 
 @contextlib.contextmanager
@@ -234,12 +229,12 @@ def checked(client: Any, place: Place, runs: Iterable[Wanted]) -> tuple[Place, P
     try:
         found = client.run(survey, place, needed)
     except ModuleNotFoundError as error:
-        raise ValueError(f"a worker lacks {error.name}: {_cure()}") from None
+        raise ValueError(f"a worker lacks {error.name}: {_CURE}") from None
     for address, there in found.items():
         for name, ours in here["versions"].items():
             if there["versions"].get(name) != ours:
                 told = f"{name} {there['versions'].get(name)}, the client {ours}"
-                raise ValueError(f"the worker at {address} has {told}: {_cure()}")
+                raise ValueError(f"the worker at {address} has {told}: {_CURE}")
         if there["refused"]:
             cure = "name a folder that all machines share"
             raise OSError(f"the worker at {address} cannot write ({there['refused']}): {cure}")
@@ -254,38 +249,42 @@ def checked(client: Any, place: Place, runs: Iterable[Wanted]) -> tuple[Place, P
 
 def run(runs: Iterable[Wanted], folder: str | Path, glue_dir: str | Path | None = None,
         client: Any = None, threads: int = 1, progress: bool = True,
-        say: Callable[[str], object] = print, work: Callable[..., Outcome] = measure
-        ) -> list[Outcome]:  # fmt: skip
+        say: Callable[[str], object] = print) -> list[Outcome]:  # fmt: skip
     """Every run that ``folder`` has no record of, measured by a cluster; how each ended.
 
-    ``client``: of :func:`client_of`. Teachers are made once, before the runs that need them. What
-    fails is tried thrice, with the reason kept beside the locks; what is refused is not. A run that
-    another cluster is at is waited for at the end.
-    Raises ``OSError`` if the scheduler is gone: the same call goes on.
+    ``client``: of :func:`client_of`. Teachers are made once, before the runs that need them.
+    Raises what :func:`checked` and :func:`hand_out` do.
     """
     folder = Path(folder).expanduser().resolve()
     glue = str(Path(glue_dir).expanduser().resolve()) if glue_dir else None
-    place, data = Place(str(folder), glue, sources(), threads), None
-    wanted = {one.run.key: one for one in sweep.planned(runs, folder, glue_dir) if not one.record}
-    if work is measure:
-        place, shipped = checked(client, place, [one.run for one in wanted.values()])
-        data = client.scatter(shipped, broadcast=True, hash=False) if shipped else None
-    taught = _taught(client, [*wanted.values()], place, data) if work is measure else {}
-    desk = _Desk(client, work, place, data, taught, {key: one.run for key, one in wanted.items()})
-    return desk.run(tqdm(total=len(wanted), disable=not progress, unit="run"), say)
-
-
-def _taught(client: Any, wanted: list[sweep.Planned], place: Place, data: Any) -> dict[str, Any]:
-    """For each run the future of its teacher."""
-    futures: dict[tuple, Any] = {}
-    found = {}
+    wanted = [one for one in sweep.planned(runs, folder, glue_dir) if not one.record]
+    place = Place(str(folder), glue, sources(), threads)
+    place, shipped = checked(client, place, [one.run for one in wanted])
+    data = client.scatter(shipped, broadcast=True, hash=False) if shipped else None
+    taught: dict[tuple, Any] = {}
     for one in wanted:
-        what = one.run.profile, str(one.run.task), any(t.calibrates for t in one.recipe.techniques)
-        if what not in futures:
+        what = one.run.profile, str(one.run.task), one.recipe.calibrates
+        if what not in taught:
             name = f"teacher-{'-'.join(map(str, what))}"
-            futures[what] = client.submit(teach, one.run, place, data, key=name, priority=10)
-        found[one.run.key] = futures[what]
-    return found
+            taught[what] = client.submit(teach, one.run, place, data, key=name, priority=10)
+    given = [(place, taught[o.run.profile, str(o.run.task), o.recipe.calibrates], data)
+             for o in wanted]  # fmt: skip
+    return hand_out(client, measure, [one.run for one in wanted], folder, given, progress, say)
+
+
+def hand_out(client: Any, work: Callable[..., Outcome], runs: Sequence[Wanted],
+             folder: str | Path, given: Sequence[tuple] = (), progress: bool = True,
+             say: Callable[[str], object] = print) -> list[Outcome]:  # fmt: skip
+    """``work(run, wait, *given)`` on a cluster for every run, each with what it is given.
+
+    What fails is tried thrice, with the reason kept beside the locks in ``folder``; what is refused
+    (a ``ValueError``) is not. What another cluster has ``taken`` is asked for again at the end, and
+    waited for. Raises ``OSError`` if the scheduler is gone: the same call goes on.
+    """
+    by_key = {run.key: run for run in runs}
+    own = dict(zip(by_key, given or [()] * len(by_key), strict=True))
+    desk = _Desk(client, work, Path(folder) / CLAIMS, by_key, own)
+    return desk.run(tqdm(total=len(by_key), disable=not progress, unit="run"), say)
 
 
 @dataclass
@@ -294,10 +293,9 @@ class _Desk:
 
     client: Any
     work: Callable[..., Outcome]
-    place: Place
-    data: Any
-    taught: dict[str, Any]
+    reasons: Path
     runs: dict[str, Wanted]
+    given: dict[str, tuple]
 
     def __post_init__(self) -> None:
         self.back: queue.SimpleQueue = queue.SimpleQueue()
@@ -326,13 +324,12 @@ class _Desk:
 
     def submit(self, keys: Iterable[str], wait: bool = False) -> None:
         """Hands out runs, all in one message."""
-        names, given = [*keys], []
+        names = [*keys]
         for key in names:
             self.tries[key] = self.tries.get(key, 0) + 1
-            own = (self.taught[key], self.data, wait) if self.work is measure else ()
-            given.append((self.runs[key], self.place, *own))
+        given = zip(*((self.runs[key], wait, *self.given[key]) for key in names), strict=True)
         tried = [f"{key}#{self.tries[key]}" for key in names]
-        futures = self.client.map(self.work, *zip(*given, strict=True), key=tried, pure=False)
+        futures = self.client.map(self.work, *given, key=tried, pure=False)
         for key, future in zip(names, futures, strict=True):
             self.out[key] = future
             future.add_done_callback(self.back.put)
@@ -360,14 +357,14 @@ class _Desk:
         if isinstance(error, ValueError):
             return Outcome(key, "refused", reason=first_line(error))
         told = "".join(traceback.format_exception_only(type(error), error))
-        write_text(Path(self.place.folder) / CLAIMS / f"{key}.{self.tries[key]}.txt", told)
+        write_text(self.reasons / f"{key}.{self.tries[key]}.txt", told)
         if self.tries[key] < TRIES:
             return None
         return Outcome(key, "failed", reason=f"{TRIES} times, at last: {first_line(error)}")
 
     def end(self, outcome: Outcome, bar: tqdm, say: Callable[[str], object]) -> None:
         self.ended[outcome.key] = outcome
-        self.taught.pop(outcome.key, None)
+        self.given.pop(outcome.key)  # its teacher may leave the workers' memory
         bar.update()
         if outcome.reason:
             say(f"{outcome.how:<8} {self.runs[outcome.key]}: {outcome.reason}")

@@ -12,15 +12,17 @@ app = typer.Typer(help="Studies: many runs, planned, measured and concluded from
                   no_args_is_help=True)  # fmt: skip
 
 
-def _path(text: str) -> Path:
+def as_path(text: str) -> Path:
+    """A path as the shell would read it: it leaves `--out=~/a` as it is."""
     return Path(text).expanduser()
 
 
-File = Annotated[Path, Argument(parser=_path, help="A study's YAML.")]
+File = Annotated[Path, Argument(parser=as_path, help="A study's YAML.")]
 Records = Annotated[
-    Path | None, Option("--folder", parser=_path, help="Of the records; else the file's own.")
+    Path | None, Option("--folder", parser=as_path, help="Of the records; else the file's own.")
 ]
-GlueDir = Annotated[Path | None, Option(parser=_path, help="A folder in GLUE's official layout.")]
+GlueDir = Annotated[Path | None, Option(parser=as_path, help="A folder in GLUE's official layout.")]
+Quiet = Annotated[bool, Option(help="No progress bars.")]
 
 
 @app.command()
@@ -56,7 +58,7 @@ def run(
     workers: Annotated[int | None, Option(min=1, help="On this machine; else all cores.")] = None,
     threads: Annotated[int, Option(min=1, help="Of each worker.")] = 1,
     memory: Annotated[str, Option(help="Of each worker on this machine, such as 8GB.")] = "auto",
-    quiet: Annotated[bool, Option(help="No progress bar.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure what is missing, on workers; resumable, and safe to start twice.
 
@@ -113,7 +115,7 @@ def conclude(file: File, folder: Records = None) -> None:
         for recipe, budget in dict.fromkeys((r.recipe, r.budget) for r in several):
             alike = [r for r in several if (r.recipe, r.budget) == (recipe, budget)]
             glue = conclusions.glue_score(alike)
-            spread = f"{glue.low:.1f} to {glue.high:.1f}, {glue.n} seeds"
+            spread = f"{glue.low:.1f} to {glue.high:.1f}, seeds: {glue.n}"
             typer.echo(f"{', '.join(glue.tasks)}: {recipe} {budget} {glue.mean:.1f} ({spread})")
     typer.echo(conclusions.table(found))
     for each in found:
@@ -122,10 +124,10 @@ def conclude(file: File, folder: Records = None) -> None:
 
 @app.command()
 def search(
-    file: Annotated[Path, Argument(parser=_path, help="A search's YAML.")],
-    out: Annotated[Path, Option(parser=_path, help="Folder of its journal and records.")],
+    file: Annotated[Path, Argument(parser=as_path, help="A search's YAML.")],
+    out: Annotated[Path, Option(parser=as_path, help="Folder of its journal and records.")],
     glue_dir: GlueDir = None,
-    quiet: Annotated[bool, Option(help="No progress bar.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Search a recipe's settings on rows cut off from training; resumable, by several at once."""
     from xtclib.study import search as searches

@@ -105,7 +105,7 @@ def compress(
         if not claim.is_file():
             processes.agreed(lambda: check_new_folder(out))
     data = data or profiles.data_for(task, chosen, glue_dir)
-    if any(t.calibrates for t in recipe.techniques):
+    if recipe.calibrates:
         data = data.holding_out()  # before the teacher too: it is surer of what it learned
     say(f"data     {data.source}")
     arguments = recipe, chosen, spent, budget_name, seed, data

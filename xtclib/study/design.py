@@ -8,17 +8,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-
 from xtclib.config import READ, Flag, Listed, Positive, Whole, config, read, short
-from xtclib.files import slug, unknown
+from xtclib.files import read_yaml, slug, unknown
 from xtclib.recipes import recipe as recipes
 from xtclib.records import record_path
 from xtclib.study import profiles
 from xtclib.tasks.base import Task, find_task
 
 DIVIDED = {1: "", 2: "-two-stage", 3: "-three-stage"}  # a recipe's name, by its stages
-LARGEST = 2**20  # bytes of a study's file
 
 
 @dataclass(frozen=True)
@@ -160,12 +157,7 @@ def load(path: str | Path) -> Study:
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no study at {path}: name a YAML file with `grids`")
-    if path.stat().st_size > LARGEST:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, a study at most {LARGEST}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml(path)
     try:
         return read(Study, values)
     except ValueError as error:

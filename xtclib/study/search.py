@@ -31,12 +31,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator
 
 from xtclib import cache, processes
 from xtclib.config import Count, Listed, Whole, config, read
-from xtclib.files import check_new_file, first_line
+from xtclib.files import check_new_file, first_line, read_yaml
 from xtclib.recipes import recipe as recipes
 from xtclib.records import Record, mean_score
 from xtclib.study import profiles
@@ -100,11 +99,7 @@ def load(source: Design | Mapping | str | Path) -> Design:
     """A design from a YAML file or a mapping; ``ValueError`` for what is none."""
     if not isinstance(source, (str, Path)):
         return read(Design, source)
-    path = Path(source).expanduser()
-    try:
-        return read(Design, yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    return read(Design, read_yaml(Path(source).expanduser()))
 
 
 def search(design: Design | Mapping | str | Path, folder: str | Path,

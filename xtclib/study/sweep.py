@@ -42,10 +42,7 @@ def planned(runs: Iterable[Wanted], folder: str | Path = RESULTS,
     they are built in, whatever ``glue_dir`` is for the others.
     """
 
-    @cache
-    def data_of(profile: str, task: str | Task, apart: bool) -> TaskData:
-        data = profiles.data_for(task, profile, folder_for(profile, glue_dir))
-        return data.holding_out() if apart else data
+    data_of = cache(partial(_rows, glue_dir))
 
     @cache
     def teacher_of(profile: str, task: str | Task, apart: bool, torch_: str, transformers_: str):
@@ -61,7 +58,7 @@ def planned(runs: Iterable[Wanted], folder: str | Path = RESULTS,
             if untrained in once:
                 continue
             once.add(untrained)
-        rows = run.profile, task, any(t.calibrates for t in recipe.techniques)
+        rows = run.profile, task, recipe.calibrates
         data, spent = data_of(*rows), chosen.budget(run.budget, recipe)
         today = recipe.hash, data.fingerprint, asdict(spent)
         steps = sum(s.budget(spent).total_steps(len(data.train)) for s in recipe.stages if s.trains)
@@ -71,9 +68,12 @@ def planned(runs: Iterable[Wanted], folder: str | Path = RESULTS,
 
 def rows_of(run: Wanted, glue_dir: str | Path | None = None) -> TaskData:
     """What a run trains and is scored on; its teacher learns from no row that is held out."""
-    data = profiles.data_for(run.task, run.profile, folder_for(run.profile, glue_dir))
-    calibrates = any(t.calibrates for t in recipes.load(run.recipe).techniques)
-    return data.holding_out() if calibrates else data
+    return _rows(glue_dir, run.profile, run.task, recipes.load(run.recipe).calibrates)
+
+
+def _rows(glue_dir: str | Path | None, profile: str, task: str | Task, apart: bool) -> TaskData:
+    data = profiles.data_for(task, profile, folder_for(profile, glue_dir))
+    return data.holding_out() if apart else data
 
 
 def folder_for(profile: str, glue_dir: str | Path | None) -> str | Path | None:
@@ -124,8 +124,8 @@ def sweep(runs: Iterable[Wanted], folder: str | Path = RESULTS,
 def seconds_of(plan: Iterable[Planned], folder: str | Path = RESULTS) -> dict[str, float | None]:
     """How long each run will train, by its key: steps times what a step took on this machine.
 
-    The median of a profile's records made with this processor and so many threads: of the same
-    recipe where there is one, else of all; ``None`` where nothing was measured here.
+    The median of a profile's records from such a processor: of the same recipe where there is one,
+    else of all; ``None`` where nothing was measured on one, and for what does not train.
     """
     here = {name: circumstances()["machine"][name] for name in ("processor", "capability")}
 
