@@ -78,9 +78,11 @@ def test_an_encoder_is_compressed_opens_as_one_and_exports_its_vectors(texts, tm
     with torch.no_grad():
         wanted = text_vectors(model(**batch).last_hidden_state, batch["attention_mask"])
     exported = runtimes.OnnxModel(onnx.export_onnx(model, tmp_path / "m.onnx", "trained"))
-    apart = (exported(**batch).logits - wanted).abs()
-    assert apart.shape == (3, 32) and float(apart.max()) < 2e-3  # a rounding may fall apart
-    assert float(apart.median()) < 1e-5
+    found = exported(**batch).logits
+    # a rounding of an activation may fall apart, and moves what follows it by a little
+    assert found.shape == (3, 32) and float((found - wanted).abs().max()) < 2e-3
+    cosine = torch.nn.functional.cosine_similarity(found, wanted)
+    assert float(cosine.min()) > 1 - 1e-5
     np.testing.assert_allclose(encode(out, TEXTS[:3]), wanted, atol=1e-6)
     names = {f.relative_to(out).as_posix() for f in out.rglob("*.json")}
     assert {"modules.json", "1_Pooling/config.json", "sentence_bert_config.json"} <= names
