@@ -35,6 +35,7 @@ class Profile:
     teacher: Budget
     budgets: dict[str, Budget]
     task: str = "sst2"  # where none is named
+    live: str = "A"  # the budget of what a lesson trains while its reader waits
     rows: int | None = None
     precision: str = "auto"
     latency: tuple[int, int] = (8, 32)
@@ -101,8 +102,8 @@ PROFILES = {
         Profile(
             "reviews", "the real 6-layer MiniLM on real movie reviews", "minilm", "reviews",
             replace(_GLUE, epochs=4, learning_rate=1e-4, max_length=64),
-            _lengths("steps", 150, 400, 1200, _REVIEWS), task="reviews", latency=(8, 32),
-            new_weights=1e-3,
+            _lengths("steps", 150, 400, 1200, _REVIEWS), task="reviews", live="100steps",
+            latency=(8, 32), new_weights=1e-3,
         ),
         Profile(
             "minilm", "the real 6-layer MiniLM on GLUE", "minilm", "glue",
