@@ -7,6 +7,7 @@ python scripts/results.py
 
 from __future__ import annotations
 
+import csv
 import re
 import textwrap
 from collections import Counter
@@ -18,8 +19,9 @@ from xtclib import records as results
 from xtclib.cache import ROOT
 from xtclib.deployment import runtimes
 from xtclib.files import write_text
-from xtclib.study import design
+from xtclib.study import design, effectiveness
 
+EFFECTIVE = results.RESULTS / "effectiveness.csv"
 ENCODERS = ROOT / "data" / "encoders.md"  # by scripts/encoders.py
 
 GALLERY = (
@@ -318,6 +320,25 @@ def encoders() -> str:
     return "\n".join([head, line, *(f"| {', '.join(n)} |{c}" for c, n in alike.items())])
 
 
+def effective() -> str:
+    """The case study's lines, each beside what is nearest to it here."""
+    rows = []
+    for line in effectiveness.lines():
+        inside, cpu, points = (line.published[n] for n in ("inside", "CPU", "difference"))
+        scores = [line.scores.get(task) for task in effectiveness.PLACES]
+        faster = [f"{line.faster[b]:.2f}" if b in line.faster else "–" for b in (1, 8)]
+        rows.append([
+            line.row, line.family, line.paper, f"{inside:g}", "–" if cpu is None else f"{cpu:g}",
+            f"{points:+.1f}", f"{line.recipe}{'' if line.own else ' ~'}", f"{100 * line.size:.1f}",
+            f"{100 * line.size_inside:.1f}", *faster,
+            *("–" if s is None else f"{s[2]:.1f} of {s[5]:.1f} ({s[1]})" for s in scores),
+            f"{line.difference:+.1f}", line.verdict,
+        ])  # fmt: skip
+    columns = ("row, family, paper, size inside %, × on CPU, points, here, size %, size inside %, "
+               "× alone, × by eight, SST-2, MRPC, reviews, points, verdict")  # fmt: skip
+    return tabled(columns, rows)
+
+
 def made() -> dict[tuple[str, str], str]:
     """What stands between two markers, by page and the markers' name."""
     return {
@@ -326,12 +347,16 @@ def made() -> dict[tuple[str, str], str]:
         ("README.md", "encoders"): encoders(),
         ("OWN_DATA.md", "tagger"): gallery("tagger"),
         ("OWN_DATA.md", "encoder"): gallery("encoder"),
+        ("RESULTS.md", "effectiveness"): effective(),
         ("RESULTS.md", "results"): f"{section()}\n\n## Figures\n\n{gallery(*GALLERY)}",
     }
 
 
 def main() -> None:
-    """Updates the pages."""
+    """Updates the pages, and the table of effectiveness as a file."""
+    with EFFECTIVE.open("w", encoding="utf-8", newline="") as file:
+        lines = map(effectiveness.cells, effectiveness.lines())
+        csv.writer(file, lineterminator="\n").writerows([effectiveness.HEAD, *lines])
     for (page, name), text in made().items():
         start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
         head, rest = (ROOT / page).read_text(encoding="utf-8").split(start)

@@ -15,7 +15,7 @@ from typer import Argument, Option
 
 import xtclib
 from xtclib.study import commands
-from xtclib.study.commands import GlueDir, Quiet, as_path
+from xtclib.study.commands import GlueDir, ProfileName, Quiet, TaskName, as_path
 
 app = typer.Typer(
     help="Compress BERT: quantize, prune, distill, and measure what is left.\n\n"
@@ -24,14 +24,10 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 app.add_typer(commands.app, name="study")
+app.command()(commands.advise)
+app.command()(commands.pareto)
 
 
-TaskName = Annotated[
-    str | None, Option(help="reviews, ratings, or one of GLUE's: sst2, cola, mrpc, …; by profile.")
-]
-ProfileName = Annotated[
-    str | None, Option(help="reviews, mini, minilm, bert-base or smoke; by task: reviews' own.")
-]
 Data = Annotated[
     str | None, Option(help="Your own rows: a .csv, .tsv or .jsonl file, a folder, a Hub dataset.")
 ]

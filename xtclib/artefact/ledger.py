@@ -16,6 +16,7 @@ from xtclib.artefact.format import read_config, sealed
 from xtclib.cache import opened
 from xtclib.costs.architectures import build
 from xtclib.techniques.base import Held, Stored, Technique, held, technique
+from xtclib.techniques.pruning import surgery
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ def byte_ledger(folder: str | Path) -> list[Entry]:
 def plan(config: PretrainedConfig, techniques: Sequence[Technique]) -> list[Entry]:
     """The ledger that a model of this config will have, before anything is trained or packed.
 
-    What is not quantized counts as fp16, as in every packed file; techniques that leave an ordinary
-    model (fewer layers alone) are saved in fp32, twice as large.
+    What is not quantized counts as fp16, as in every packed file; where techniques leave a model
+    ordinary (fewer layers alone), all of it as fp32, as that is saved.
     Exact but for the header, whose JSON is counted at 230 bytes a tensor, and for what training
     decides: how a share over the whole model falls on layers, which sparse codes round to 0.
 
@@ -93,16 +94,23 @@ def plan(config: PretrainedConfig, techniques: Sequence[Technique]) -> list[Entr
     >>> round(sum(entry.bytes for entry in entries) / 1e6, 1)
     14.9
     """
-    model = build(copy.deepcopy(config))
-    for item in techniques:
-        model = item.plan(model)
-    packed, column = _held(model), sealed(model) if any(t.stored for t in techniques) else None
+    model = planned(config, techniques)
+    stored = any(item.stored for item in techniques) or bool(surgery.uneven(model))
+    packed, column = _held(model), sealed(model) if stored else None
     entries = []
     for name, tensor in model.state_dict().items():
         tensor = tensor.unsqueeze(-1) if name == column else tensor
-        tensor = tensor.half() if tensor.is_floating_point() else tensor
+        tensor = tensor.half() if stored and tensor.is_floating_point() else tensor
         entries.append(_entry(name, tensor, packed.get(name)))
     return _with_header(entries, 230 * len(entries))
+
+
+def planned(config: PretrainedConfig, techniques: Sequence[Technique]) -> PreTrainedModel:
+    """An empty model of the structure that techniques will leave one of this config."""
+    model = build(copy.deepcopy(config))
+    for item in techniques:
+        model = item.plan(model)
+    return model
 
 
 def _with_header(entries: list[Entry], header: int) -> list[Entry]:

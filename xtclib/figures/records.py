@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from statistics import mean, median
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ from xtclib.figures.style import (
 )
 from xtclib.recipes import recipe as recipes
 from xtclib.records import Group, Record, grouped
+from xtclib.study import pareto
+from xtclib.study.pareto import Point
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
@@ -179,48 +182,61 @@ def _share(records: Iterable[Record]) -> float:
 def benchmark(records: Iterable[Record], title: str | None = None) -> go.Figure:
     """Size (MB) against score against time: a point a recipe, its area the time of a forward pass.
 
-    A colour and shape for each family. A line joins what no other recipe beats in size and score
-    at once; these are named, the others' names show under the pointer.
+    A colour and shape for each family; faint is what another recipe beats in all three. A line
+    joins what none beats in size and score at once; these are named, the others under the pointer.
     """
-    records = list(records)
-    groups = sorted(grouped(records), key=lambda g: (g.bytes, -g.mean))
+    return tradeoffs(pareto.points(records), title)
+
+
+def tradeoffs(points: Sequence[Point], title: str | None = None) -> go.Figure:
+    """The same of points, as :func:`xtclib.study.pareto.points` makes them."""
+    groups = [point.group for point in points]
     names = _names(groups)
-    figure = new_figure(title or _unbeaten_takeaway(groups), 420, above=16)
-    unbeaten: list[tuple[float, float, str]] = []
-    for g, name in zip(groups, names, strict=True):
-        if not unbeaten or g.mean > unbeaten[-1][1]:
-            unbeaten.append((g.bytes / 1e6, g.mean, name))
+    figure = new_figure(title or takeaway(groups), 420, above=16)
+    front = {id(point) for point in pareto.front(points)}
+    line = {id(point) for point in pareto.front(points, ("score", "bytes"))}
+    unbeaten = [(p.group.bytes / 1e6, p.group.mean, name) for p, name in
+                zip(points, names, strict=True) if id(p) in line]  # fmt: skip
     figure.add_scatter(
         x=[p[0] for p in unbeaten], y=[p[1] for p in unbeaten], mode="lines", hoverinfo="skip",
         line={"color": GREY, "width": 1, "dash": "dot", "shape": "hv"}, showlegend=False,
     )  # fmt: skip
     for i, (family, words) in enumerate(FAMILIES.items()):
-        own = [(g, n) for g, n in zip(groups, names, strict=True) if family_of(g.recipe) == family]
+        own = [(p, n) for p, n in zip(points, names, strict=True)
+               if family_of(p.group.recipe) == family]  # fmt: skip
         if not own:
             continue
-        times = [_share(runs_of(records, g)) for g, _ in own]
-        marker = marker_of(i) | {"size": [_diameter(t) for t in times], "opacity": 0.75}
+        faint = [0.85 if id(p) in front else 0.3 for p, _ in own]
+        marker = marker_of(i) | {"size": [diameter(p.time) for p, _ in own], "opacity": faint}
         figure.add_scatter(
-            x=[g.bytes / 1e6 for g, _ in own], y=[g.mean for g, _ in own], name=words,
-            mode="markers", marker=marker, customdata=[[n, t, g.n] for (g, n), t in
-                                                       zip(own, times, strict=True)],
+            x=[p.group.bytes / 1e6 for p, _ in own], y=[p.group.mean for p, _ in own], name=words,
+            mode="markers", marker=marker,
+            customdata=about_points([p for p, _ in own]),
             hovertemplate="%{customdata[0]}<br>%{x:,.3r} MB, %{y:.1f} % (n = %{customdata[2]}), "
             "%{customdata[1]:.2f} of the teacher's time<extra></extra>",
         )  # fmt: skip
     size, top = groups[0].teacher_bytes / 1e6, mean(g.teacher for g in groups)
-    star = {"symbol": "star", "size": _diameter(1), "color": GREY}
+    star = {"symbol": "star", "size": diameter(1), "color": GREY}
     figure.add_scatter(x=[size], y=[top], mode="markers", marker=star, showlegend=False,
                        hovertemplate="teacher: %{x:.3r} MB, %{y:.1f} %<extra></extra>")  # fmt: skip
-    points = [*unbeaten, (size, top, "teacher"), *((g.bytes / 1e6, g.mean, "") for g in groups)]
-    _finish_panel(figure, points, 330, {}, "file on disk, MB; areas: time of a forward pass",
+    shown = [*unbeaten, (size, top, "teacher"), *((g.bytes / 1e6, g.mean, "") for g in groups)]
+    _finish_panel(figure, shown, 330, {}, "file on disk, MB; areas: time of a forward pass",
                   score_axis(groups))  # fmt: skip
     return figure.update_layout(legend={"itemsizing": "constant"})
 
 
-def _diameter(share: float) -> float:
+def about_points(points: Iterable[Point]) -> list[list]:
+    """What a pointer shows of each: name, time, seeds, recipe and budget."""
+    return [[f"{p.group.recipe}, {p.group.budget}", p.time, p.group.n, p.group.recipe,
+             p.group.budget] for p in points]  # fmt: skip
+
+
+def diameter(share: float) -> float:
+    """Of a circle whose area is a time, as a share of the teacher's; small where it is unknown."""
     return 16 * math.sqrt(share) if share > 0 else 6.0
 
 
+@cache
 def family_of(recipe: str) -> str:
     """A built-in recipe's family; one from somebody's own file counts with the quantized.
 
@@ -233,7 +249,8 @@ def family_of(recipe: str) -> str:
         return "quantized"
 
 
-def _unbeaten_takeaway(groups: Sequence[Group]) -> str:
+def takeaway(groups: Sequence[Group]) -> str:
+    """The smallest within five points of its teacher, in a sentence."""
     near = [g for g in groups if g.mean >= g.teacher - 5] or [max(groups, key=lambda g: g.mean)]
     best = min(near, key=lambda g: g.bytes)
     apart, where = best.mean - best.teacher, "ahead" if best.mean > best.teacher else "behind"

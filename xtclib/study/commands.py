@@ -23,6 +23,16 @@ Records = Annotated[
 ]
 GlueDir = Annotated[Path | None, Option(parser=as_path, help="A folder in GLUE's official layout.")]
 Quiet = Annotated[bool, Option(help="No progress bars.")]
+TaskName = Annotated[
+    str | None, Option(help="reviews, ratings, or one of GLUE's: sst2, cola, mrpc, …; by profile.")
+]
+ProfileName = Annotated[
+    str | None, Option(help="reviews, mini, minilm, bert-base or smoke; by task: reviews' own.")
+]
+RecordsIn = Annotated[
+    Path, Option("--folder", parser=as_path, help="Of the records that are looked at.")
+]
+RESULTS = Path("data/results")
 
 
 @app.command()
@@ -134,3 +144,74 @@ def search(
 
     found = searches.search(file, out, glue_dir, progress=not quiet, say=typer.echo)
     typer.echo(searches.table(found))
+
+
+def advise(
+    task: TaskName = None,
+    mb: Annotated[float | None, Option(help="The file, at most, in MB of 10⁶ bytes.")] = None,
+    ms: Annotated[float | None, Option(help="A forward pass on this machine, at most.")] = None,
+    drop: Annotated[float | None, Option(help="Points below the teacher, at most.")] = None,
+    hours: Annotated[float | None, Option(help="Of training, at most.")] = None,
+    batch: Annotated[int, Option(help="Rows at once, for --ms.")] = 1,
+    length: Annotated[int | None, Option(help="Tokens in each, for --ms; by profile.")] = None,
+    threads: Annotated[int | None, Option(min=1, help="For --ms; else PyTorch's own.")] = None,
+    device: Annotated[str, Option(help="Whose time --ms is: cpu or cuda.")] = "cpu",
+    profile: ProfileName = None,
+    folder: RecordsIn = RESULTS,
+    glue_dir: GlueDir = None,
+    run: Annotated[bool, Option("--run", help="Compress by what fits best, and compare.")] = False,
+    out: Annotated[
+        Path | None, Option(parser=as_path, help="With --run: folder for the artefact.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Name up to three recipes that meet a wish, by records and this machine's layer times.
+
+    For example: xtc advise --mb 10 --drop 1
+    """
+    import torch
+
+    from xtclib.study import advice
+
+    if threads:
+        torch.set_num_threads(threads)
+    wishes = advice.Wishes(mb, ms, drop, hours, batch, length)
+    if out is not None and not run:
+        raise ValueError(f"--out {out} takes what --run makes: give both")
+    found = advice.advise(wishes, task, profile, folder, glue_dir, device)
+    typer.echo(found.table())
+    if found.best is None and run:
+        raise ValueError("nothing fits, so nothing is run: wish for less")
+    if found.best is not None:
+        typer.echo(f"make it  {found.command()}")
+        if run:
+            typer.echo("")
+            result = advice.run(found, glue_dir, out, not quiet, typer.echo)
+            typer.echo("\n" + advice.against(found.best, result, found.wishes))
+
+
+def pareto(
+    task: TaskName = None,
+    profile: ProfileName = None,
+    budget: Annotated[str | None, Option(help="Only this budget's records, such as A.")] = None,
+    by: Annotated[str, Option(help="What counts: score,bytes,time, or two of them.")] = (
+        "score,bytes,time"
+    ),
+    folder: RecordsIn = RESULTS,
+    glue_dir: GlueDir = None,
+) -> None:
+    """List the recipes that no other beats in score, size and time at once, by their records."""
+    from xtclib import records
+    from xtclib.study import pareto as fronts
+    from xtclib.study import profiles
+    from xtclib.tasks.base import find_task
+
+    chosen = profiles.profile(profile, task, glue_dir)
+    axes = fronts.axes_of(by)
+    name = find_task(task or chosen.task).name
+    found = [r for r in records.read(chosen.name, folder, task=name) if budget in (None, r.budget)]
+    if not found:
+        where = f"{chosen.name}/{name}" + (f", budget {budget}" if budget else "")
+        raise ValueError(f"no record of {where} in {folder}: `xtc compress --record` makes some")
+    every = fronts.points(found)
+    typer.echo(fronts.table(fronts.front(every, axes), len(every)))

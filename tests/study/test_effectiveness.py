@@ -1,0 +1,60 @@
+"""The table of effectiveness: its numbers are the records', its lines the published ones."""
+
+import csv
+from statistics import fmean
+
+import pytest
+
+from xtclib import records
+from xtclib.cache import ROOT
+from xtclib.costs.published import table
+from xtclib.recipes import recipe as recipes
+from xtclib.study import effectiveness
+
+
+@pytest.fixture(scope="module")
+def lines():
+    return effectiveness.lines()
+
+
+def test_every_published_line_but_the_whole_model_has_a_recipe_beside_it(lines):
+    published = {row["row"] for row in table("effectiveness")}
+    assert {line.row for line in lines} == published - {1}
+    assert len({line.family for line in lines}) == 12
+    assert all(recipes.load(line.recipe) for line in lines)
+
+
+def test_scores_are_those_of_the_records(lines):
+    for line in lines:
+        for task, (budget, seeds, score, low, high, teacher) in line.scores.items():
+            own = [r for r in records.read(effectiveness.PLACES[task], task=task)
+                   if (r.recipe, r.budget) == (line.recipe, budget)]  # fmt: skip
+            assert len(own) == seeds and low <= score <= high
+            assert score == pytest.approx(fmean(r.score for r in own))
+            assert teacher == pytest.approx(fmean(r.teacher_score for r in own))
+        apart = [score - teacher for *_, score, _, _, teacher in line.scores.values()]
+        assert line.difference == pytest.approx(sum(apart) / len(apart))
+
+
+def test_sizes_are_those_on_disk_and_planned(lines):
+    by_recipe = {line.recipe: line for line in lines}
+    half = by_recipe["logits-half"]
+    assert half.size == pytest.approx(69.569 / 90.868, abs=1e-4)
+    assert half.size_inside == pytest.approx(0.5, abs=0.02)  # three layers of six, and a pooler
+    assert by_recipe["xtc-2bit"].size_inside == pytest.approx(2 / 32, abs=0.01)
+
+
+def test_verdicts_follow_from_the_numbers(lines):
+    for line in lines:
+        apart = line.difference - line.published["difference"]
+        loss = "as much" if abs(apart) <= 1 else "more" if apart < 0 else "less"
+        assert line.verdict.startswith(f"loses {loss}")
+        then, now = line.published["CPU"], line.faster.get(1)
+        if then and now:
+            assert ("agrees" in line.verdict) == ((then >= 1.1) == (now >= 1.1))
+
+
+def test_the_committed_table_is_what_the_records_give(lines):
+    with (ROOT / "data" / "results" / "effectiveness.csv").open(encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows == [list(effectiveness.HEAD), *map(effectiveness.cells, lines)]

@@ -1,0 +1,141 @@
+"""What to choose: every record in one picture, with controls, and without for a page."""
+
+from __future__ import annotations
+
+import html
+import importlib.util
+from collections.abc import Iterable, Sequence
+
+import ipywidgets as ui
+import plotly.graph_objects as go
+
+from xtclib.figures import records as plots
+from xtclib.figures.records import FAMILIES, family_of
+from xtclib.figures.style import log_axis
+from xtclib.records import Record
+from xtclib.study import pareto
+from xtclib.study.pareto import Point
+
+ALL = "all"
+
+
+def by_task(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records by profile and task, as both are named: ``reviews · reviews``; most records first."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(f"{record.profile} · {record.task}", []).append(record)
+    return dict(sorted(found.items(), key=lambda each: -len(each[1])))
+
+
+def explorer(records: Iterable[Record]) -> ui.VBox:
+    """Size × score × time of every recipe, filtered by task, budget and family.
+
+    A colour and shape for each family, an area for the time; faint is what others beat in all
+    three. A click shows a record and the command that makes it again. ``.children`` are the figure,
+    the controls and what is told. In place where ``anywidget`` is installed.
+    """
+    every = by_task(records)
+    task = ui.Dropdown(options=list(every), description="task")
+    budget = ui.Dropdown(options=[ALL], description="budget")
+    family = ui.SelectMultiple(options=[(w, n) for n, w in FAMILIES.items()], value=[*FAMILIES],
+                               description="families", rows=len(FAMILIES))  # fmt: skip
+    told = ui.HTML()
+    points = {name: pareto.points(some) for name, some in every.items()}
+
+    def chosen() -> list[Point]:
+        wanted = {*family.value}
+        return [p for p in points[task.value] if family_of(p.group.recipe) in wanted
+                and budget.value in (ALL, p.group.budget)]  # fmt: skip
+
+    alive = importlib.util.find_spec("anywidget") is not None
+    figure = plots.tradeoffs(points[task.value])
+    view = go.FigureWidget(figure) if alive else ui.Output()
+
+    def draw(*_: object) -> None:
+        found = chosen()
+        count = len(pareto.front(found))
+        told.value = f"<b>{len(found)} recipes</b>, {count} of them unbeaten; click one"
+        if not alive:
+            view.outputs = ()
+            view.append_display_data(plots.tradeoffs(found) if found else go.Figure())
+            return
+        _redraw(view, found)
+
+    def show(trace, clicked, _state) -> None:
+        for at in clicked.point_inds:
+            recipe, name = trace.customdata[at][3:5]
+            told.value = describe(every[task.value], recipe, name)
+
+    def budgets(*_: object) -> None:
+        names = dict.fromkeys(p.group.budget for p in points[task.value])
+        budget.options = [ALL, *names]
+        draw()
+
+    if alive:
+        for trace in view.data:
+            trace.on_click(show)
+    task.observe(budgets, "value")
+    for control in (budget, family):
+        control.observe(draw, "value")
+    budgets()
+    return ui.VBox([view, ui.VBox([task, budget, family]), told])
+
+
+def _redraw(view: go.FigureWidget, found: Sequence[Point]) -> None:
+    """Other points in the traces that are there: no figure is made anew."""
+    front = {id(point) for point in pareto.front(found)}
+    line = pareto.front(found, ("score", "bytes"))
+    groups = [point.group for point in found]
+    with view.batch_update():
+        view.layout.annotations = ()
+        view.layout.title.text = plots.takeaway(groups) if groups else "nothing is chosen"
+        for trace in view.data:
+            own = [p for p in found if FAMILIES[family_of(p.group.recipe)] == trace.name]
+            if trace.mode == "lines":
+                trace.x, trace.y = [p.group.bytes / 1e6 for p in line], [p.group.mean for p in line]
+            elif trace.name in FAMILIES.values():
+                trace.x = [p.group.bytes / 1e6 for p in own]
+                trace.y = [p.group.mean for p in own]
+                trace.marker.size = [plots.diameter(p.time) for p in own]
+                trace.marker.opacity = [0.85 if id(p) in front else 0.3 for p in own]
+                trace.customdata = plots.about_points(own)
+            elif groups:
+                trace.x, trace.y = [groups[0].teacher_bytes / 1e6], [groups[0].teacher]
+        if groups:
+            view.update_xaxes(**log_axis([g.bytes / 1e6 for g in groups], 1.8, 1.8))
+            view.update_yaxes(autorange=True)
+
+
+def describe(records: Iterable[Record], recipe: str, budget: str) -> str:
+    """A recipe's records as HTML: scores by seed, what it cost, and the command for it."""
+    own = [r for r in records if (r.recipe, r.budget) == (recipe, budget)]
+    first = own[0]
+    scores = ", ".join(f"seed {r.seed}: {r.score:.1f}" for r in own)
+    command = (f"xtc compress {recipe} --task {first.task} --profile {first.profile} "
+               f"--budget {budget} --seed {first.seed}")  # fmt: skip
+    left = f"<br>left out: {html.escape(first.left_out)}" if first.left_out else ""
+    return (f"<b>{html.escape(recipe)}, {html.escape(budget)}</b>: {scores} "
+            f"(teacher {first.teacher_score:.1f}); {first.bytes / 1e6:.2f} MB, "
+            f"{first.ratio:.1f} × smaller; {first.seconds:.0f} s of training{left}"
+            f"<br><code>{html.escape(command)}</code>")  # fmt: skip
+
+
+def page(records: Iterable[Record]) -> go.Figure:
+    """The same as one figure that needs no kernel: a menu of tasks; the legend filters families."""
+    figures = {
+        name: plots.tradeoffs(pareto.points(some)) for name, some in by_task(records).items()
+    }
+    whole, buttons, begin = next(iter(figures.values())), [], 0
+    every = [trace for figure in figures.values() for trace in figure.data]
+    for name, figure in figures.items():
+        end = begin + len(figure.data)
+        seen = [begin <= i < end for i in range(len(every))]
+        layout = {"title.text": figure.layout.title.text, "annotations": figure.layout.annotations,
+                  "xaxis": figure.layout.xaxis, "yaxis": figure.layout.yaxis}  # fmt: skip
+        buttons.append({"label": name, "method": "update", "args": [{"visible": seen}, layout]})
+        begin = end
+    found = go.Figure(every, whole.layout)
+    for i, trace in enumerate(found.data):
+        trace.visible = i < len(whole.data)
+    menu = {"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"}
+    return found.update_layout(updatemenus=[menu])
