@@ -11,6 +11,7 @@ import platform
 from pathlib import Path
 
 EXACT = 64  # 2 · 255 · 64 = 32640
+CPUINFO = Path("/proc/cpuinfo")  # of Linux
 
 
 def adds_exactly() -> bool | None:
@@ -18,8 +19,8 @@ def adds_exactly() -> bool | None:
     if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
         return True
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # no Linux
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
         return None
     flags = next((line.split() for line in lines if line.startswith("flags")), None)
     return flags if flags is None else bool({"avx512_vnni", "avx_vnni"}.intersection(flags))

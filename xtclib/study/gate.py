@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from xtclib import bert, teachers
 from xtclib.artefact.checks import WEIGHTS
 from xtclib.cache import opened
-from xtclib.config import Count, Expect, Positive, config
 from xtclib.costs import latency
 from xtclib.deployment import saturation
 from xtclib.files import SUMS
 from xtclib.records import mean_score
 from xtclib.study import profiles, saved
 from xtclib.study.judged import agreement, judge, standard_error
+from xtclib.study.limits import Limits, Timing, option
 from xtclib.study.verdicts import Report, Row, row
 from xtclib.tasks import reviews
 from xtclib.tasks.base import Task, TaskData, batched
@@ -27,63 +26,8 @@ from xtclib.tasks.classification import Regression
 from xtclib.tasks.vectors import Vectors
 from xtclib.techniques.base import held, technique
 
-Points = Annotated[float, Field(ge=0, le=100), Expect("points from 0 to 100")]
-Percent = Annotated[float, Field(gt=0, le=100), Expect("a percentage above 0 and at most 100")]
 OWN = "profile"  # in the teacher's place: the one that the artefact's profile has
 _PAUSE = 0.05  # seconds: threads of one runtime spin for a while and slow the other down
-
-
-@config
-class Limits:
-    """What an artefact may be; one limit at least, and what is not asked for is not measured.
-
-    ``max_drop``: points of the task's score that it may lose; ``max_mb``: 10⁶ bytes of its weights'
-    file; ``max_speed_ratio``: its median time ÷ its teacher's; ``max_ms``: of one batch;
-    ``min_agreement``: percent of rows that both answer alike. A value at its limit holds.
-
-    >>> Limits(max_mb=10, max_drop=1).against
-    ['max_drop']
-    """
-
-    max_drop: Points | None = None
-    max_mb: Positive | None = None
-    max_speed_ratio: Positive | None = None
-    max_ms: Positive | None = None
-    min_agreement: Percent | None = None
-
-    def __post_init__(self) -> None:
-        if not self.named:
-            known = "--max-drop, --max-mb, --max-speed-ratio, --max-ms, --min-agreement"
-            raise ValueError(f"received no limit, expected one at least of {known}")
-
-    @property
-    def named(self) -> list[str]:
-        """The limits that were given."""
-        return [name for name, value in vars(self).items() if value is not None]
-
-    @property
-    def against(self) -> list[str]:
-        """Those of them that need a teacher."""
-        return [name for name in self.named if name not in ("max_mb", "max_ms")]
-
-    @property
-    def scored(self) -> bool:
-        """Whether rows have to be answered."""
-        return self.max_drop is not None or self.min_agreement is not None
-
-    @property
-    def timed(self) -> bool:
-        """Whether anything runs against the clock."""
-        return self.max_speed_ratio is not None or self.max_ms is not None
-
-
-@config
-class Timing:
-    """What is run against the clock: so many rows of so many tokens, on so many threads."""
-
-    batch: Count = 8
-    length: Count = 32
-    threads: Count = 1
 
 
 def check(
@@ -101,14 +45,14 @@ def check(
     """
     path, timing = Path(path).expanduser(), timing or Timing()
     if limits.against and against is None:
-        option = _option(limits.against[0])
         raise ValueError(
-            f"{option} compares with a teacher: name its folder or Hub id by --against, or "
-            f"`--against {OWN}` for that of the artefact's profile"
+            f"{option(limits.against[0])} compares with a teacher: name its folder or Hub id by "
+            f"--against, or write `--against {OWN}` for that of the artefact's profile"
         )
     if against is not None and Path(against).expanduser().resolve() == path.resolve():
         raise ValueError(f"received {path} and --against {against}, the same: name its teacher")
     found = saved.opened(path, tokenizer)
+    seen = _saturates(path, limits.scored) if found.is_onnx else None
     kinds = [] if found.is_onnx else [technique(item) for item in held(found.model.config)]
     by_row = any(kind.by_row for kind in kinds)  # then random ids would not tell its time
     if limits.timed:
@@ -123,20 +67,18 @@ def check(
         teacher = _teacher(str(against), asked, limits.scored)
         if limits.max_speed_ratio is not None:
             _check_length(against, bert.longest(teacher.model), timing)
-    report = Report(str(path), str(against) if teacher else None, [_opens(found)], limits.named)
+    report = Report(str(path), None, [_opens(found)], limits.named)
+    if asked and teacher:
+        own = f"the teacher of the profile {asked.profile.name}"
+        report.against, report.teacher = own if against == OWN else str(against), teacher.key
     if limits.max_mb is not None:
-        report.rows.append(row("file, MB", found.bytes / 1e6, limits.max_mb))
+        report.rows.append(row("max_mb", "file, MB", found.bytes / 1e6, limits.max_mb))
     if limits.timed:
         _time(report, limits, found, teacher, timing, asked.data if asked and by_row else None)
     if limits.scored and asked and teacher:
         _score(report, limits, found, teacher, asked)
-    if found.is_onnx and (seen := _saturates(path, limits.scored)):
-        report.rows.append(seen)
+    report.rows += [seen] if seen else []
     return report
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _check_length(path: str | Path, longest: int | None, timing: Timing) -> None:
@@ -179,7 +121,7 @@ def _opens(found: saved.Saved) -> Row:
         with opened(found.path / WEIGHTS) as file:
             summed = "xtc" in (file.metadata() or {})
     says = "it opens, sums match" if summed else "it opens, has no sums"
-    return Row("integrity", None, None, True, says)
+    return Row("integrity", "integrity", None, None, True, says)
 
 
 def _with_threads(found: saved.Saved) -> Any:
@@ -214,9 +156,11 @@ def _time(report: Report, limits: Limits, found: saved.Saved, teacher: teachers.
     took = {name: each["median"] for name, each in times["milliseconds"].items()}
     if limits.max_speed_ratio is not None:
         ratio = took["artefact"] / took["teacher"] if took["teacher"] else np.nan
-        report.rows.append(row("time / teacher's", ratio, limits.max_speed_ratio))
+        report.rows.append(
+            row("max_speed_ratio", "time / teacher's", ratio, limits.max_speed_ratio)
+        )
     if limits.max_ms is not None:
-        report.rows.append(row("ms of a batch", took["artefact"], limits.max_ms))
+        report.rows.append(row("max_ms", "ms of a batch", took["artefact"], limits.max_ms))
 
 
 def _score(report: Report, limits: Limits, found: saved.Saved, teacher: teachers.Teacher,
@@ -229,22 +173,26 @@ def _score(report: Report, limits: Limits, found: saved.Saved, teacher: teachers
     report.scores = {"teacher": theirs.scores, "artefact": ours.scores}
     if limits.max_drop is not None:
         lost = mean_score(theirs.scores) - mean_score(ours.scores)
-        report.rows.append(row("score lost, points", lost, limits.max_drop, error=report.error))
+        report.rows.append(
+            row("max_drop", "score lost, points", lost, limits.max_drop, error=report.error)
+        )
     if limits.min_agreement is not None:
         share = agreement(theirs, ours)
-        report.rows.append(row("same answers, %", share, limits.min_agreement, least=True))
+        report.rows.append(row("min_agreement", "same answers, %", share, limits.min_agreement))
 
 
 def _saturates(path: Path, scored: bool) -> Row | None:
     """A remark on 8-bit weights. It fails nothing: what is measured here has it in it already."""
     if saturation.largest_weight(path) <= saturation.EXACT:
         return None
-    exact = saturation.adds_exactly()
-    says = {
-        True: "8 bits, added exactly here; on x86 without VNNI sums saturate: check there too",
-        False: "8 bits on x86 without VNNI: sums saturate here",
-        None: "8 bits, on a processor that cannot be told: without VNNI x86 saturates",
-    }[exact]
+    says, note = {
+        True: ("8-bit, exact here", "on x86 without VNNI sums of 8-bit products saturate and "
+               "answers may change: check it there too if it goes there"),
+        False: ("8-bit, saturating", "this processor lacks VNNI, so that sums of 8-bit products "
+                "saturate; what is measured here is measured so"),
+        None: ("8-bit, unknown", "whether this processor has VNNI cannot be told; without it sums "
+               "of 8-bit products saturate on x86"),
+    }[exact := saturation.adds_exactly()]  # fmt: skip
     if exact is not True and not scored:
-        says += "; --max-drop or --min-agreement show whether answers change"
-    return Row("weights", None, None, None, says)
+        note += "; --max-drop or --min-agreement tells whether answers change"
+    return Row("weights", "weights", None, None, None, says, note)

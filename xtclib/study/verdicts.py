@@ -12,38 +12,49 @@ from xtclib.study.saved import Asked
 
 @dataclass(frozen=True)
 class Row:
-    """A check: what was measured and its limit, or what there is to say; ``None``: a remark."""
+    """A check: what was measured and its limit, or what there is to say; ``None``: a remark.
+
+    ``name``: of the limit, as an option without its dashes; ``note``: more than a cell holds.
+    """
 
     name: str
+    title: str
     measured: float | None
     limit: float | None
     passed: bool | None
     says: str
-    bound: str = ""
+    note: str = ""
+
+    @property
+    def bound(self) -> str:
+        """The limit in words."""
+        if self.limit is None:
+            return ""
+        return f"at {'least' if self.name.startswith('min_') else 'most'} {self.limit:g}"
 
 
-def row(name: str, measured: float, limit: float, least: bool = False, error: float | None = None
-        ) -> Row:  # fmt: skip
-    """A measured value at its limit: at most that, or at ``least``. NaN holds to none.
+def row(name: str, title: str, measured: float, limit: float, error: float | None = None) -> Row:
+    """A measured value at its limit, a ``max_`` or a ``min_``. A value at it holds, NaN does not.
 
-    >>> row("file, MB", 10.0004, 10).says, row("file, MB", 10, 10).passed
+    >>> row("max_mb", "file, MB", 10.0004, 10).says, row("max_mb", "file, MB", 10, 10).passed
     ('10.0004', True)
     """
     measured = round(measured, 9)  # 86.9 - 85.9 is 1.0000000000000142
-    passed = measured >= limit if least else measured <= limit
+    passed = measured >= limit if name.startswith("min_") else measured <= limit
     # As many digits as show why it failed.
     texts = [f"{measured:.{digits}f}" for digits in range(2, 10)]
     says = next((text for text in texts if passed or float(text) != limit), texts[-1])
     says += "" if error is None else f" ± {error:.2f}"
-    return Row(name, measured, limit, passed, says, f"at {'least' if least else 'most'} {limit:g}")
+    return Row(name, title, measured, limit, passed, says)
 
 
 @dataclass
 class Report:
     """All that a gate measured of an artefact, and what it makes of it.
 
-    ``rows``: the checks; ``scores``: metrics of both by split, ``error``: the standard error of
-    what is lost, ``asked``: the rows they stand on; ``latency``: as in a record.
+    ``against``: its teacher, in words, ``teacher``: that one's key; ``scores``: metrics of both by
+    split, ``error``: the standard error of what is lost, ``asked``: the rows they stand on;
+    ``latency``: as in a record.
     """
 
     path: str
@@ -54,11 +65,12 @@ class Report:
     scores: dict[str, dict] = field(default_factory=dict)
     error: float | None = None
     latency: dict = field(default_factory=dict)
+    teacher: str = ""
 
     @property
     def failed(self) -> list[str]:
-        """The names of the checks that do not hold."""
-        return [each.name for each in self.rows if each.passed is False]
+        """The titles of the checks that do not hold."""
+        return [each.title for each in self.rows if each.passed is False]
 
     @property
     def passed(self) -> bool:
@@ -74,13 +86,9 @@ class Report:
         """The checks as text, what they stand on, and the verdict."""
         cells = [("check", "measured", "limit", "result")]
         results = {True: "+ passed", False: "× FAILED", None: "! note"}
-        for each in self.rows:
-            cells.append((each.name, each.says, each.bound, results[each.passed]))
-        wide = [max(len(line[i]) for line in cells if i == 0 or line[2]) + 2 for i in range(3)]
-        lines = []
-        for name, says, bound, result in cells:
-            middle = f"{says:<{wide[1]}}{bound:<{wide[2]}}"
-            lines.append(f"{name:<{wide[0]}}{middle}{'  ' * (middle[-1] != ' ')}{result}")
+        cells += [(e.title, e.says, e.bound, results[e.passed]) for e in self.rows]
+        wide = [max(map(len, column)) + 2 for column in zip(*cells, strict=True)]
+        lines = ["".join(map(str.ljust, line, wide)).rstrip() for line in cells]
         held = f"all {len(self.limits)} limits hold" if len(self.limits) > 1 else "the limit holds"
         lost = f"{len(self.failed)} of {len(self.limits)}: {'; '.join(self.failed)}"
         verdict = f"passed   {held}" if self.passed else f"FAILED   {lost}"
@@ -88,6 +96,7 @@ class Report:
 
     def _stands_on(self) -> list[str]:
         lines = [f"against  {self.against}"] if self.against else []
+        lines += [f"note     {each.note}" for each in self.rows if each.note]
         if self.asked:
             of = {name: mean_score(found) for name, found in self.scores.items()}
             splits = ", ".join(self.asked.data.evaluation)
@@ -110,7 +119,7 @@ class Report:
     def _near(self) -> str:
         """That a drop is within two standard errors of its limit, where it is."""
         for each in self.rows:
-            if each.name.startswith("score lost") and self.error is not None:
+            if each.name == "max_drop" and self.error is not None:
                 gap = abs((each.measured or 0) - (each.limit or 0))
                 if gap < 2 * self.error:
                     return (f"{self.answered} rows are few for this limit: ± is one standard error "
@@ -120,11 +129,12 @@ class Report:
     def json(self) -> dict[str, Any]:
         """All of it with its circumstances, for ``json.dumps``; NaN is ``None``."""
         checks = [
-            {"name": e.name, "measured": e.measured, "limit": e.limit, "rule": e.bound[:8].strip(),
-             "passed": e.passed, "says": e.says} for e in self.rows
+            {"name": e.name, "title": e.title, "measured": e.measured, "limit": e.limit,
+             "passed": e.passed, "says": e.says, "note": e.note} for e in self.rows
         ]  # fmt: skip
         found = {
             "passed": self.passed, "artefact": self.path, "against": self.against,
+            "teacher_key": self.teacher,
             "checks": checks, "scores": self.scores, "standard_error": self.error,
             "rows": self.answered, "latency": self.latency,
         }  # fmt: skip
