@@ -146,7 +146,7 @@ def test_the_file_is_weighed_and_no_teacher_is_opened_for_it(made, monkeypatch):
     assert found(report, "integrity").says == "it opens, sums match"
     report = check(made / "artefact", Limits(max_mb=megabytes - 1e-6))
     assert report.failed == ["file, MB"]
-    assert f"{megabytes:.6f}" in report.table()  # as many digits as show why
+    assert float(found(report, "max_mb").says) > megabytes - 1e-6  # digits that show why
     plain = check(made / "teacher", Limits(max_mb=megabytes))
     assert plain.failed == ["file, MB"] and found(plain, "integrity").says.endswith("no sums")
 
@@ -202,7 +202,7 @@ def test_nan_fails_and_is_null_in_json(make_bert, tokenizer, data):
 
 
 def test_a_point_is_a_point_in_floating_numbers():
-    assert 86.9 - 85.9 > 1 and row("max_drop", "t", 86.9 - 85.9, 1).passed
+    assert 80.0 - 77.1 > 2.9 and row("max_drop", "t", 80.0 - 77.1, 2.9).passed
     assert not row("max_drop", "t", 1.001, 1).passed and row("min_agreement", "t", 99, 99).passed
 
 
@@ -305,7 +305,7 @@ def test_a_teacher_no_better_than_the_majority_is_refused(
     tokenizer.save_pretrained(tmp_path / "turned")
     code, _, err = xtc(made / "artefact", "--max-drop", 1, "--against", tmp_path / "turned",
                        "--data", rows)  # fmt: skip
-    assert code == 2 and "scores 0.0 on 256 training rows" in err
+    assert code == 2 and "no better than the majority class" in err
 
 
 def test_equal_numbers_are_not_counted(make_bert, tokenizer, tmp_path):
@@ -313,7 +313,7 @@ def test_equal_numbers_are_not_counted(make_bert, tokenizer, tmp_path):
     for name in ("a", "b"):
         model.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
-    (tmp_path / "n.csv").write_text("text,score\n" + "".join(f"w{i},{i}.5\n" for i in range(30)))
+    (tmp_path / "n.csv").write_text("text,score\n" + "".join(f"w{i},{i / 10}\n" for i in range(30)))
     how = {"against": tmp_path / "b", "data": str(tmp_path / "n.csv")}
     with pytest.raises(ValueError, match="--min-agreement counts equal answers.* by a number"):
         check(tmp_path / "a", Limits(min_agreement=99), **how)
@@ -392,7 +392,8 @@ def test_the_teacher_of_the_profile(xtc, made, tmp_path, monkeypatch):
     monkeypatch.setattr(
         sys, "argv", f"xtc compress ptq-8bit --profile smoke --quiet --out {out}".split()
     )
-    cli.main()
+    with pytest.raises(SystemExit):
+        cli.main()
     code, said, err = xtc(out, "--against", "profile", "--max-drop", 100, "--min-agreement", 1)
     assert code == 0 and "against  the teacher of the profile smoke" in said, err
     monkeypatch.setenv("XTC_CACHE", str(tmp_path / "another"))

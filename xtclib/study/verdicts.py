@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,11 +40,12 @@ def row(name: str, title: str, measured: float, limit: float, error: float | Non
     >>> row("max_mb", "file, MB", 10.0004, 10).says, row("max_mb", "file, MB", 10, 10).passed
     ('10.0004', True)
     """
-    measured = round(measured, 9)  # 86.9 - 85.9 is 1.0000000000000142
-    passed = measured >= limit if name.startswith("min_") else measured <= limit
-    # As many digits as show why it failed.
+    holds = operator.ge if name.startswith("min_") else operator.le
+    measured = round(measured, 9)  # 80.0 - 77.1 is 2.9000000000000057
+    passed = bool(holds(measured, limit))
+    # As many digits as show why: 10.0004 MB is not 10.00 to a limit of 10.
     texts = [f"{measured:.{digits}f}" for digits in range(2, 10)]
-    says = next((text for text in texts if passed or float(text) != limit), texts[-1])
+    says = next((text for text in texts if holds(float(text), limit) == passed), texts[-1])
     says += "" if error is None else f" ± {error:.2f}"
     return Row(name, title, measured, limit, passed, says)
 
