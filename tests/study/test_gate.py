@@ -123,21 +123,20 @@ def test_of_wins_and_losses_the_standard_error_is_mcnemars():
     labels = [0] * 10 + [1] * 10
     theirs, ours = labels.copy(), labels.copy()
     theirs[0] = 1  # c = 1 row is won
-    ours[5] = ours[12] = ours[13] = 1 - 0
-    ours[12] = ours[13] = 0  # b = 3 are lost
+    ours[5], ours[12], ours[13] = 1, 0, 0  # b = 3 are lost
     task = find_task("sst2")
     data = TaskData(task, Split([], None, []), {"dev": Split(["a"] * 20, None, labels)}, "", "")
     both = [judged.Judged({"dev": a}, {"dev": task.score(a, labels)}, True) for a in (theirs, ours)]
     wanted = 100 * math.sqrt((3 + 1 - (3 - 1) ** 2 / 20) / 20**2)
     assert judged.standard_error(data, *both) == pytest.approx(wanted)
     assert judged.agreement(*both) == 80
+    assert judged.standard_error(data, both[0], both[0]) is None  # 0 would be too sure
     both[0].scores["dev"]["score"] = 50.0  # another metric's: no share of right answers
     assert judged.standard_error(data, *both) is None
 
 
 def test_the_file_is_weighed_and_no_teacher_is_opened_for_it(made, monkeypatch):
-    for name in ("of_models",):
-        monkeypatch.setattr(latency, name, lambda *a, **k: pytest.fail("was timed"))
+    monkeypatch.setattr(latency, "of_models", lambda *a, **k: pytest.fail("was timed"))
     monkeypatch.setattr(gate, "judge", lambda *a: pytest.fail("was scored"))
     monkeypatch.setattr(teachers, "load_teacher", lambda *a: pytest.fail("was opened"))
     megabytes = (made / "artefact" / format.WEIGHTS).stat().st_size / 1e6
@@ -178,8 +177,7 @@ def test_time_is_really_measured(made):
 
 def test_rows_that_leave_early_are_timed_on_real_rows(make_bert, tokenizer, made, times, tmp_path):
     item = EarlyExit(after=[1])
-    model = item.apply(make_bert(2))
-    model = format.finalize(model, [item])
+    model = format.finalize(item.apply(make_bert(2)), [item])
     format.save(model, tokenizer, tmp_path / "exits")
     check(tmp_path / "exits", Limits(max_ms=100), timing=Timing(batch=4, length=16),
           data=str(made / "rows.csv"))  # fmt: skip
@@ -334,32 +332,13 @@ def test_a_damaged_artefact_does_not_pass(xtc, made, tmp_path):
     assert xtc(folder, "--max-mb", 10)[0] == 2
 
 
-@pytest.mark.parametrize(
-    "machine, flags, exact",
-    [
-        ("x86_64", "flags\t: fpu avx2 avx512bw", False),
-        ("x86_64", "flags\t: fpu avx2 avx_vnni", True),
-        ("x86_64", "flags\t: avx512_vnni", True),
-        ("x86_64", "processor\t: 0", None),
-        ("arm64", "", True),
-    ],
-)
-def test_processors_that_add_exactly(monkeypatch, tmp_path, machine, flags, exact):
-    (tmp_path / "cpuinfo").write_text(f"model name\t: any\n{flags}\nbugs\t: none\n")
-    monkeypatch.setattr(saturation, "CPUINFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr(saturation.platform, "machine", lambda: machine)
-    assert saturation.adds_exactly() is exact
-    (tmp_path / "cpuinfo").unlink()
-    assert saturation.adds_exactly() is (None if machine == "x86_64" else True)
-
-
 @pytest.mark.slow
 def test_an_onnx_file_is_checked_as_its_folder_is(xtc, made, make_bert, tokenizer, monkeypatch):
     pytest.importorskip("onnxruntime")
     from xtclib.deployment import onnx
 
     wide = Quantize(weights="int8", embeddings="int8")
-    model = format.finalize(wide.apply(make_bert(2)), [wide])
+    model = format.finalize(wide.apply(make_bert(1)), [wide])
     eight, one = made / "eight.onnx", made / "artefact" / "model.onnx"
     onnx.export_onnx(model, eight)
     onnx.export_onnx(format.load(made / "artefact")[0], one, "trained")
@@ -368,7 +347,7 @@ def test_an_onnx_file_is_checked_as_its_folder_is(xtc, made, make_bert, tokenize
     code, out, err = xtc(one, "--min-agreement", 95, "--max-mb", one.stat().st_size / 1e6,
                          "--max-speed-ratio", 1e3, *how, made / "artefact")  # fmt: skip
     assert code == 0 and "weights" not in out, out + err
-    limits = ("--max-drop", 50, "--max-ms", 1e4, "--tokenizer", made / "teacher")
+    limits = ("--max-drop", 100, "--max-ms", 1e4, "--tokenizer", made / "teacher")
     for exact, says in ((True, "8-bit, exact here"), (False, "8-bit, saturating"),
                         (None, "8-bit, unknown")):  # fmt: skip
         monkeypatch.setattr(saturation, "adds_exactly", lambda exact=exact: exact)

@@ -55,7 +55,8 @@ def standard_error(data: TaskData, theirs: Judged, ours: Judged) -> float | None
     """Of the score that is lost, in points, where the score is a share of right answers.
 
     ``100·√((b + c − (b − c)²/n) / n²)`` on n rows, of which b only the teacher has right and c only
-    the artefact: McNemar's variance. Of several splits that of their mean; else ``None``.
+    the artefact: McNemar's variance. Of several splits that of their mean. Else ``None``, and where
+    both have the same rows right, of which it would say that nothing is left to chance.
     """
     if not isinstance(data.task, Classification) or not (ours.whole and theirs.whole):
         return None
@@ -67,4 +68,4 @@ def standard_error(data: TaskData, theirs: Judged, ours: Judged) -> float | None
                 return None  # of F1 or a correlation
         gap = right[0].astype(int) - right[1]
         variances.append(float(gap.var()) / len(gap))
-    return 100 * sum(variances) ** 0.5 / len(variances)
+    return 100 * sum(variances) ** 0.5 / len(variances) or None
