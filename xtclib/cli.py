@@ -15,7 +15,18 @@ from typer import Argument, Option
 
 import xtclib
 from xtclib.study import commands
-from xtclib.study.commands import GlueDir, ProfileName, Quiet, TaskName, as_path
+from xtclib.study.commands import (
+    Data,
+    GlueDir,
+    Kind,
+    Label,
+    ProfileName,
+    Quiet,
+    TaskName,
+    Text,
+    TextPair,
+    as_path,
+)
 
 app = typer.Typer(
     help="Compress BERT: quantize, prune, distill, and measure what is left.\n\n"
@@ -24,17 +35,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 app.add_typer(commands.app, name="study")
-app.command()(commands.advise)
-app.command()(commands.pareto)
 
-
-Data = Annotated[
-    str | None, Option(help="Your own rows: a .csv, .tsv or .jsonl file, a folder, a Hub dataset.")
-]
-Text = Annotated[str | None, Option(help="Their column of texts; else text, sentence, sentence1.")]
-TextPair = Annotated[str | None, Option(help="Their column of second texts.")]
-Label = Annotated[str | None, Option(help="Their column of labels; else label, class, score, …")]
-Kind = Annotated[str | None, Option(help="classes, labels, number, tags, vectors or questions.")]
 ReportTo = Annotated[
     str, Option(help="Where losses are logged: none, tensorboard, mlflow, wandb, trackio, …")
 ]
@@ -124,47 +125,24 @@ def evaluate(
 
     On your own rows: xtc evaluate FOLDER --data FILE.csv
     """
-    from xtclib import bert, teachers
-    from xtclib.artefact import format
-    from xtclib.study import profiles
-    from xtclib.tasks import evaluation, reviews
-    from xtclib.tasks.asked import asked as asked_for
+    from xtclib.study import saved
+    from xtclib.tasks import evaluation
 
-    if folder.suffix == ".onnx":
-        from xtclib.deployment import runtimes
+    found = saved.opened(folder, tokenizer)
+    asked = saved.rows_for(found, task, data, profile, glue_dir, text=text, text_pair=text_pair,
+                           label=label, kind=kind)  # fmt: skip
+    typer.echo(f"data     {asked.data.source}")
+    typer.echo(f"length   {asked.length} tokens")
+    for note in asked.notes:
+        typer.echo(f"note     {note}")
+    metrics = evaluation.evaluate(found.model, found.tokenizer, asked.data, asked.length)
+    typer.echo(json.dumps(metrics, indent=2))
+    typer.echo(f"file     {found.bytes / 1e6:.2f} MB")
 
-        model, file, where = runtimes.OnnxModel(folder), folder, tokenizer or folder.parent
-        if not (where / "tokenizer.json").is_file():
-            cure = "name the artefact's folder by --tokenizer"
-            raise FileNotFoundError(f"no tokenizer.json in {where}: {cure}")
-        words, labels = teachers.load_tokenizer(where, model.max_length or 128), model.labels
-        was, longest, encodes = model.trained_on, model.max_length, model.encodes
-    else:
-        model, words = format.load(folder)
-        file, labels = folder / format.WEIGHTS, list(model.config.id2label.values())
-        was, longest = getattr(model.config, "trained_on", None) or {}, bert.longest(model)
-        encodes = bert.has_no_head(model)
-    if "own" in was and not (task or data):
-        raise ValueError(f"{folder} was trained on rows of one's own: name their file by --data")
-    asked = asked_for(task, data, labels, was.get("own"), text=text, text_pair=text_pair,
-                      label=label, kind=kind) or was.get("task")  # fmt: skip
-    whose = profiles.profile(profile or was.get("profile"), asked, glue_dir)
-    rows = profiles.data_for(asked or whose.task, whose, glue_dir)
-    if rows.task.details and rows.fingerprint != was.get("data"):
-        rows = rows.task.whole(rows)
-    reviews.check_apart(was, rows)
-    rows.task.check_labels(folder, labels)
-    rows.task.check_head(folder, encodes)
-    length = None if profile or not was else was["max_length"]
-    length = min(length or rows.task.length or whose.teacher.max_length, longest or 10**6)
-    typer.echo(f"data     {rows.source}")
-    typer.echo(f"length   {length} tokens")
-    here = {"task": rows.task.name, "max_length": length, "data": rows.fingerprint}
-    for what, value in here.items():
-        if was.get(what, value) != value:
-            typer.echo(f"note     it was trained on another {what}: {was[what]} ({was['source']})")
-    typer.echo(json.dumps(evaluation.evaluate(model, words, rows, length), indent=2))
-    typer.echo(f"file     {file.stat().st_size / 1e6:.2f} MB")
+
+app.command()(commands.check)
+app.command()(commands.advise)
+app.command()(commands.pareto)
 
 
 @app.command()

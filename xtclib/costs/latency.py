@@ -29,24 +29,26 @@ def of_models(
     length: int = 32,
     repeats: int | None = None,
     given: Sequence[Mapping[str, Tensor]] = (),
+    pause: float = 0.0,
 ) -> dict:
     """Forward latency of several models on the same random batch, with device and threads.
 
     ``given``: batches of real rows instead, where the time depends on them; then of one of them.
+    ``pause``: as for :func:`xtclib.clock.in_turns`, where several runtimes take turns.
 
     ``repeats``: by default what two seconds have room for, from 10 to 200. A model of a few
     milliseconds needs many: a busy machine takes them away ten at a time.
     """
-    device = next(next(iter(models.values())).parameters()).device
-    vocabulary = min(model.config.vocab_size for model in models.values())
-    ids = random_ids(vocabulary, batch, length)
-    rows = given or [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
-    rows = [{name: tensor.to(device) for name, tensor in each.items()} for each in rows]
+    device = next(iter(models.values())).device
+    if not given:
+        ids = random_ids(min(m.config.vocab_size for m in models.values()), batch, length)
+        given = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+    rows = [{name: tensor.to(device) for name, tensor in each.items()} for each in given]
 
     runs = {n: partial(_through, m, rows) for n, m in models.items()}
     with torch.inference_mode():
         repeats = repeats or _enough(runs, 2.0)
-        found = in_turns(runs, repeats)
+        found = in_turns(runs, repeats, pause=pause)
     for times in found.values() if len(rows) > 1 else ():
         times |= {name: round(value / len(rows), 3) for name, value in times.items()}
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,13 @@ Records = Annotated[
     Path | None, Option("--folder", parser=as_path, help="Of the records; else the file's own.")
 ]
 GlueDir = Annotated[Path | None, Option(parser=as_path, help="A folder in GLUE's official layout.")]
+Data = Annotated[
+    str | None, Option(help="Your own rows: a .csv, .tsv or .jsonl file, a folder, a Hub dataset.")
+]
+Text = Annotated[str | None, Option(help="Their column of texts; else text, sentence, sentence1.")]
+TextPair = Annotated[str | None, Option(help="Their column of second texts.")]
+Label = Annotated[str | None, Option(help="Their column of labels; else label, class, score, …")]
+Kind = Annotated[str | None, Option(help="classes, labels, number, tags, vectors or questions.")]
 Quiet = Annotated[bool, Option(help="No progress bars.")]
 TaskName = Annotated[
     str | None, Option(help="reviews, ratings, or one of GLUE's: sst2, cola, mrpc, …; by profile.")
@@ -30,9 +38,8 @@ ProfileName = Annotated[
     str | None, Option(help="reviews, mini, minilm, bert-base or smoke; by task: reviews' own.")
 ]
 RecordsIn = Annotated[
-    Path, Option("--folder", parser=as_path, help="Of the records that are looked at.")
+    Path | None, Option("--folder", parser=as_path, help="Of records; else the committed ones.")
 ]
-RESULTS = Path("data/results")
 
 
 @app.command()
@@ -157,7 +164,7 @@ def advise(
     threads: Annotated[int | None, Option(min=1, help="For --ms; else PyTorch's own.")] = None,
     device: Annotated[str, Option(help="Whose time --ms is: cpu or cuda.")] = "cpu",
     profile: ProfileName = None,
-    folder: RecordsIn = RESULTS,
+    folder: RecordsIn = None,
     glue_dir: GlueDir = None,
     run: Annotated[bool, Option("--run", help="Compress by what fits best, and compare.")] = False,
     out: Annotated[
@@ -171,6 +178,7 @@ def advise(
     """
     import torch
 
+    from xtclib.records import RESULTS
     from xtclib.study import advice
 
     if threads:
@@ -178,7 +186,7 @@ def advise(
     wishes = advice.Wishes(mb, ms, drop, hours, batch, length)
     if out is not None and not run:
         raise ValueError(f"--out {out} takes what --run makes: give both")
-    found = advice.advise(wishes, task, profile, folder, glue_dir, device)
+    found = advice.advise(wishes, task, profile, folder or RESULTS, glue_dir, device)
     typer.echo(found.table())
     if found.best is None and run:
         raise ValueError("nothing fits, so nothing is run: wish for less")
@@ -197,7 +205,7 @@ def pareto(
     by: Annotated[str, Option(help="What counts: score,bytes,time, or two of them.")] = (
         "score,bytes,time"
     ),
-    folder: RecordsIn = RESULTS,
+    folder: RecordsIn = None,
     glue_dir: GlueDir = None,
 ) -> None:
     """List the recipes that no other beats in score, size and time at once, by their records."""
@@ -208,10 +216,73 @@ def pareto(
 
     chosen = profiles.profile(profile, task, glue_dir)
     axes = fronts.axes_of(by)
-    name = find_task(task or chosen.task).name
+    name, folder = find_task(task or chosen.task).name, folder or records.RESULTS
     found = [r for r in records.read(chosen.name, folder, task=name) if budget in (None, r.budget)]
     if not found:
         where = f"{chosen.name}/{name}" + (f", budget {budget}" if budget else "")
         raise ValueError(f"no record of {where} in {folder}: `xtc compress --record` makes some")
     every = fronts.points(found)
     typer.echo(fronts.table(fronts.front(every, axes), len(every)))
+
+
+def check(
+    folder: Annotated[
+        Path, Argument(parser=as_path, help="A saved artefact or classifier, or an .onnx file.")
+    ],
+    against: Annotated[
+        str | None,
+        Option(help="Its teacher: a folder, a Hub id, or `profile` for its profile's own."),
+    ] = None,
+    max_drop: Annotated[float | None, Option(help="Points of score that it may lose.")] = None,
+    max_mb: Annotated[float | None, Option(help="MB (10^6 bytes) of its weights' file.")] = None,
+    max_speed_ratio: Annotated[
+        float | None, Option(help="Its time over its teacher's, both measured here.")
+    ] = None,
+    max_ms: Annotated[
+        float | None, Option(help="Milliseconds of a batch, on a machine of your own.")
+    ] = None,
+    min_agreement: Annotated[
+        float | None, Option(help="Percent of rows that both answer alike.")
+    ] = None,
+    batch: Annotated[int, Option(help="Rows at once, where time is measured.")] = 8,
+    length: Annotated[int, Option(help="Tokens in each of them.")] = 32,
+    threads: Annotated[int, Option(help="Of both models, where time is measured.")] = 1,
+    task: Annotated[str | None, Option(help="One of GLUE's; else the artefact's own.")] = None,
+    data: Data = None,
+    text: Text = None,
+    text_pair: TextPair = None,
+    label: Label = None,
+    kind: Kind = None,
+    profile: Annotated[
+        str | None, Option(help="Whose data and length; else the artefact's own.")
+    ] = None,
+    glue_dir: GlueDir = None,
+    tokenizer: Annotated[
+        Path | None, Option(parser=as_path, help="An .onnx file's tokenizer's folder.")
+    ] = None,
+    to_json: Annotated[
+        str | None, Option("--json", help="A file for all of it; - prints it alone.")
+    ] = None,
+) -> None:
+    """Hold a saved model to limits, for CI: 0 if all hold, 1 if one fails, 2 for a bad input.
+
+    xtc check FOLDER --against TEACHER --max-drop 1 --max-mb 10 --max-speed-ratio 0.4
+
+    What no limit asks for is not measured: --max-mb and --max-ms need no teacher.
+    """
+    from xtclib import files
+    from xtclib.study import gate
+
+    limits = gate.Limits(max_drop, max_mb, max_speed_ratio, max_ms, min_agreement)
+    timing = gate.Timing(batch, length, threads)
+    if to_json not in (None, "-"):
+        files.check_new_file(as_path(to_json))
+    report = gate.check(
+        folder, limits, against, timing, tokenizer, task=task, data=data, profile=profile,
+        glue_dir=glue_dir, text=text, text_pair=text_pair, label=label, kind=kind,
+    )  # fmt: skip
+    if to_json not in (None, "-"):
+        files.write_json(as_path(to_json), report.json())
+    typer.echo(json.dumps(report.json(), indent=2) if to_json == "-" else report.table())
+    if not report.passed:
+        raise typer.Exit(1)

@@ -51,9 +51,9 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: T
 
 
 def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, split: Split,
-            max_length: int = 128) -> list:  # fmt: skip
-    """What the model answers to each row of a split, in order, as the task decides."""
-    return _answers(model, task.tokenize(split, tokenizer, max_length), task, tokenizer)
+            max_length: int = 128, decide: Callable[..., Any] | None = None) -> list:  # fmt: skip
+    """What the model answers to each row of a split, in order, as the task, or ``decide``, does."""
+    return _answers(model, task.tokenize(split, tokenizer, max_length), task, tokenizer, decide)
 
 
 def scorer(tokenizer: PreTrainedTokenizerBase, data: TaskData, rows: int | None = None,
