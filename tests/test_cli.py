@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from made import made
 from typer.testing import CliRunner
 
 from xtclib import cli, records, teachers
@@ -405,3 +406,31 @@ def test_what_a_study_lacks_is_one_line(xtc, tmp_path):
     assert code == 2 and "compares nothing: name selections of records under `compare`" in told
     code, _, told = xtc("study", "run", path, "--scheduler", "nowhere")
     assert code == 2 and len(told.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_advice_is_printed_and_can_be_run(xtc, tmp_path):
+    for seed, score in enumerate((91.0, 92.0)):
+        made("ptq-8bit", score, 900_000, profile="smoke", seed=seed).save(tmp_path)
+    smoke = "--task", "sst2", "--profile", "smoke", "--folder", tmp_path
+    code, out, err = xtc("advise", *smoke, "--mb", 1, "--drop", 3, "--run", "--quiet")
+    assert (code, err) == (0, "") and "ptq-8bit, A loses least" in out
+    assert "make it  xtc compress ptq-8bit --task sst2 --profile smoke" in out
+    assert "expected" in out and "measured" in out
+    assert xtc("advise", *smoke, "--mb", 0.5, "--run")[0] == 2
+    code, _, err = xtc("advise", *smoke)
+    assert code == 2 and "nothing is wished for" in err
+    code, _, err = xtc("advise", *smoke, "--mb", 1, "--out", tmp_path / "x")
+    assert code == 2 and "--run" in err
+
+
+def test_a_front_is_printed(xtc, tmp_path):
+    for recipe, score, size in (("xtc-1bit", 90.0, 5), ("xtc-half", 89.0, 9), ("rpp-50", 93.0, 9)):
+        made(recipe, score, size, profile="smoke").save(tmp_path)
+    smoke = "--task", "sst2", "--profile", "smoke", "--folder", tmp_path
+    code, out, _ = xtc("pareto", *smoke)
+    assert code == 0 and "2 of 3 are unbeaten" in out and "xtc-half" not in out
+    code, _, err = xtc("pareto", *smoke, "--budget", "C")
+    assert code == 2 and "no record of smoke/sst2, budget C" in err
+    code, _, err = xtc("pareto", *smoke, "--by", "score,speed")
+    assert code == 2 and "unknown measure 'speed'" in err
