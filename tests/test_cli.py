@@ -425,8 +425,8 @@ def test_advice_is_printed_and_can_be_run(xtc, tmp_path):
 
 
 def test_a_front_is_printed(xtc, tmp_path):
-    for recipe, score, size in (("xtc-1bit", 90.0, 5), ("xtc-half", 89.0, 9), ("rpp-50", 93.0, 9)):
-        made(recipe, score, size, profile="smoke").save(tmp_path)
+    for name, score, size in (("xtc-1bit", 90.0, 5), ("xtc-half", 89.0, 9), ("rpp-50", 93.0, 9)):
+        made(name, score, size, profile="smoke").save(tmp_path)
     smoke = "--task", "sst2", "--profile", "smoke", "--folder", tmp_path
     code, out, _ = xtc("pareto", *smoke)
     assert code == 0 and "2 of 3 are unbeaten" in out and "xtc-half" not in out
