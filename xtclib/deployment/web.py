@@ -12,29 +12,21 @@ In the page, ``window.xtc`` has ``ready``, ``ids(text, pair)``, ``classify(texts
 
 from __future__ import annotations
 
-import base64
 import gzip
-import hashlib
-import http.client
-import io
 import json
-import os
 import shutil
-import tarfile
-import urllib.request
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from xtclib import bert, cache
+from xtclib import bert
 from xtclib.artefact import format
 from xtclib.deployment import onnx
+from xtclib.deployment.npm import Package, fetch
 from xtclib.files import (
     check_new_folder,
-    first_line,
     folder_bytes,
     seal,
     staged_folder,
@@ -44,52 +36,6 @@ from xtclib.files import (
 from xtclib.tasks import glue
 
 PAGE = Path(__file__).with_name("page")
-REGISTRY = "https://registry.npmjs.org"  # unless npm_config_registry names another
-KINDS = {"single_label_classification": "classes", "multi_label_classification": "labels",
-         "regression": "number"}  # fmt: skip
-OTHER_HEADS = ("ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM")
-MODELS = ("WordPiece", "BPE", "Unigram")  # of tokenizers
-WORTH = 0.98  # a model is gzipped if that leaves less of it
-LONGEST = 512  # tokens, where neither model nor tokenizer has a bound
-
-
-@dataclass(frozen=True)
-class Package:
-    """A package of npm: what is taken out of its archive, of so many bytes and this sha512."""
-
-    name: str
-    version: str
-    bytes: int
-    integrity: str
-    members: tuple[str, ...]
-
-    @property
-    def archive(self) -> str:
-        """The archive's name, as npm has it.
-
-        >>> PACKAGES[1].archive
-        'tokenizers-0.2.0.tgz'
-        """
-        return f"{self.name.rpartition('/')[2]}-{self.version}.tgz"
-
-    @property
-    def kept(self) -> list[str]:
-        """What its files are called in the cache."""
-        return [_kept(member) for member in self.members]
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.version}"
-
-
-def _kept(member: str) -> str:
-    """Of the runtime's 14 MB a third comes over the wire gzipped.
-
-    >>> _kept("dist/a.wasm")
-    'a.wasm.gz'
-    """
-    return Path(member).name + ".gz" * member.endswith(".wasm")
-
-
 PACKAGES = (
     Package(
         "onnxruntime-web", "1.30.0", 33_106_585,
@@ -102,73 +48,17 @@ PACKAGES = (
         ("dist/tokenizers.min.mjs", "LICENSE"),
     ),
 )  # fmt: skip
-
-
-def fetch(package: Package, tell: Callable[[str], object] = print) -> Path:
-    """The cache's folder with a package's files, ``.wasm`` gzipped; fetched if they are not there.
-
-    From npm's registry, or ``npm_config_registry``, or an archive that was put into the cache by
-    hand; ``tell`` is told. Raises ``ConnectionError`` where it cannot be got, ``ValueError`` for an
-    archive that is another.
-    """
-
-    def make(place: Path) -> None:
-        with tarfile.open(fileobj=io.BytesIO(_archive(package, tell)), mode="r:gz") as archive:
-            for name in package.members:
-                _take(archive, package, name, place)
-
-    folder = cache.cache_dir() / "npm" / package.archive.removesuffix(".tgz")
-    cache.keep(folder, make)
-    return folder
-
-
-def _take(archive: tarfile.TarFile, package: Package, name: str, place: Path) -> None:
-    """Copies one plain file out of an archive, to a name of our own."""
-    try:
-        file = archive.getmember(f"package/{name}")
-    except KeyError:
-        raise ValueError(f"the archive of {package} holds no {name}: it is another") from None
-    content = archive.extractfile(file) if file.isfile() else None
-    if content is None:
-        raise ValueError(f"{name} in the archive of {package} is no plain file: it is another")
-    kept, data = _kept(name), content.read()
-    write_bytes(place / kept, gzip.compress(data, mtime=0) if kept.endswith(".gz") else data)
-
-
-def _archive(package: Package, tell: Callable[[str], object]) -> bytes:
-    """An archive's bytes, checked by length and sum."""
-    by_hand = cache.cache_dir() / "npm" / package.archive
-    registry = (os.environ.get("npm_config_registry") or REGISTRY).rstrip("/")
-    url = f"{registry}/{package.name}/-/{package.archive}"
-    if by_hand.is_file():
-        found, whence = by_hand.read_bytes(), str(by_hand)
-    else:
-        tell(f"fetch    {package} ({package.bytes / 1e6:.1f} MB) from {registry}")
-        found, whence = _downloaded(package, url, by_hand), url
-    sum_ = base64.b64encode(hashlib.sha512(found).digest()).decode()
-    if sum_ != package.integrity:
-        raise ValueError(
-            f"{whence} has sha512-{sum_[:16]}… and {len(found)} bytes, expected "
-            f"sha512-{package.integrity[:16]}… and {package.bytes}: it is not {package}"
-        )
-    return found
-
-
-def _downloaded(package: Package, url: str, by_hand: Path) -> bytes:
-    if not url.startswith(("https://", "http://")):
-        raise ValueError(f"npm_config_registry must be an http or https address, received {url}")
-    try:
-        with urllib.request.urlopen(url, timeout=60) as answer:
-            found = answer.read(package.bytes + 1)
-        if len(found) < package.bytes:
-            raise ConnectionError(f"it ended after {len(found)} of {package.bytes} bytes")
-    except (OSError, http.client.HTTPException) as error:
-        raise ConnectionError(
-            f"could not fetch {package} ({package.bytes / 1e6:.1f} MB) from {url} "
-            f"({first_line(error)}): name a registry that answers by npm_config_registry, or put "
-            f"the archive at {by_hand}"
-        ) from None
-    return found
+KINDS = {"single_label_classification": "classes", "multi_label_classification": "labels",
+         "regression": "number"}  # fmt: skip
+OTHER_HEADS = ("ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM")
+MODELS = ("WordPiece", "BPE", "Unigram")  # of tokenizers
+WORTH = 0.98  # a model is gzipped if that leaves less of it
+# By these the page sees whether it reads as Python does.
+PROBES = (
+    "", "Café \u200bnaïve, ΣΑΣ!", "東京𠀀 \u202eשלום 👩\u200d👩\u200d👧 e\u0301\t\x01", "w" * 101,
+    "so " * 600,
+)  # fmt: skip
+LONGEST = 512  # tokens, where neither model nor tokenizer has a bound
 
 
 def check_head(model: PreTrainedModel, folder: Path) -> str:
@@ -233,13 +123,9 @@ def export(
         for file in PAGE.iterdir():
             shutil.copyfile(file, partial / file.name)
         for package, folder in zip(PACKAGES, packages, strict=True):
-            for file in package.kept:
-                own = (
-                    f"LICENSE-{package.name[1:].replace('/', '-')}.txt"
-                    if file == "LICENSE"
-                    else file
-                )
-                shutil.copyfile(folder / file, partial / own)
+            licence = f"LICENSE-{package.name.strip('@').replace('/', '-')}.txt"
+            for kept in package.kept:
+                shutil.copyfile(folder / kept, partial / (licence if kept == "LICENSE" else kept))
         onnx.export_onnx(model, partial / "model.onnx", activations)
         content = (partial / "model.onnx").read_bytes()
         if len(packed := gzip.compress(content, mtime=0)) < WORTH * len(content):
@@ -254,16 +140,6 @@ def export(
     return out
 
 
-# By these the page sees whether it reads as Python does: a browser's Unicode may be another.
-PROBES = (
-    "",
-    "Café \u200bnaïve, ΣΑΣ!",
-    "東京𠀀 \u202eשלום 👩\u200d👩\u200d👧 e\u0301\t\x01",
-    "w" * 101,
-    "so " * 600,
-)
-
-
 def _about(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: str, name: str,
            folder: Path) -> dict[str, Any]:  # fmt: skip
     """What the page has to know, as JSON."""
@@ -276,9 +152,11 @@ def _about(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: str
         second = [PROBES[1]] if pair else []
         ids = tokenizer(first, *second, truncation=True, max_length=longest)["input_ids"]
         probes.append({"text": first, "pair": PROBES[1] if pair else None, "ids": ids})
-    parts = {"model": sorted(file.name for file in folder.glob("model.onnx*")),
-             "tokenizer": ["tokenizer.json.gz"],
-             "runtime": [kept for p in PACKAGES for kept in p.kept if kept != "LICENSE"]}  # fmt: skip
+    parts = {
+        "model": [file.name for file in folder.glob("model.onnx*")],
+        "tokenizer": ["tokenizer.json.gz"],
+        "runtime": [kept for p in PACKAGES for kept in p.kept if kept != "LICENSE"],
+    }
     return {
         "name": name, "task": trained_on.get("task"), "kind": kind, "pair": pair,
         "labels": [str(label) for label in model.config.id2label.values()],

@@ -141,7 +141,7 @@ async function answer() {
 
 const fail = (error) => told(`It stopped: ${error.message}`);
 
-xtc.ready.then(({ about, threads, odd, bytes }) => {
+xtc.ready.then(({ about, odd, bytes }) => {
   xtc.about = about;
   at("load").textContent = duration(performance.now());
   for (const [part, size] of Object.entries(bytes)) {
@@ -153,7 +153,7 @@ xtc.ready.then(({ about, threads, odd, bytes }) => {
   const told_ = { classes: `${about.labels.length} classes`, number: "a number",
     labels: `any of ${about.labels.length} labels` }[about.kind];
   at("about").textContent = `${about.name ? `${about.name}: ` : ""}${told_}, up to ` +
-    `${about.max_length} tokens, ${threads === 1 ? "one thread" : `${threads} threads`}. ` +
+    `${about.max_length} tokens, on one thread. ` +
     `Bytes as they came over the wire; the median is of the last ${LAST} texts.`;
   if (odd !== undefined) {
     told(`This browser reads ${JSON.stringify(odd.slice(0, 40))} otherwise than the model learned ` +

@@ -3,7 +3,9 @@
 import * as ort from "./ort.wasm.bundle.min.mjs";
 import { tokenizer } from "./tokens.js";
 
-let about, read, session;
+const WARM = ["a text of a length as people write them, to be read before one is typed", "warm up"];
+const WARM_UP = 6000, WARM_RUNS = 150; // milliseconds and runs at most
+let about, read, session, waiting = 0;
 
 // A file's bytes; gzipped ones opened, unless the server said what they are and the browser did.
 async function bytes(name) {
@@ -23,19 +25,27 @@ async function load() {
   const names = Object.fromEntries(
     Object.entries(about.files).map(([part, files]) => [part, Object.keys(files)]));
   const wasm = names.runtime.find((name) => name.endsWith(".wasm.gz"));
-  const files = [names.model[0], names.tokenizer[0], wasm].map(bytes);
-  ort.env.wasm.wasmBinary = (await files[2]).buffer;
-  // Threads share memory, which browsers allow only to pages that are isolated (see serve.py).
-  const threads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1;
-  ort.env.wasm.numThreads = threads;
+  const files = [wasm, names.model[0], names.tokenizer[0]].map(bytes);
+  ort.env.wasm.numThreads = 1; // sentences are short: several threads wait for each other
   ort.env.logLevel = "error";
-  read = tokenizer(parsed(await files[1]), about);
-  session = await ort.InferenceSession.create(await files[0], {
-    executionProviders: ["wasm"], graphOptimizationLevel: "all",
+  const making = Promise.all(files.slice(0, 2)).then(([runtime, model]) => {
+    ort.env.wasm.wasmBinary = runtime.buffer;
+    return ort.InferenceSession.create(model, { executionProviders: ["wasm"] });
   });
-  await classify("warm up", about.pair ? "warm up" : null);
+  [session, read] = await Promise.all([
+    making, files[2].then((content) => tokenizer(parsed(content), about))]);
+  await classify(...WARM);
   const odd = about.probes.find(({ text, pair, ids }) => !same(read(text, pair).ids, ids));
-  return { about, threads, odd: odd?.text, bytes: transferred() };
+  return { about, odd: odd?.text, bytes: transferred() };
+}
+
+// Browsers compile fast first and well later, once code has run often: it does, while none waits.
+async function warmUp() {
+  const end = performance.now() + WARM_UP;
+  for (let run = 0; run < WARM_RUNS && performance.now() < end; run++) {
+    await new Promise((resolve) => setTimeout(resolve));
+    if (!waiting) await (turn = turn.then(() => waiting || classify(...WARM)).catch(() => {}));
+  }
 }
 
 // What came over the wire of each part; what the browser does not say is taken as it is stored.
@@ -59,7 +69,8 @@ const probabilities = {
 };
 
 // One text at a time: with one scale for a whole tensor, an answer would depend on its neighbours.
-async function classify(text, pair) {
+async function classify(text, second) {
+  const pair = about.pair ? second ?? "" : null;
   const start = performance.now();
   const { ids, types } = read(text, pair);
   const given = { input_ids: ids, attention_mask: ids.map(() => 1), token_type_ids: types };
@@ -81,10 +92,11 @@ const ready = load();
 const answers = {
   ready: () => ready,
   ids: (text, pair) => read(text, pair ?? null).ids,
-  classify: (text, pair) => classify(text, about.pair ? pair ?? "" : null),
+  classify,
 };
-let turn = ready.catch(() => {});  // one after the other: a session runs one text at a time
+let turn = ready.then(() => {}, () => {}); // a session runs one text at a time
 self.onmessage = ({ data: { id, what, given } }) => {
+  waiting++;
   turn = turn.then(async () => {
     try {
       await ready;
@@ -92,5 +104,7 @@ self.onmessage = ({ data: { id, what, given } }) => {
     } catch (error) {
       self.postMessage({ id, error: error?.message ?? String(error) });
     }
+    waiting--;
   });
 };
+ready.then(warmUp, () => {});
