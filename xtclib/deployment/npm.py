@@ -12,6 +12,7 @@ import http.client
 import io
 import os
 import tarfile
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -119,6 +120,8 @@ def _downloaded(package: Package, url: str, by_hand: Path) -> bytes:
         if len(found) < package.bytes:
             raise ConnectionError(f"it ended after {len(found)} of {package.bytes} bytes")
     except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         raise ConnectionError(
             f"could not fetch {package} ({package.bytes / 1e6:.1f} MB) from {url} "
             f"({first_line(error)}): name a registry that answers by npm_config_registry, or put "

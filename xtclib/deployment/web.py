@@ -147,11 +147,11 @@ def _about(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: str
     longest = min(tokenizer.model_max_length, bert.longest(model) or 10**9)
     longest = longest if longest < 10**9 else LONGEST
     pair = reads_pairs(trained_on)
-    probes = []
-    for first in PROBES:
-        second = [PROBES[1]] if pair else []
-        ids = tokenizer(first, *second, truncation=True, max_length=longest)["input_ids"]
-        probes.append({"text": first, "pair": PROBES[1] if pair else None, "ids": ids})
+    given = [list(PROBES)] + [list(reversed(PROBES))] * pair
+    read = tokenizer(*given, truncation=True, max_length=longest)["input_ids"]
+    seconds = given[1] if pair else [None] * len(PROBES)
+    rows = zip(PROBES, seconds, read, strict=True)
+    probes = [{"text": text, "pair": second, "ids": ids} for text, second, ids in rows]
     parts = {
         "model": [file.name for file in folder.glob("model.onnx*")],
         "tokenizer": ["tokenizer.json.gz"],

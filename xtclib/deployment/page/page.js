@@ -147,8 +147,10 @@ xtc.ready.then(({ about, odd, bytes }) => {
   for (const [part, size] of Object.entries(bytes)) {
     at(`bytes-${part}`).textContent = megabytes(size);
   }
-  document.title = at("title").textContent = about.task ? `What does it say? ${about.task}`
-    : document.title;
+  if (about.task) {
+    const name = about.task[0].toUpperCase() + about.task.slice(1);
+    document.title = at("title").textContent = `${name} in the browser`;
+  }
   at("second").hidden = !about.pair;
   const told_ = { classes: `${about.labels.length} classes`, number: "a number",
     labels: `any of ${about.labels.length} labels` }[about.kind];

@@ -34,7 +34,6 @@ async function load() {
   });
   [session, read] = await Promise.all([
     making, files[2].then((content) => tokenizer(parsed(content), about))]);
-  await classify(...WARM);
   const odd = about.probes.find(({ text, pair, ids }) => !same(read(text, pair).ids, ids));
   return { about, odd: odd?.text, bytes: transferred() };
 }
