@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from playwright.sync_api import sync_playwright
 
+from xtclib import artefact
 from xtclib.deployment import runtimes, web
 from xtclib.tasks import reviews
 
@@ -64,7 +65,7 @@ def native(out: Path, folder: str) -> Callable[[str], np.ndarray]:
         path = out.parent / "model.onnx"
         path.write_bytes(gzip.decompress((out / "model.onnx.gz").read_bytes()))
     model = runtimes.OnnxModel(path, threads=1)
-    _, tokenizer = web.format.load(folder)
+    _, tokenizer = artefact.load(folder)
     longest = min(tokenizer.model_max_length, model.max_length or 512)
 
     def run(text: str) -> np.ndarray:

@@ -391,10 +391,17 @@ def test_ids_of_pairs_are_pythons(browser, sites):
         assert ids == site.tokenizer(*given, truncation=True, max_length=64)["input_ids"][0], row
 
 
+EDGES = (0x2A6E0, 0x2A700, 0x2B740, 0x2B820, 0x2B920, 0x2CEB0, 0x2F800, 0x2FA20, 0xE0100, 0xE01F0)
+
+
 @pytest.mark.slow
 def test_every_code_point_is_read_as_python_reads_it(browser, sites):
     site = sites["classes"]
-    points = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+    points = [c for c in range(0x20000) if not 0xD800 <= c < 0xE000]
+    points += range(
+        0x20000, 0x110000, 53
+    )  # ideographs and what is not assigned, at ends and within
+    points += [c + i for c in EDGES for i in (-1, 0)]
     blocks = [points[i : i + 4096] for i in range(0, len(points), 4096)]
     texts = [" ".join(f"a{chr(c)}b" for c in block) for block in blocks]
     with opened(browser, site.url) as page:

@@ -152,9 +152,9 @@ xtc.ready.then(({ about, odd, bytes }) => {
     document.title = at("title").textContent = `${name} in the browser`;
   }
   at("second").hidden = !about.pair;
-  const told_ = { classes: `${about.labels.length} classes`, number: "a number",
+  const heads = { classes: `${about.labels.length} classes`, number: "a number",
     labels: `any of ${about.labels.length} labels` }[about.kind];
-  at("about").textContent = `${about.name ? `${about.name}: ` : ""}${told_}, up to ` +
+  at("about").textContent = `${about.name ? `${about.name}: ` : ""}${heads}, up to ` +
     `${about.max_length} tokens, on one thread. ` +
     `Bytes as they came over the wire; the median is of the last ${LAST} texts.`;
   if (odd !== undefined) {
@@ -169,4 +169,8 @@ xtc.ready.then(({ about, odd, bytes }) => {
   at("form").addEventListener("input", soon);
   at("form").addEventListener("submit", (event) => event.preventDefault());
   return answer();
-}).catch((error) => (lacking() ? told(error.message) : fail(error)));
+}).catch((error) => {
+  if (!lacking()) return fail(error);
+  at("form").inert = true;
+  return told(error.message);
+});
