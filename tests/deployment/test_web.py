@@ -27,7 +27,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from xtclib import cache
+from xtclib import cache, cli
 from xtclib.artefact import format
 from xtclib.deployment import npm, web
 from xtclib.files import fault
@@ -224,7 +224,7 @@ def test_heads_that_a_page_cannot_show_are_refused(bert):
 def test_a_bad_request_is_refused_before_anything_is_fetched(
     bert, tokenizer, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(web, "fetch", lambda *_: pytest.fail("it fetched"))
+    monkeypatch.setattr(web, "fetch_all", lambda *_: pytest.fail("it fetched"))
     with pytest.raises(ValueError, match="tokenizers of a WordLevel do not run in browsers"):
         web.export(bert, tokenizer, tmp_path / "out")
     words = word_pieces("a")
@@ -250,9 +250,24 @@ def test_a_bad_request_is_refused_before_anything_is_fetched(
 
 def test_without_packages_nothing_is_left(bert, tmp_path, monkeypatch):
     monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9")
-    with pytest.raises(ConnectionError, match=r"could not fetch onnxruntime-web .* \(33.1 MB\)"):
+    both = r"could not fetch onnxruntime-web .*\(33.1 MB\).*; could not fetch @huggingface/tokeniz"
+    with pytest.raises(ConnectionError, match=both):
         web.export(bert, word_pieces("a"), tmp_path / "new" / "out", tell=lambda _: None)
     assert not (tmp_path / "new").exists()
+
+
+def test_the_command_takes_a_new_folder(bert, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9")
+    item = Quantize()
+    folder = format.save(
+        format.finalize(item.apply(bert), [item]), word_pieces("a"), tmp_path / "a"
+    )
+    monkeypatch.setattr("sys.argv", ["xtc", "export", str(folder), "--web", str(tmp_path / "web")])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    said = capsys.readouterr()
+    assert "fetch    onnxruntime-web 1.30.0 (33.1 MB) from http://127.0.0.1:9" in said.out
+    assert "refused" in said.err and not (tmp_path / "web").exists()
 
 
 def test_an_installed_package_has_the_page():

@@ -14,7 +14,7 @@ import os
 import tarfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +79,19 @@ def fetch(package: Package, tell: Callable[[str], object] = print) -> Path:
     return folder
 
 
+def fetch_all(packages: Iterable[Package], tell: Callable[[str], object] = print) -> list[Path]:
+    """:func:`fetch` of several; what cannot be got is told at once, in one ``ConnectionError``."""
+    found, missing = list[Path](), list[str]()
+    for package in packages:
+        try:
+            found.append(fetch(package, tell))
+        except ConnectionError as error:
+            missing.append(str(error))
+    if missing:
+        raise ConnectionError("; ".join(missing))
+    return found
+
+
 def _take(archive: tarfile.TarFile, package: Package, name: str, place: Path) -> None:
     """Copies one plain file out of an archive, to a name of our own."""
     try:
@@ -120,11 +133,12 @@ def _downloaded(package: Package, url: str, by_hand: Path) -> bytes:
         if len(found) < package.bytes:
             raise ConnectionError(f"it ended after {len(found)} of {package.bytes} bytes")
     except (OSError, http.client.HTTPException) as error:
-        if isinstance(error, urllib.error.HTTPError):
+        if isinstance(error, urllib.error.HTTPError):  # it is an open answer as well
             error.close()
+        cause = getattr(error, "reason", None)  # what urllib wraps
+        why = first_line(cause if isinstance(cause, OSError) else error)
         raise ConnectionError(
-            f"could not fetch {package} ({package.bytes / 1e6:.1f} MB) from {url} "
-            f"({first_line(error)}): name a registry that answers by npm_config_registry, or put "
-            f"the archive at {by_hand}"
+            f"could not fetch {package} ({package.bytes / 1e6:.1f} MB) from {url} ({why}): name a "
+            f"registry that answers by {CHOSEN}, or put the archive at {by_hand}"
         ) from None
     return found

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from xtclib import bert
 from xtclib.artefact import format
 from xtclib.deployment import onnx
-from xtclib.deployment.npm import Package, fetch
+from xtclib.deployment.npm import Package, fetch_all
 from xtclib.files import (
     check_new_folder,
     folder_bytes,
@@ -105,9 +105,9 @@ def export(
 ) -> Path:  # fmt: skip
     """Writes the folder, whole or not at all; returns it.
 
-    ``name``: what errors and the page call the model. Raises as :func:`check_head`, :func:`fetch`,
-    :func:`.onnx.export_onnx` and ``check_new_folder`` do, and ``ValueError`` for a tokenizer
-    without a ``tokenizer.json``.
+    ``name``: what errors and the page call the model. Raises as :func:`check_head`,
+    :func:`check_tokenizer`, :func:`.npm.fetch_all`, :func:`.onnx.export_onnx` and
+    ``check_new_folder`` do.
     """
     out = Path(out)
     kind = check_head(model, Path(name or type(model).__name__))
@@ -118,7 +118,7 @@ def export(
         known = ", ".join(onnx.ACTIVATIONS)
         raise ValueError(f"activations must be one of {known}, received {activations!r}")
     check_new_folder(out)
-    packages = [fetch(package, tell) for package in PACKAGES]
+    packages = fetch_all(PACKAGES, tell)
     with staged_folder(out) as partial:
         for file in PAGE.iterdir():
             shutil.copyfile(file, partial / file.name)
