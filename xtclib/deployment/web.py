@@ -4,7 +4,8 @@
 the page, and nothing is asked of another host. OUT holds the page (``page/``), ``about.json``
 (labels, kind of head, longest length), the still-packed ONNX file, the tokenizer, and what the page
 needs of two npm packages: ONNX Runtime's WASM build and the tokenizers, fetched once, checked by
-the sha512 below, and cached. What browsers need not read as it is stored is stored gzipped.
+the sha512 below, and cached. Large files are stored gzipped, as plain servers compress nothing.
+It runs in a worker, on one thread: two were slower (``benchmarks/web.py`` times it against native).
 
 In the page, ``window.xtc`` has ``ready``, ``ids(text, pair)``, ``classify(texts, pairs)`` and
 ``about``; the first three give promises.
