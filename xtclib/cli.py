@@ -155,12 +155,20 @@ def export(
     activations: Annotated[
         str, Option(help="dynamic: ONNX's own uint8, fastest; trained: the model's scheme.")
     ] = "dynamic",
+    web: Annotated[
+        Path | None, Option(parser=as_path, help="A page that runs it in browsers; must be new.")
+    ] = None,
 ) -> None:
-    """Write an artefact as one ONNX file, still packed, for stock ONNX Runtime."""
+    """Write an artefact as one ONNX file, still packed, for stock ONNX Runtime or browsers."""
     from xtclib.artefact import format
     from xtclib.deployment.segments import export
     from xtclib.techniques.base import Stored
 
+    if web is not None:
+        from xtclib.deployment.web import export_folder
+
+        export_folder(folder, web, out, activations, typer.echo)
+        return
     model, _ = format.load(folder)
     path, size = export(model, folder, out, activations)
     packed = any(isinstance(module, Stored) for module in model.modules())
