@@ -7,12 +7,13 @@ it is compared; `TESTS` calls a reader's function and yields (words, what it gav
 
 from numbers import Real
 
+import numpy as np
 import torch
 
 from xtclib import LayerReduction, Match, recipes, records
 from xtclib.costs import architectures, breakdown, claims
 from xtclib.distillation import attention_mse, kl_divergence, layer_map, soft_cross_entropy
-from xtclib.study import pairs
+from xtclib.study import pairs, pareto
 from xtclib.techniques.dynamic.criteria import Judge
 from xtclib.techniques.factorization import decompositions
 from xtclib.techniques.pruning import masks
@@ -116,6 +117,12 @@ def adjusted(f):
         yield f"{len(ps)} values", f(list(ps)), torch.tensor(pairs.holm(ps))
 
 
+def front_of(f):
+    for seed, axes in ((0, 2), (1, 3)):
+        costs = np.random.default_rng(seed).integers(0, 6, (40, axes))
+        yield f"40 points, {axes} axes", f(costs.copy()), pareto.unbeaten(costs)
+
+
 ANSWERS = {  # name: (what is right, digits after the point; None: exactly)
     "00 times smaller": (lambda: records.read("reviews", **TWO_BITS)[0].ratio, 1),
     "01 overtaken": (lambda: 4 * architectures.config_of("bert-large").hidden_size, None),
@@ -164,6 +171,8 @@ ANSWERS = {  # name: (what is right, digits after the point; None: exactly)
     "09 against": (lambda: against()[0, 1], None),
     "10 runs": (lambda: 3 * (2 * 2 - 1) * 5, None),
     "10 sign test": (lambda: pairs.sign_test([1.0] * 5), 4),
+    "11 miss": (lambda: max(abs(d - (6 - d) / 2) for d in (1.0, 2.0, 3.0)), 1),
+    "11 status": (lambda: 0, None),
 }
 TESTS = {
     "01 encoder_flops": encoder_flops,
@@ -176,6 +185,7 @@ TESTS = {
     "08 leaves_by": leaves_by,
     "09 compensated": compensated,
     "10 holm": adjusted,
+    "11 front": front_of,
 }
 
 

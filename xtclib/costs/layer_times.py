@@ -86,7 +86,7 @@ def _measured(
 
     Lower quartiles: beside other work a median would be kept that no quiet machine has.
     """
-    model = filled(model).eval().to(ids.device)
+    model = filled(model).to(ids.device)
     layers = _layers(model)
     run = partial(model, input_ids=ids, attention_mask=torch.ones_like(ids))
     seen: dict[nn.Module, tuple] = {}
@@ -130,7 +130,7 @@ def _answer(output: object, *given: object, **named: object) -> object:
 
 def filled(model: PreTrainedModel) -> PreTrainedModel:
     """A copy with numbers in it, if it is empty: small random ones; packed codes are zeros."""
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model).eval()
     if all(p.device.type != "meta" for p in model.parameters()):
         return model
     for module in model.modules():

@@ -11,9 +11,10 @@ import plotly.graph_objects as go
 
 from xtclib.figures import records as plots
 from xtclib.figures.records import FAMILIES, family_of
-from xtclib.figures.style import log_axis
+from xtclib.figures.style import GREY, log_axis, marker_of, new_figure
 from xtclib.records import Record
 from xtclib.study import pareto
+from xtclib.study.effectiveness import Line
 from xtclib.study.pareto import Point
 
 ALL = "all"
@@ -139,3 +140,29 @@ def page(records: Iterable[Record]) -> go.Figure:
         trace.visible = i < len(whole.data)
     menu = {"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"}
     return found.update_layout(updatemenus=[menu])
+
+
+def effectiveness(lines: Sequence[Line], title: str | None = None) -> go.Figure:
+    """Points lost as published, hollow, and as measured here, filled: a row for each line."""
+    more = sum("loses more" in line.verdict for line in lines)
+    figure = new_figure(
+        title or f"{more} of {len(lines)} lines lose more here than published, on a smaller model",
+        120 + 22 * len(lines), above=16,
+    )  # fmt: skip
+    names = [f"{line.family}: {line.recipe}{'' if line.own else ' ~'}" for line in lines]
+    printed = [line.published["difference"] for line in lines]
+    here = [line.difference for line in lines]
+    for name, a, b in zip(names, printed, here, strict=True):
+        figure.add_scatter(x=[a, b], y=[name, name], mode="lines", showlegend=False,
+                           line={"color": GREY, "width": 1}, hoverinfo="skip")  # fmt: skip
+    for i, (name, x) in enumerate({"published": printed, "here": here}.items()):
+        figure.add_scatter(
+            x=x,
+            y=names,
+            mode="markers",
+            name=name,
+            marker=marker_of(i, hollow=not i),
+            hovertemplate=f"%{{y}}<br>{name}: %{{x:+.1f}} points<extra></extra>",
+        )
+    figure.update_xaxes(title_text="difference to the teacher, points")
+    return figure.update_yaxes(autorange="reversed", showgrid=False, ticks="", automargin=True)

@@ -122,7 +122,7 @@ class Advice:
                       f"         {self._told(each)}"]  # fmt: skip
         for name, missed in self.out.items():
             best = min(missed, key=lambda each: each.value(name))
-            least = f"{best}, {best.value(name):.3g}"
+            least = f"{best}, {best.value(name):.4g}"
             lines.append(f"out      {len(missed)} by {NAMES[name]}; the least there: {least}")
         return "\n".join(lines)
 
@@ -137,7 +137,7 @@ class Advice:
         time = "" if math.isnan(each.ms) else f", {each.ms:.1f} ms"
         if time and not math.isnan(self.teacher_ms):
             time += f" ({self.teacher_ms / each.ms:.1f} × its teacher's speed)"
-        known = f"{60 * each.hours:.1f} minutes of training"
+        known = f"{60 * each.hours:.1f} minutes of training" if each.hours else "trains nothing"
         minutes = "training time unknown" if math.isnan(each.hours) else known
         return f"loses {each.expected}, {each.bytes / 1e6:.2f} MB{time}, {minutes}"
 
