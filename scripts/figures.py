@@ -22,6 +22,7 @@ from xtclib.costs.breakdown import break_down, by_length
 from xtclib.deployment import runtimes
 from xtclib.distillation import losses
 from xtclib.figures import (
+    choice,
     costs,
     deformer,
     deployment,
@@ -37,6 +38,7 @@ from xtclib.figures import (
 )  # fmt: skip
 from xtclib.figures import records as plots
 from xtclib.records import RESULTS, Record, common
+from xtclib.study import effectiveness
 
 WIDTH = 700
 LENGTHS = [16, 64, 128, 256, 512, 1024, 2048, 3072, 4096]
@@ -111,6 +113,8 @@ def gallery(results: Path) -> dict:
     path = results / "deployment" / "dynamic.json"
     if path.is_file():
         figures["regrouping"] = dynamic.regrouped(runtimes.read_measured(path)["exits"], "2")
+    if (results / "effectiveness.csv").is_file():
+        figures["effectiveness"] = choice.effectiveness(effectiveness.lines(results))
     for profile in sorted(p.name for p in results.glob("*") if p.is_dir()):
         measured = records.read(profile, results)
         pruned = [r for r in measured if plots.family_of(r.recipe) == "pruned"]

@@ -54,13 +54,13 @@ REASONS = {
 }
 # What the README shows: one recipe a system, of those that differ in little.
 SYSTEMS = {
-    "XTC": ("xtc-2bit", "xtc-1bit", "xtc-1bit-half", "xtc-half"), "TernaryBERT": ("ternarybert",),
+    "XTC": ("xtc-2bit", "xtc-1bit", "xtc-1bit-half"), "TernaryBERT": ("ternarybert",),
     "BinaryBERT": ("binarybert-twn",), "Q8BERT": ("q8bert",), "Q-BERT": ("qbert-4bit",),
     "post-training quantization": ("ptq-8bit",), "TinyBERT": ("tinybert-6l",), "PKD": ("pkd-6l",),
     "MiniLMv2": ("minilmv2-6l",), "BERT-of-Theseus": ("theseus-6l",), "DistilBERT": ("distilbert",),
     "ALBERT": ("albert-shared",), "GPTQ": ("gptq-3bit",), "SmoothQuant": ("smooth-8bit",),
     "magnitude pruning": ("magnitude-downstream-50",), "RPP": ("rpp-50",),
-    "movement pruning": ("movement-50",), "2:4 sparsity": ("two-of-four",),
+    "movement pruning": ("movement-50",),
     "head pruning": ("head-pruning",), "heads and neurons": ("prune-half",),
     "K-prune": ("kprune-50",),
     "vocabulary pruning": ("vocab-pruning",), "data-aware SVD": ("drone-50",),

@@ -206,6 +206,7 @@ def tradeoffs(points: Sequence[Point], title: str | None = None) -> go.Figure:
                if family_of(p.group.recipe) == family]  # fmt: skip
         if not own:
             continue
+        own.sort(key=lambda each: id(each[0]) not in front)  # a legend shows the first
         faint = [0.85 if id(p) in front else 0.3 for p, _ in own]
         marker = marker_of(i) | {"size": [diameter(p.time) for p, _ in own], "opacity": faint}
         figure.add_scatter(

@@ -119,7 +119,7 @@ class Advice:
         for why, each in shown:
             past = each.expected.high > limits.get("drop", math.inf) and bool(self.fits)
             lines += [f"{each} {why}" + ", though its range goes past the wish" * past,
-                      f"         {self._told(each)}"]  # fmt: skip
+                      self._told(each)]  # fmt: skip
         for name, missed in self.out.items():
             best = min(missed, key=lambda each: each.value(name))
             least = f"{best}, {best.value(name):.4g}"
@@ -136,10 +136,11 @@ class Advice:
     def _told(self, each: Choice) -> str:
         time = "" if math.isnan(each.ms) else f", {each.ms:.1f} ms"
         if time and not math.isnan(self.teacher_ms):
-            time += f" ({self.teacher_ms / each.ms:.1f} × its teacher's speed)"
+            time += f" (teacher's ÷ {self.teacher_ms / each.ms:.1f})"
         known = f"{60 * each.hours:.1f} minutes of training" if each.hours else "trains nothing"
         minutes = "training time unknown" if math.isnan(each.hours) else known
-        return f"loses {each.expected}, {each.bytes / 1e6:.2f} MB{time}, {minutes}"
+        spent = f"{each.bytes / 1e6:.2f} MB{time}, {minutes}"
+        return f"         loses {each.expected}\n         {spent}"
 
     @property
     def best(self) -> Choice | None:

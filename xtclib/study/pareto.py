@@ -85,11 +85,11 @@ def table(found: Iterable[Point], of: int) -> str:
     """Points as text, under how many of all they are."""
     found = list(found)
     lines = [f"{len(found)} of {of} are unbeaten",
-             f"{'recipe':<30}{'score':>7}  {'range':<14}{'MB':>8}{'× smaller':>11}"
+             f"{'recipe':<24}{'score':>7}  {'range':<14}{'MB':>8}{'× smaller':>11}"
              f"{'time':>7}{'seeds':>7}"]  # fmt: skip
     for point in found:
         g, name = point.group, f"{point.group.recipe}, {point.group.budget}"
         spread = f"{g.low:.1f} to {g.high:.1f}" if g.n > 1 else ""
-        lines.append(f"{name:<30}{g.mean:>7.1f}  {spread:<14}{g.bytes / 1e6:>8.2f}"
+        lines.append(f"{name:<24}{g.mean:>7.1f}  {spread:<14}{g.bytes / 1e6:>8.2f}"
                      f"{g.teacher_bytes / g.bytes:>11.1f}{point.time:>7.2f}{g.n:>7}")  # fmt: skip
     return "\n".join([*lines, "time: share of the teacher's"])
