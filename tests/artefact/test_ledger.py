@@ -8,8 +8,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertForSequenceClassification
 
-from xtclib import files
+from xtclib import bert as berts
+from xtclib import files, records
 from xtclib.artefact import format, ledger
+from xtclib.recipes import recipe
+from xtclib.study import profiles
 from xtclib.techniques import apply_all
 from xtclib.techniques.pruning.depth import LayerReduction
 from xtclib.techniques.quantization.technique import Quantize, Storage
@@ -112,3 +115,13 @@ def test_damaged_and_foreign_files_are_one_clear_error(saved):
     (saved / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="no config.json in"):
         ledger.byte_ledger(saved)
+
+
+@pytest.mark.slow
+def test_plans_are_the_committed_files_sizes():
+    config = berts.read_config(profiles.backbone_for("minilm"))
+    off = {}
+    for r in records.read("reviews", task="reviews", seed=0, budget="A"):
+        planned = ledger.plan(config, recipe.load(r.recipe).techniques)
+        off[r.recipe] = abs(sum(entry.bytes for entry in planned) / r.bytes - 1)
+    assert len(off) > 100 and max(off.values()) < 0.003, max(off, key=off.get)
