@@ -104,7 +104,11 @@ def majority(record: results.Record) -> float:
 
 
 def longest(records: list[results.Record]) -> list[results.Record]:
-    """Of each recipe on each task, the records of its longest budget, by the steps it took."""
+    """Of each recipe on each task, the records of its longest budget, by the steps it took.
+
+    Budgets with a rate of their own are a study of rates, and no recipe's usual.
+    """
+    records = [r for r in records if "@" not in r.budget]
     most: dict[tuple[str, str], int] = {}
     for r in records:
         most[r.task, r.recipe] = max(steps(r), most.get((r.task, r.recipe), 0))

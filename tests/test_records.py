@@ -386,6 +386,11 @@ def test_the_results_say_what_the_study_of_stages_shows():
             behind.setdefault(r.budget, []).append(r.teacher_score - r.score)
     assert f"1,200 (one seed) end {behind['C'][0]:.1f} behind" in text and len(behind["C"]) == 1
     assert f"where 150 end {mean(behind['A']):.1f} behind" in text
+    (best,) = (r for r in found if (r.recipe, r.budget) == ("xtc-1bit", "C@0.0005"))
+    told = (
+        f"1,200 steps end **{best.teacher_score - best.score:.1f} behind** the teacher (one seed)"
+    )
+    assert told in text and round(best.ratio) == 25
     slow, usual, fast = (
         mean(r.score for r in found if (r.recipe, r.budget) == ("xtc-1bit", budget))
         for budget in ("A@5e-05", "A", "A@0.0005")

@@ -1,10 +1,13 @@
 """What records let one expect: means, ranges, and how often a range holds what is left out."""
 
+import json
+
 import numpy as np
 import pytest
 from made import made
 
 from xtclib import records
+from xtclib.cache import ROOT
 from xtclib.study.evidence import HOLDS, Evidence, drop_of, leave_one_out
 
 
@@ -57,3 +60,22 @@ def test_ranges_hold_four_in_five_of_the_committed_records():
     for here in (True, False):
         held = [e.low <= drop_of(r) <= e.high for r, e in found if here == (not e.elsewhere)]
         assert len(held) > 100 and np.mean(held) >= 0.8
+
+
+@pytest.mark.slow
+def test_the_results_say_how_wide_ranges_are():
+    text = " ".join((ROOT / "RESULTS.md").read_text(encoding="utf-8").split())
+    found = leave_one_out([*records.read("reviews"), *records.read("minilm")])
+    assert 0.87 < np.mean([e.low <= drop_of(r) <= e.high for r, e in found]) < 0.94
+    here, there = (np.median([e.high - e.drop for _, e in found if bool(e.elsewhere) == away])
+                   for away in (False, True))  # fmt: skip
+    assert f"typically reaches {here:.1f} points to each side" in text
+    assert f"and {there:.1f} where only other tasks tell" in text
+
+
+def test_the_results_say_how_far_times_from_layers_are_off():
+    text = " ".join((ROOT / "RESULTS.md").read_text(encoding="utf-8").split())
+    found = json.loads((records.RESULTS / "deployment" / "effectiveness.json").read_text())
+    off = [abs(apart) for each in found["off"].values() for apart in each.values()]
+    assert f"in {sum(apart <= 15 for apart in off)} of {len(off)} cases" in text
+    assert f"the median is off by {np.median(off):.0f} %" in text
