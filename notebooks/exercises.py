@@ -185,7 +185,7 @@ TESTS = {
     "08 leaves_by": leaves_by,
     "09 compensated": compensated,
     "10 holm": adjusted,
-    "11 front": front_of,
+    "11 front_of": front_of,
 }
 
 
