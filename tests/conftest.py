@@ -1,5 +1,6 @@
 """Small models, a tokenizer and rows, all built in code; nothing outside a test's own folder."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -13,16 +14,20 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
+from xtclib import clock
 from xtclib.artefact import format
 from xtclib.costs import latency
 from xtclib.tasks import reviews
 from xtclib.tasks.glue import TASKS, Split, TaskData
+from xtclib.techniques.dynamic import calibration
+from xtclib.techniques.pruning import budget
 
 torch.set_num_threads(1)
 # A busy machine is slow at drawing examples, which says nothing about the code.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
 FETCHED = reviews.folder()  # in the user's cache, before a test has one of its own
+TIMED = "test_latency", "test_calibration", "test_dropping", "test_budget"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LABELS = {2: ("negative", "positive"), 3: ("entailment", "neutral", "contradiction")}
 
@@ -56,8 +61,10 @@ def reopened_here(monkeypatch, request):
 @pytest.fixture(autouse=True)
 def times_few_turns(monkeypatch, request):
     """What runs record of time nobody reads here, but where timing is what is tested."""
-    if "test_latency" not in request.node.nodeid:
+    if not any(name in request.node.nodeid for name in TIMED):
         monkeypatch.setattr(latency, "_enough", lambda *_: 3)
+        for module in (budget, calibration):
+            monkeypatch.setattr(module, "in_turns", lambda runs, *_: clock.in_turns(runs, 1, 0))
 
 
 @pytest.fixture(scope="session")
@@ -128,30 +135,52 @@ def batch():
     return {"input_ids": ids * mask, "attention_mask": mask}
 
 
+# Forks for each question, so that no answer sees what another left.
 FRESH = """
-import sys, torch, xtclib
+import json, os, sys, torch, traceback, xtclib
 from transformers import AutoModelForSequenceClassification as Auto
-ids, mask = (torch.tensor(eval(text)) for text in sys.argv[1:3])
-for folder in sys.argv[3:]:
+
+def answer(ids, mask, folder):
     model = Auto.from_pretrained(folder).eval()
     with torch.no_grad():
-        print(model(ids.clamp(max=model.config.vocab_size - 1), mask).logits.tolist())
+        return model(ids.clamp(max=model.config.vocab_size - 1), mask).logits.tolist()
+
+for line in sys.stdin:
+    *given, folders = json.loads(line)
+    if os.fork():
+        if os.wait()[1]:
+            print(json.dumps("a process died"), flush=True)
+        continue
+    try:
+        found = [answer(*map(torch.tensor, given), folder) for folder in folders]
+    except Exception:
+        found = traceback.format_exc()
+    print(json.dumps(found), flush=True)
+    os._exit(0)
 """
 
 
+@pytest.fixture(scope="session")
+def _fresh():
+    """A process that imported what opens artefacts, and has made nothing: imports take seconds."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", FRESH], text=True, **pipes) as process:
+        yield process
+        process.stdin.close()
+
+
 @pytest.fixture
-def fresh_logits(batch):
+def fresh_logits(batch, _fresh):
     """What folders' models answer to ``batch`` in a process of its own, as nested lists.
 
     Ids past a smaller vocabulary are its last one. One folder: its answer; several: a list.
     """
-    given = [str(batch[name].tolist()) for name in ("input_ids", "attention_mask")]
+    given = [batch[name].tolist() for name in ("input_ids", "attention_mask")]
 
     def read(*folders):
-        command = [sys.executable, "-c", FRESH, *given, *map(str, folders)]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert found.returncode == 0, found.stderr[-2000:]
-        answers = [eval(line) for line in found.stdout.splitlines()]
+        print(json.dumps([*given, [*map(str, folders)]]), file=_fresh.stdin, flush=True)
+        answers = json.loads(_fresh.stdout.readline())
+        assert isinstance(answers, list), answers[-2000:]
         return answers if len(folders) > 1 else answers[0]
 
     return read

@@ -3,6 +3,7 @@
 import torch
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
+from xtclib.recipes.recipe import from_dict
 from xtclib.records import Record
 from xtclib.training.trainer import Lesson, Run, train
 
@@ -36,6 +37,15 @@ def made(recipe="xtc-1bit", score=90.0, size=500_000, task="sst2", budget="A", s
         note="", versions={}, machine={}, commit="", date="", training_budget={"steps": 300},
     )  # fmt: skip
     return Record(**values | other)
+
+
+def one_layer():
+    """xtc-1bit after all layers but one are gone: what it makes is exported soon."""
+    bits = {"weights": "binary", "embeddings": "binary-row", "activations": "int8-token"}
+    techniques = [{"layer_reduction": {"layers": 1}}, {"quantize": bits}]
+    objective = {"logits": 1, "attention_scores": 1, "hidden_states": 1}
+    stage = {"one": {"techniques": techniques, "objective": objective}}
+    return from_dict("one-layer", {"stages": [stage]})
 
 
 def roberta(**other):

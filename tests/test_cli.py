@@ -355,21 +355,24 @@ def test_places_are_taken_as_they_are(xtc, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path):
-    command = [sys.executable, "-m", "xtclib.cli", "compress", "xtc-1bit-half", "--profile",
-               "smoke", "--quiet"]  # fmt: skip
-    environment = {**os.environ, "XTC_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(xtc, own_cache):
+    arguments = "compress", "xtc-1bit-half", "--profile", "smoke", "--quiet"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for limit in (40_000, 300_000, 600_000):  # of a file; the model has 530 kB
-        found = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=120,
-            preexec_fn=lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit,) * 2),
-        )  # fmt: skip
-        assert found.returncode == 2, found.stderr
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            code, _, err = xtc(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert code == 2, err
         line = "xtc: cannot write to the cache at .*XTC_CACHE; the same command then goes on\n"
-        assert re.fullmatch(line, found.stderr), found.stderr
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert re.fullmatch(line, err), err
+    found = subprocess.run(
+        [sys.executable, "-m", "xtclib.cli", *arguments], capture_output=True, text=True,
+        timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
     assert found.returncode == 0, found.stderr
-    assert not [p for p in (tmp_path / "cache").rglob("*partial*")]
+    assert not [p for p in own_cache.rglob("*partial*")]
 
 
 @pytest.mark.slow

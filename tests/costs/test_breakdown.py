@@ -33,6 +33,18 @@ def test_the_counter_counts_the_matrix_products():
     assert breakdown.flops(SMALL, B, N) == 2 * macs
 
 
+def test_what_differs_in_its_weights_alone_is_counted_once(bert, monkeypatch):
+    whole = breakdown.flops(bert.config, 1, 9)
+    chosen = recipe.load("xtc-1bit").techniques
+    packed = format.finalize(techniques.apply_all(bert, chosen), chosen)
+    with monkeypatch.context() as patch:
+        patch.setattr(breakdown, "_counted", lambda *_: pytest.fail("was counted again"))
+        assert breakdown.flops(packed.config, 1, 9) == whole
+    for chosen in ([techniques.PruneHeads(0.5)], [techniques.LayerReduction(layers=2)]):
+        smaller = format.finalize(techniques.apply_all(bert, chosen), chosen)
+        assert breakdown.flops(smaller.config, 1, 9) < whole
+
+
 TESTED = [n for n in ARCHITECTURES if not n.startswith("bert-")]
 TESTED += ["bert-base", "bert-large", "bert-2-128", "bert-6-512"]
 

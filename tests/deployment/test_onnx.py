@@ -80,6 +80,12 @@ INPUTS += [Scheme("uint", 8, clip=clip) for clip in (None, 1.0)]
 INPUTS += [Scheme("int", 8, learned=how) for how in ("lsq", "pact")] + [None]
 PAIRS = itertools.product(WEIGHTS, INPUTS)
 CASES = [(*pair, columns) for pair, columns in zip(PAIRS, itertools.cycle((40, 43)), strict=False)]
+# Exported: every third pair, which takes each scheme twice, and each kind of input for all weights.
+PLAIN = Scheme("uint", 8), Scheme("int", 8, learned="lsq"), None
+EXPORTED = [
+    i for i, (weights, activations, _) in enumerate(CASES)
+    if (WEIGHTS.index(weights) + INPUTS.index(activations)) % 3 == 0 or activations in PLAIN
+]  # fmt: skip
 
 
 class SideBySide(nn.Module):
@@ -106,9 +112,9 @@ def linear(weights, activations, columns):
 
 @pytest.fixture(scope="module")
 def side_by_side():
-    """Every kind of layer, as it trains and packed, and ONNX Runtime's answers for all of them."""
+    """Every kind of layer, as it trains and packed, and ONNX Runtime's answers for EXPORTED."""
     ours = [linear(*case) for case in CASES]
-    theirs = [onnx_export._OnnxLinear(stored, "trained") for _, stored in ours]
+    theirs = [onnx_export._OnnxLinear(ours[i][1], "trained") for i in EXPORTED]
     content = onnx_export.trace(SideBySide(theirs), {"x": torch.randn(3, 5, 43)}, ["y"])
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return ours, lambda x: torch.from_numpy(session.run(["y"], {"x": x.numpy()})[0])
@@ -130,23 +136,31 @@ def test_a_layer_agrees_on_equal_input(side_by_side, index):
             assert torch.equal(floating(given), wanted)
             largest = max(1, wanted.abs().max())
             assert (trains(given) - wanted).abs().max() <= 2e-3 * largest  # scales in fp16
-        assert (run(x)[index] - wanted).abs().max() <= 1e-5 * largest
+        if index in EXPORTED:
+            assert (run(x)[EXPORTED.index(index)] - wanted).abs().max() <= 1e-5 * largest
 
 
-@pytest.mark.parametrize("name", ["xtc-1bit", "xtc-1bit-uint8", "xtc-1bit-rest1", "ptq-4bit"])
-def test_a_model_gives_the_logits_of_the_scheme_it_deploys(name, make_bert, batch, tmp_path):
-    model = packed(make_bert(1), recipe.load(name).techniques)
-    trained = onnx_export.export_onnx(model, tmp_path / "t.onnx", "trained")
-    dynamic = onnx_export.export_onnx(model, tmp_path / "d.onnx")
-    assert difference(OnnxModel(trained), model, batch) < 1e-3
+@pytest.mark.parametrize(
+    "name, activations",
+    [("xtc-1bit", "trained"), ("xtc-1bit", "dynamic"), ("xtc-1bit-uint8", "trained"),
+     ("xtc-1bit-rest1", "dynamic"), ("ptq-4bit", "trained"), ("ptq-4bit", "dynamic")],
+)  # fmt: skip
+def test_a_model_gives_the_logits_of_the_scheme_it_deploys(
+    name, activations, bert, batch, tmp_path
+):
+    model = packed(bert, recipe.load(name).techniques)
+    path = onnx_export.export_onnx(model, tmp_path / "a.onnx", activations)
     deployed = with_activations(model, UINT8)
-    assert difference(OnnxModel(dynamic), deployed, batch) < 1e-3
+    wanted = {"trained": model, "dynamic": deployed}[activations]
+    assert difference(OnnxModel(path), wanted, batch) < 1e-3
     if name != "xtc-1bit-uint8":
         assert difference(deployed, model, batch) > 1e-4  # the schemes differ, so the test can fail
 
 
-@pytest.mark.parametrize("clip", [None, 0.5])
-@pytest.mark.parametrize("attention", ["int8-tensor", "int8-token", UINT8])
+@pytest.mark.parametrize(
+    "attention, clip",
+    [("int8-tensor", None), ("int8-token", None), ("int8-token", 0.5), (UINT8, None), (UINT8, 0.5)],
+)
 def test_quantized_attention_goes_along(attention, clip, bert, batch, tmp_path):
     whole, attention = attention, replace(Scheme.parse(attention), clip=clip)
     model = packed(bert, [Quantize(activations=UINT8, attention=attention)])
@@ -219,24 +233,28 @@ def test_the_metadata_is_plain_json_and_the_model_is_left_as_it_was(exported, ba
 
 
 def test_bert_base_is_a_file_of_15_megabytes(tmp_path):
-    torch.manual_seed(0)
-    model = BertForSequenceClassification(BertConfig()).eval()
-    chosen = [Quantize(), Storage(pooler="int8-row", positions="int8-row")]
-    path = onnx_export.export_onnx(packed(model, chosen), tmp_path / "a.onnx")
-    assert 14e6 < path.stat().st_size < 15e6
+    """One and two of its layers are exported: the other ten are as large as the second."""
+    sizes = []
+    for layers in (1, 2):
+        torch.manual_seed(0)
+        model = BertForSequenceClassification(BertConfig(num_hidden_layers=layers)).eval()
+        chosen = [Quantize(), Storage(pooler="int8-row", positions="int8-row")]
+        path = onnx_export.export_onnx(packed(model, chosen), tmp_path / "a.onnx")
+        sizes.append(path.stat().st_size)
+    assert 14e6 < sizes[1] + 10 * (sizes[1] - sizes[0]) < 15e6
 
 
 def test_structure_goes_along(make_bert, batch, tmp_path):
     chosen = [
-        LayerReduction("top", 2),
+        LayerReduction("top", 1),
         Quantize("ternary", "ternary-row", UINT8),
         Storage(ternary=1.6),
     ]
-    model = packed(make_bert(4), chosen)
+    model = packed(make_bert(2), chosen)
     path = onnx_export.export_onnx(model, tmp_path / "a.onnx")
     assert difference(OnnxModel(path), model, batch) < 1e-3
     names = [i.name for i in onnx.load(path).graph.initializer]
-    assert sum("query.bytes" in name for name in names) == 2
+    assert sum("query.bytes" in name for name in names) == 1
     assert [243, 5] in [list(i.dims) for i in onnx.load(path).graph.initializer]
 
 
@@ -249,8 +267,8 @@ def test_structure_goes_along(make_bert, batch, tmp_path):
     ],
     ids=lambda chosen: chosen[0].name if chosen else "plain",
 )  # fmt: skip
-def test_what_is_not_quantized_is_exported_too(chosen, make_bert, batch, tmp_path):
-    model = packed(make_bert(2), chosen)
+def test_what_is_not_quantized_is_exported_too(chosen, bert, batch, tmp_path):
+    model = packed(bert, chosen)
     path = OnnxModel(onnx_export.export_onnx(model, tmp_path / "a.onnx"))
     assert difference(path, model, batch) < 1e-5
     alone = {name: x[:1, :4] for name, x in batch.items()}

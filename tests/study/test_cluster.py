@@ -193,26 +193,38 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("whom", ["one", "all"])
-def test_workers_may_be_killed_at_any_moment(whom, undisturbed, tmp_path, monkeypatch):
+def test_workers_may_be_killed_at_any_moment(undisturbed, tmp_path, monkeypatch):
+    """One while the other works on, then all."""
     monkeypatch.setenv("XTC_CACHE", str(tmp_path / "cache"))
-    runs = RUNS[:4]
+    runs, records, killed, over = RUNS[:4], tmp_path / "records", [], threading.Event()
     with cluster.client_of(workers=2, say=silent) as client:
 
-        def kill():
-            time.sleep(1)
-            while not list((tmp_path / "records").rglob("*.lock")):
-                time.sleep(0.1)
-            found = [*client.run(os.getpid).values()]
-            for pid in found[: 1 if whom == "one" else 2]:
+        def kill(most, measured):
+            """So many workers, while a run is at work after so many were measured."""
+            while True:
+                there = [*records.rglob("*.json")]
+                if len(there) >= measured and list(records.rglob("*.lock")):
+                    break
+                if over.wait(0.1):
+                    return
+            found = [*client.run(os.getpid).values()][:most]
+            for pid in found:
                 os.kill(pid, signal.SIGKILL)
+            killed.append(len(found))
 
-        killer = threading.Thread(target=kill)
+        def kill_twice():
+            time.sleep(1)
+            kill(1, 0)
+            kill(2, 1)
+
+        killer = threading.Thread(target=kill_twice)
         killer.start()
-        ended = cluster.run(runs, tmp_path / "records", client=client, progress=False, say=silent)
+        ended = cluster.run(runs, records, client=client, progress=False, say=silent)
+        over.set()
         killer.join()
+    assert killed[0] == 1 and len(killed) == 2
     assert {each.how for each in ended} <= {"measured", "read"} and len(ended) == 4
-    found = read("smoke", tmp_path / "records")
+    found = read("smoke", records)
     assert len(found) == 4
     for run in runs:
         (record,) = [r for r in found if run.path("").name == _name(r)]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from made import one_layer
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertForQuestionAnswering
 
 from xtclib.artefact import format
@@ -267,7 +268,7 @@ def test_the_command_asks_for_them_by_kind(folder):
 def test_questions_go_from_file_to_artefact_and_onnx(folder, tmp_path):
     task = questions(folder)
     told: list[str] = []
-    run = compress("xtc-1bit-half", task, "smoke", out=tmp_path / "out", progress=False,
+    run = compress(one_layer(), task, "smoke", out=tmp_path / "out", progress=False,
                    say=told.append)  # fmt: skip
     assert "length   62 tokens: what is longer is read in windows" in told
     metrics = run.record.metrics["dev"]

@@ -3,6 +3,7 @@ import random
 
 import pytest
 import torch
+from made import one_layer
 from names import write
 from transformers import AutoTokenizer, RobertaTokenizer, pipeline
 
@@ -139,7 +140,7 @@ def test_the_generated_set_is_the_same_everywhere(tmp_path):
 def test_a_tagger_goes_from_file_to_artefact_and_runs_in_a_pipeline(tmp_path):
     write(tmp_path / "names", 120, 40)
     out = tmp_path / "out"
-    run = compress("xtc-1bit", tags(tmp_path / "names"), "smoke", "3steps", out=out,
+    run = compress(one_layer(), tags(tmp_path / "names"), "smoke", "3steps", out=out,
                    progress=False, say=lambda _: None, device="cpu")  # fmt: skip
     assert set(run.record.metrics["test"]) == {"f1", "precision", "recall", "accuracy", "score"}
     assert run.record.task == "names" and run.record.ratio > 3

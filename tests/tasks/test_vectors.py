@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from made import one_layer
 from scipy.stats import spearmanr
 from transformers import AutoModel
 
@@ -66,7 +67,7 @@ def texts(tmp_path):
 def test_an_encoder_is_compressed_opens_as_one_and_exports_its_vectors(texts, tmp_path):
     out = tmp_path / "out"
     task = vectors(texts / "texts.txt", rated=texts / "rated.tsv")
-    run = compress("xtc-1bit", task, "smoke", "3steps", out=out, progress=False,
+    run = compress(one_layer(), task, "smoke", "3steps", out=out, progress=False,
                    say=lambda _: None, device="cpu")  # fmt: skip
     assert run.record.teacher_metrics["apart"]["spearman"] == pytest.approx(100)
     assert set(run.record.metrics) == {"apart", "rated"}

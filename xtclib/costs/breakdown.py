@@ -20,9 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
+from xtclib import cache
 from xtclib.costs.architectures import OWN, build, config_of
 from xtclib.costs.parts import COMPONENTS, EMBEDDINGS, Breakdown, Part
-from xtclib.techniques.base import Stored, held, technique
+from xtclib.techniques.base import Stored, Technique, held, technique
+from xtclib.techniques.pruning.surgery import saved_widths
 
 # The models of `transformers` whose parts the names below tell.
 FAMILIES = (
@@ -353,8 +355,26 @@ def parameters(model: nn.Module) -> int:
 def flops(source: str | PretrainedConfig | nn.Module, batch: int = 1, length: int = 128) -> int:
     """Operations of one forward pass's matrix products as PyTorch counts them, multiply–add as 2.
 
-    The check of :func:`break_down` that knows none of its formulas, and takes any classifier.
+    The check of :func:`break_down` that knows none of its formulas, and takes any classifier. A
+    config is counted once: runs that differ in their weights alone share its answer.
     """
+    found = config_of(source) if isinstance(source, (str, Path)) else source
+    if not isinstance(found, PretrainedConfig):
+        return _counted(found, batch, length)
+    values = {n: v for n, v in found.to_dict().items() if n not in _SAYS_NOTHING}
+    shaped = [item for item in held(found) if type(technique(item)).outline != Technique.outline]
+    name = cache.key(type(found).__name__, values, saved_widths(found), shaped, batch, length)
+    if name not in _COUNTS:
+        _COUNTS[name] = _counted(found, batch, length)
+    return _COUNTS[name]
+
+
+_COUNTS: dict[str, int] = {}
+# Of weights and where they come from; what a model is built of stands elsewhere in its config.
+_SAYS_NOTHING = {"quantization_config", "trained_on", "_name_or_path"}
+
+
+def _counted(source: PretrainedConfig | nn.Module, batch: int, length: int) -> int:
     model = _built(source)
     with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
         run_on(model, torch.zeros(batch, length, dtype=torch.long))

@@ -162,10 +162,10 @@ def test_a_recipe_runs_on_pairs():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("techniques", [[DeFormer(3)], [DeFormer(2, "int8"), Quantize()]],
+@pytest.mark.parametrize("techniques", [[DeFormer(2)], [DeFormer(2, "int8"), Quantize()]],
                          ids=["plain", "packed"])  # fmt: skip
 def test_it_is_saved_opened_and_exported(techniques, pairs, tokenizer, tmp_path):
-    made = format.finalize(apply_all(bert(), techniques), techniques)
+    made = format.finalize(apply_all(bert(num_hidden_layers=3), techniques), techniques)
     format.save(made, tokenizer, tmp_path / "out")
     found = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     assert torch.equal(logits(found, pairs), logits(made, pairs))
@@ -176,8 +176,7 @@ def test_it_is_saved_opened_and_exported(techniques, pairs, tokenizer, tmp_path)
     assert torch.allclose(exported, logits(made, pairs), atol=1e-2)
     (tmp_path / "out" / "SHA256SUMS").unlink()
     path = tmp_path / "out" / "config.json"
-    path.write_text(path.read_text().replace('"layers": 3', '"layers": 1').replace(
-        '"layers": 2', '"layers": 1'))  # fmt: skip
+    path.write_text(path.read_text().replace('"layers": 2', '"layers": 1'))
     with pytest.raises(ValueError, match="config.json says segments="):
         format.load(tmp_path / "out")
     again = format.trainable(found, pack=False)

@@ -148,9 +148,9 @@ def test_two_of_four_waits_for_its_step(bert):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["weights", "int8"])
-def test_an_exported_sparse_model_is_its_dense_self(bert, tokenizer, batch, name, tmp_path):
+def test_an_exported_sparse_model_is_its_dense_self(make_bert, batch, name, tmp_path):
     pytest.importorskip("onnxruntime")
-    model = finalized(bert, [*CHOICES[name], *([Quantize(None, "int8-row", None)] if name ==
+    model = finalized(make_bert(1), [*CHOICES[name], *([Quantize(None, "int8-row", None)] if name ==
                                                 "weights" else [])])  # fmt: skip
     path = onnx.export_onnx(model, tmp_path / "m.onnx", "trained")
     found = runtimes.OnnxModel(path)(**batch).logits

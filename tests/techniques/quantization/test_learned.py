@@ -62,8 +62,9 @@ def test_pact_is_the_derivative_of_clipping_alone():
 @pytest.mark.slow
 @BOTH
 def test_ends_start_at_the_first_input_learn_and_are_stored(
-    bert, tokenizer, data, batch, tmp_path, how, fresh_logits
+    make_bert, tokenizer, data, batch, tmp_path, how, fresh_logits
 ):
+    bert = make_bert(1)
     quantize = Quantize("binary", "binary-row", f"int8-{how}")
     model = quantize.apply(bert)
     budget = Budget(steps=6, batch_size=8, learning_rate=1e-3, max_length=16)
