@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "script", [("kills.py", "--count", "20"), ("corruptions.py", "--share", "0.01")], ids=str
+    "script", [("kills.py", "--count", "10"), ("corruptions.py", "--share", "0.01")], ids=str
 )
 def test_a_bounded_part_of_the_harness_finds_nothing(script):
     name, *arguments = script
