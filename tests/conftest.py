@@ -22,6 +22,9 @@ from xtclib.tasks.glue import TASKS, Split, TaskData
 from xtclib.techniques.dynamic import calibration
 from xtclib.techniques.pruning import budget
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
+
 torch.set_num_threads(1)
 # A busy machine is slow at drawing examples, which says nothing about the code.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -184,3 +187,15 @@ def fresh_logits(batch, _fresh):
         return answers if len(folders) > 1 else answers[0]
 
     return read
+
+
+# Of a module, not of a session: while it lives, no other test of its process can run a loop.
+@pytest.fixture(scope="module")
+def browser():
+    sync = pytest.importorskip("playwright.sync_api", reason="pages: pip install -e '.[browser]'")
+    if CHROMIUM is None:
+        pytest.skip("no chromium on PATH: pages are not opened")
+    with sync.sync_playwright() as running:
+        chromium = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

@@ -34,8 +34,6 @@ from xtclib.files import fault
 from xtclib.techniques.quantization.technique import Quantize
 
 USERS = cache.cache_dir()  # before a test has one of its own
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TEXTS = (
     "", " ", "plain words, and (some) punctuation: it's - 3.5 % $5 `x` ~", "Café naïve ÅNGSTRÖM",
@@ -304,17 +302,6 @@ def test_a_folder_is_whole(make_bert, tmp_path, index, monkeypatch):
 
 
 # In Chromium.
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync = pytest.importorskip("playwright.sync_api", reason="pages: pip install -e '.[browser]'")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on PATH: the exported page is not opened")
-    with sync.sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")

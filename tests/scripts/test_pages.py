@@ -1,7 +1,6 @@
 """Built pages in a headless Chromium: offline, quiet, narrow enough, and with every figure."""
 
 import json
-import shutil
 
 import nbformat
 import pages
@@ -14,8 +13,6 @@ from xtclib.figures import records
 
 pytestmark = pytest.mark.slow
 playwright = pytest.importorskip("playwright.sync_api", reason="pages: pip install -e '.[browser]'")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 FORMULA = r"$$L = \frac{1}{n} \sum_i x_i + " + " + ".join(f"a_{{{i}}}" for i in range(40)) + "$$"
 # Boxes past the window's right edge that nothing around them scrolls. Figures cut their own.
 WIDE = """() => [...document.querySelectorAll("main *")].filter(e => {
@@ -27,16 +24,6 @@ WIDE = """() => [...document.querySelectorAll("main *")].filter(e => {
 }).map(e => e.outerHTML.slice(0, 100))"""
 COUNTS = """() => [".figure-box", ".figure-box .main-svg", ".math", "mjx-container"].map(
     s => document.querySelectorAll(s).length)"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no chromium on PATH: the built pages are not opened")
-    with playwright.sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
