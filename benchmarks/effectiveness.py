@@ -1,12 +1,15 @@
 """How much faster the table of effectiveness's recipes are than their teacher, on this machine.
 
-    python benchmarks/effectiveness.py [--threads 1] [--repeats 20] [--out FILE] [--of NAMES]
+    python benchmarks/effectiveness.py [--threads 1] [--repeats 0] [--out FILE] [--of NAMES]
+                                       [--device cuda]
+
+The table's columns of a GPU are read from `data/results/deployment/effectiveness-cuda.json`.
 
 MiniLM (6 layers), batch 1 and 8 of 32 tokens, each recipe's student in turns with the teacher.
 Weights are random, which changes no time, but where the rows decide how much is computed: those
 students are trained (or read from the cache) and timed on real rows of the reviews. DeFormer saves
-on passages that it has read before: `decomposition.py` times that. Beside each time stands what
-`xtc advise` predicts from layers, and how far that is off the student's time alone.
+on passages that it has read before: `decomposition.py` times that. On a processor, beside each time
+stands what `xtc advise` predicts from layers, and how far that is off the student's time alone.
 """
 
 from __future__ import annotations
@@ -24,24 +27,28 @@ from xtclib.tasks.base import batched
 LENGTH, BATCHES = 32, (1, 8)
 
 
-def by_structure(config, recipe: str, repeats: int) -> dict:
+def by_structure(config, recipe: str, repeats: int | None, device: str) -> dict:
     """Times of a recipe's empty model, filled, and of the teacher's, in turns; the prediction."""
     planned = ledger.planned(config, recipes.load(recipe).techniques)
-    models = {"teacher": layer_times.filled(ledger.planned(config, [])),
-              "student": layer_times.filled(planned)}  # fmt: skip
+    models = {"teacher": layer_times.filled(ledger.planned(config, [])).to(device),
+              "student": layer_times.filled(planned).to(device)}  # fmt: skip
     found = {}
     for batch in BATCHES:
         times = latency.of_models(models, batch, LENGTH, repeats)["milliseconds"]
+        if device != "cpu":  # layers are looked up as a processor's
+            found[str(batch)] = times
+            continue
         alone = latency.of_models({"student": models["student"]}, batch, LENGTH, repeats)
         told = layer_times.predicted(planned, batch, LENGTH)
         found[str(batch)] = {**times, "alone": alone["milliseconds"]["student"], "predicted": told}
     return found
 
 
-def by_row(recipe: str, repeats: int) -> dict:
+def by_row(recipe: str, repeats: int | None, device: str) -> dict:
     """Times of a trained student and its teacher on rows of the reviews, in turns."""
     run = compress(recipe, progress=False, say=lambda _: None)
     models, found = {"teacher": run.teacher.model, "student": run.student}, {}
+    models = {name: model.to(device) for name, model in models.items()}
     for batch in BATCHES:
         rows = batched(run.data, run.tokenizer, LENGTH, batch, 64)
         found[str(batch)] = latency.of_models(models, batch, LENGTH, repeats, rows)["milliseconds"]
@@ -51,7 +58,8 @@ def by_row(recipe: str, repeats: int) -> dict:
 def main() -> None:
     """Measures every recipe of the table; a line each."""
     names = [recipe for recipe, _ in effectiveness.LINES.values()]
-    given = common.options(__doc__, threads=1, repeats=20, out="", of=",".join(names))
+    given = common.options(__doc__, threads=1, repeats=0, out="", device="cpu",
+                           of=",".join(names))  # fmt: skip
     torch.set_num_threads(given.threads)
     config = bert.read_config(profiles.backbone_for("minilm"))
     times, faster, off = {}, {}, {}
@@ -59,7 +67,8 @@ def main() -> None:
         if name == "deformer-9of12":
             continue
         rows = any(t.by_row for t in recipes.load(name).techniques)
-        found = by_row(name, 2) if rows else by_structure(config, name, given.repeats)
+        found = (by_row(name, 2, given.device) if rows else
+                 by_structure(config, name, given.repeats or None, given.device))  # fmt: skip
         times[name] = found
         faster[name] = {
             b: t["teacher"]["median"] / t["student"]["median"] for b, t in found.items()
@@ -70,7 +79,7 @@ def main() -> None:
         told += "".join(f", prediction {apart:+.1f} %" for apart in off[name].values())
         print(f"{name:<26}{told}", flush=True)
     common.write(given.out, {"times": times, "faster": faster, "off": off, "length": LENGTH,
-                             "threads": given.threads})  # fmt: skip
+                             "threads": given.threads, "device": given.device})  # fmt: skip
 
 
 if __name__ == "__main__":

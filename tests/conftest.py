@@ -65,7 +65,7 @@ def reopened_here(monkeypatch, request):
 def times_few_turns(monkeypatch, request):
     """What runs record of time nobody reads here, but where timing is what is tested."""
     if not any(name in request.node.nodeid for name in TIMED):
-        monkeypatch.setattr(latency, "_enough", lambda *_: 3)
+        monkeypatch.setattr(latency, "enough", lambda *_: 3)
         for module in (budget, calibration):
             monkeypatch.setattr(module, "in_turns", lambda runs, *_: clock.in_turns(runs, 1, 0))
 

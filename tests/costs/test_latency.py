@@ -113,8 +113,8 @@ def test_the_machines_limits_and_a_product_under_them():
 
 
 def test_fast_models_are_timed_more_often(bert, monkeypatch):
-    assert latency._enough({"nothing": lambda: None}, 2.0) == 200
+    assert latency.enough({"nothing": lambda: None}, 2.0) == 200
     monkeypatch.setattr(latency, "in_turns", lambda *a, **k: {"slow": {"median": 1e4}})
-    assert latency._enough({"slow": lambda: None}, 2.0) == 10
+    assert latency.enough({"slow": lambda: None}, 2.0) == 10
     monkeypatch.setattr(latency, "in_turns", lambda *a, **k: {x: {"median": 20.0} for x in "ab"})
-    assert latency._enough({"a": None, "b": None}, 2.0) == 50
+    assert latency.enough({"a": None, "b": None}, 2.0) == 50

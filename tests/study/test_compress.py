@@ -46,7 +46,7 @@ def run_smoke(recipe, cache, **kwargs):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XTC_CACHE", str(cache))
         patch.delenv("XTC_GLUE_DIR", raising=False)
-        patch.setattr(latency, "_enough", lambda *_: 3)  # no test reads the times
+        patch.setattr(latency, "enough", lambda *_: 3)  # no test reads the times
         kwargs = {"task": "sst2", "profile": "smoke", "budget": "2steps", **kwargs}
         return compress(recipe, progress=False, say=silent, device="cpu", **kwargs)
 

@@ -1,6 +1,7 @@
 """The table of effectiveness: its numbers are the records', its lines the published ones."""
 
 import csv
+import json
 from statistics import fmean
 
 import pytest
@@ -58,3 +59,13 @@ def test_the_committed_table_is_what_the_records_give(lines):
     with (ROOT / "data" / "results" / "effectiveness.csv").open(encoding="utf-8") as file:
         rows = list(csv.reader(file))
     assert rows == [list(effectiveness.HEAD), *map(effectiveness.cells, lines)]
+
+
+def test_a_machine_with_a_gpu_fills_its_columns(monkeypatch, tmp_path):
+    times = {"faster": {"xtc-2bit": {"1": 1.25, "8": 2.5}}, "commit": "a"}
+    (tmp_path / "cuda.json").write_text(json.dumps(times))
+    monkeypatch.setattr(effectiveness, "TIMES_GPU", tmp_path / "cuda.json")
+    found = {line.recipe: effectiveness.cells(line) for line in effectiveness.lines()}
+    columns = [n for n, name in enumerate(effectiveness.HEAD) if "on a GPU" in name]
+    assert [found["xtc-2bit"][n] for n in columns] == ["1.25", "2.50"]
+    assert [found["dualtrain"][n] for n in columns] == 2 * [""]

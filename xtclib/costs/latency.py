@@ -47,7 +47,7 @@ def of_models(
 
     runs = {n: partial(_through, m, rows) for n, m in models.items()}
     with torch.inference_mode():
-        repeats = repeats or _enough(runs, 2.0)
+        repeats = repeats or enough(runs, 2.0)
         found = in_turns(runs, repeats, pause=pause)
     for times in found.values() if len(rows) > 1 else ():
         times |= {name: round(value / len(rows), 3) for name, value in times.items()}
@@ -62,7 +62,7 @@ def _through(model: nn.Module, rows: Iterable[Mapping[str, Tensor]]) -> None:
         model(**each)
 
 
-def _enough(runs: Mapping[str, Callable[[], object]], seconds: float) -> int:
+def enough(runs: Mapping[str, Callable[[], object]], seconds: float) -> int:
     """How many turns of all take so long, from 10 to 200."""
     turns = in_turns(runs, repeats=3, warm_up=1)
     turn = sum(found["median"] for found in turns.values()) / 1e3

@@ -15,11 +15,9 @@ from transformers import PreTrainedModel
 from xtclib import cache
 from xtclib.bert import encoder_layers
 from xtclib.clock import in_turns
-from xtclib.costs.latency import random_ids
+from xtclib.costs import latency
 from xtclib.files import write_json
 from xtclib.techniques.base import Stored
-
-REPEATS = 20
 
 
 def predicted(
@@ -46,7 +44,7 @@ def predicted(
     rest = cache.key(_about(model, inside), len(layers) > 0, *where, torch.__version__)
     folders = {name: cache.cache_dir() / "layers" / name for name in (*names, rest)}
     if again or not all((folder / "ms.json").is_file() for folder in folders.values()):
-        ids = random_ids(model.config.vocab_size, batch, length).to(device)
+        ids = latency.random_ids(model.config.vocab_size, batch, length).to(device)
         for name, milliseconds in _measured(model, names, rest, ids).items():
             if again or not (folders[name] / "ms.json").is_file():
                 with cache.writing(folders[name]):
@@ -104,7 +102,8 @@ def _measured(
             for name, places in alike.items()
         }
         runs[rest] = partial(_skipping, run, {layer: seen[layer][2] for layer in layers})
-        return {name: times["low"] for name, times in in_turns(runs, REPEATS).items()}
+        times = in_turns(runs, latency.enough(runs, 1.0))
+    return {name: found["low"] for name, found in times.items()}
 
 
 def _in_a_row(calls: list[tuple[Callable, tuple, dict]]) -> None:

@@ -40,6 +40,7 @@ from xtclib.teachers import Teacher
 from xtclib.techniques.base import Technique
 from xtclib.training import budget as training_budget
 from xtclib.training.callbacks import check_report_to
+from xtclib.training.trainer import Run
 
 
 @dataclass(frozen=True)
@@ -215,11 +216,11 @@ def _measure(job: Job, student: PreTrainedModel, stages: list[dict], untrained: 
     length, tokenizer = job.budget.max_length, untrained.tokenizer
     student = student.to("cpu").eval()
     teacher_model = teacher.model.to("cpu").eval()
-    metrics = evaluate(student, tokenizer, data, length)
+    metrics = _scores(student, tokenizer, data, length, recipe.hash)
     taught, floor, applying = measured
     start = metrics
     if recipe.trains:
-        start = _scores(untrained.student, tokenizer, data, length, recipe.hash)
+        start = _scores(untrained.student, tokenizer, data, length, recipe.hash, chosen.precision)
     student.config.trained_on = {
         "task": data.task.name, "data": data.fingerprint, "source": data.source,
         "max_length": length, "profile": chosen.name, **data.task.details,
@@ -231,7 +232,7 @@ def _measure(job: Job, student: PreTrainedModel, stages: list[dict], untrained: 
     rows = max((t.looks_at for t in recipe.techniques), default=0)
     own: dict = {"applied": {"rows": rows, "seconds": applying}}  # beside what was trained
     for technique in recipe.techniques:
-        own |= technique.measure(student, tokenizer, data, length)
+        own |= technique.measure(student, tokenizer, data, length, timed)
     by_row = any(t.by_row for t in recipe.techniques)
     read = batched(data, tokenizer, width, batch, 8 * batch) if by_row else ()
     models = {"teacher": teacher_model, "student": student}
@@ -256,20 +257,26 @@ def _measure(job: Job, student: PreTrainedModel, stages: list[dict], untrained: 
     return record, target
 
 
-def _scores(model: PreTrainedModel, tokenizer, data: TaskData, length: int, made_by: str = ""):
-    """The metrics of a model that this run did not train, from the cache if it was scored before.
+def _scores(model: PreTrainedModel, tokenizer, data: TaskData, length: int, made_by: str = "",
+            precision: str = "fp32"):  # fmt: skip
+    """The metrics of a model, from the cache if the same weights were scored before.
 
-    Runs that differ in seed or recipe share their teacher, and often the untrained student.
+    Runs that differ in seed or recipe share their teacher, and often the untrained student, which
+    answers in the precision that it will train in.
     """
+    bf16 = Run(cache.cache_dir(), precision=precision, device="cpu").bf16
     held = {name: cache.digest(t.detach().cpu()) for name, t in model.state_dict().items()}
     config = {n: v for n, v in model.config.to_dict().items() if n != "_name_or_path"}
     parts = type(model).__name__, config, made_by, held, tokenizer.get_vocab(), data.fingerprint
     versions = xtclib.__version__, torch.__version__, transformers.__version__
-    name = cache.key(*parts, length, *versions, torch.backends.cpu.get_cpu_capability())
+    name = cache.key(*parts, length, *versions, torch.backends.cpu.get_cpu_capability(), bf16)
     folder = cache.cache_dir() / "scores" / name
-    cache.keep(
-        folder, lambda p: write_json(p / "scores.json", evaluate(model, tokenizer, data, length))
-    )
+
+    def make(partial: Path) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            write_json(partial / "scores.json", evaluate(model, tokenizer, data, length))
+
+    cache.keep(folder, make)
     return json.loads((folder / "scores.json").read_text(encoding="utf-8"))
 
 

@@ -33,7 +33,9 @@ LINES: dict[int, tuple[str, bool]] = {
     26: ("xtc-2bit-exits", False),
 }  # fmt: skip
 PLACES = {"sst2": "minilm", "mrpc": "minilm", "reviews": "reviews"}  # tasks, with their profiles
-TIMES = RESULTS / "deployment" / "effectiveness.json"  # by benchmarks/effectiveness.py
+# By benchmarks/effectiveness.py; the second where a machine with a GPU ran it.
+TIMES = RESULTS / "deployment" / "effectiveness.json"
+TIMES_GPU = RESULTS / "deployment" / "effectiveness-cuda.json"
 NEAR = 1.0  # points, within which two differences count as alike
 FASTER = 1.1  # times, from which on something counts as faster
 
@@ -43,7 +45,8 @@ class Line:
     """A family's line: published, and measured on MiniLM. Sizes and times are shares and ratios.
 
     ``scores``: by task (budget, seeds, mean score, lowest, highest, its teacher's); the difference
-    is the mean over tasks of ``score − teacher``, in points. ``faster``: by batch.
+    is the mean over tasks of ``score − teacher``, in points. ``faster``, on a processor, and
+    ``faster_gpu``: by batch, empty where nobody measured it.
     """
 
     row: int
@@ -57,6 +60,7 @@ class Line:
     faster: dict[int, float]
     scores: dict[str, tuple[str, int, float, float, float, float]]
     seconds: float
+    faster_gpu: dict[int, float]
 
     @property
     def difference(self) -> float:
@@ -78,7 +82,7 @@ class Line:
 
 def lines(folder: str | Path = RESULTS) -> list[Line]:
     """Every published line that a recipe stands beside, in the table's order."""
-    times = read_measured(TIMES)["faster"] if TIMES.is_file() else {}
+    times, on_gpu = (read_measured(f)["faster"] if f.is_file() else {} for f in (TIMES, TIMES_GPU))
     found = []
     for row, (recipe, own) in LINES.items():
         rows = [r for r in table("effectiveness") if r["row"] == row]
@@ -92,10 +96,13 @@ def lines(folder: str | Path = RESULTS) -> list[Line]:
         records = {task: _longest(recipe, task, str(folder)) for task in PLACES}
         scores = {task: _score(some) for task, some in records.items() if some}
         every = [r for some in records.values() for r in some]
-        faster = {int(batch): ratio for batch, ratio in times.get(recipe, {}).items()}
+        faster, gpu = (
+            {int(batch): ratio for batch, ratio in some.get(recipe, {}).items()}
+            for some in (times, on_gpu)
+        )
         found.append(Line(row, str(rows[0]["system"]), str(rows[0]["paper"]), recipe, own, printed,
                           fmean(r.bytes / r.teacher_bytes for r in every), _inside(recipe), faster,
-                          scores, median(r.seconds for r in every)))  # fmt: skip
+                          scores, median(r.seconds for r in every), gpu))  # fmt: skip
     return found
 
 
@@ -141,6 +148,7 @@ HEAD = ("row", "family", "published in", "recipe", "same method", "published siz
         "published size without embeddings, %", "published speed-up, GPU",
         "published speed-up, CPU", "published difference, points", "size, %",
         "size without embeddings, %", "speed-up, batch 1", "speed-up, batch 8",
+        "speed-up on a GPU, batch 1", "speed-up on a GPU, batch 8",
         *(f"{task}, {what}" for task in PLACES for what in ("budget", "seeds", "score", "teacher")),
         "difference, points", "seconds of training", "verdict")  # fmt: skip
 
@@ -159,6 +167,6 @@ def cells(line: Line) -> list[str]:
     return [
         str(line.row), line.family, line.paper, line.recipe, "yes" if line.own else "no", *printed,
         shown(100 * line.size), shown(100 * line.size_inside),
-        *(shown(line.faster.get(batch), 2) for batch in (1, 8)), *scores,
+        *(shown(on.get(b), 2) for on in (line.faster, line.faster_gpu) for b in (1, 8)), *scores,
         shown(line.difference), shown(line.seconds, 0), line.verdict,
     ]  # fmt: skip

@@ -102,7 +102,7 @@ PROFILES = {
         Profile(
             "reviews", "the real 6-layer MiniLM on real movie reviews", "minilm", "reviews",
             replace(_GLUE, epochs=4, learning_rate=1e-4, max_length=64),
-            _lengths("steps", 150, 400, 1200, _REVIEWS), task="reviews", live="100steps",
+            _lengths("steps", 150, 400, 1200, _REVIEWS), task="reviews", live="60steps",
             latency=(8, 32), new_weights=1e-3,
         ),
         Profile(

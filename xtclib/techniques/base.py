@@ -124,8 +124,8 @@ class Technique(Named):
         """Sets what is chosen once a model is finalized, by the rows that ``data`` holds out."""
 
     def measure(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: TaskData,
-                length: int) -> dict:  # fmt: skip
-        """What a record holds of it alone, in its ``measures``."""
+                length: int, timed: bool = True) -> dict:  # fmt: skip
+        """What a record holds of it alone, in its ``measures``; milliseconds where ``timed``."""
         return {}
 
     def rebuild(self, model: PreTrainedModel) -> None:

@@ -248,3 +248,12 @@ def test_a_curve_is_timed_and_the_threshold_comes_back(calibrated, data, tokeniz
     assert calibrated.config.exits["threshold"] == before and found["split"] == "dev"
     timed = {p["threshold"]: p["ms_1"] for p in found["curve"] if "ms_8" in p}
     assert timed.keys() >= {before, "never"} and set(timed.values()) == {2.0}
+
+
+def test_beside_other_runs_nothing_is_timed(calibrated, data, tokenizer, monkeypatch):
+    def in_turns(*_):
+        raise AssertionError("a busy machine was timed")
+
+    monkeypatch.setattr(calibration, "in_turns", in_turns)
+    found = EarlyExit().measure(calibrated, tokenizer, data, 16, timed=False)["exits"]
+    assert len(found["curve"]) > 2 and not any("ms_1" in point for point in found["curve"])

@@ -119,6 +119,17 @@ def test_the_scorer_is_the_evaluation_on_those_rows(bert, tokenizer, data):
     assert evaluation.scorer(tokenizer, data)(bert) == whole
 
 
+def test_a_scorer_in_bf16_multiplies_in_bf16_and_leaves_the_model_as_it_was(bert, tokenizer, data):
+    seen = []
+    with bert.bert.encoder.layer[0].output.dense.register_forward_hook(
+        lambda *given: seen.append(given[-1].dtype)
+    ):
+        for bf16 in (True, False):
+            evaluation.scorer(tokenizer, data, 9, bf16=bf16)(bert)
+    assert seen == [torch.bfloat16, torch.float32]
+    assert {weight.dtype for weight in bert.parameters()} == {torch.float32}
+
+
 def test_packed_models_are_refused(bert):
     packed = format.finalize(Quantize().apply(bert), [Quantize()])
     for look in (sensitivity.weights, sensitivity.heads):

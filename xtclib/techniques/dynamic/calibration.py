@@ -190,7 +190,7 @@ def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: T
              length: int, points: int = 6) -> dict:  # fmt: skip
     """The curve on the first reported split, and ``points`` of it timed alone and by eight.
 
-    ``never`` is the model with its exits off.
+    ``never`` is the model with its exits off. Without points nothing is timed.
     """
     name, split = next(iter(data.evaluation.items()))
     observed, said = observe(model, tokenizer, data.task, split, length), model.config.exits
@@ -200,7 +200,7 @@ def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: T
     timed = [min(curve, key=lambda p: abs(p.speed - speed)).threshold for speed in wanted]
     timed = list(dict.fromkeys([*timed, chosen, "never"]))
     ways = {str(t): partial(said.update, threshold=t) for t in timed}
-    times = milliseconds(model, ways, data, tokenizer, length)
+    times = milliseconds(model, ways, data, tokenizer, length) if points else {}
     said["threshold"] = chosen
     points_ = [_rounded(p) | {n: t[str(p.threshold)] for n, t in times.items()
                               if str(p.threshold) in t} for p in curve]  # fmt: skip

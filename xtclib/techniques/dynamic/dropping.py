@@ -139,9 +139,9 @@ class DropTokens(Technique):
         return model
 
     def measure(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: TaskData,
-                length: int) -> dict:  # fmt: skip
+                length: int, timed: bool = True) -> dict:  # fmt: skip
         ways = {n: partial(_switch, model, n == "whole") for n in ("whole", "dropped")}
-        found = milliseconds(model, ways, data, tokenizer, length)
+        found = milliseconds(model, ways, data, tokenizer, length) if timed else {}
         _switch(model, False)
         some = counted(model, batched(data, tokenizer, length, 8))
         return {"tokens": {"keep": model.config.tokens["keep"], **found, **some}}

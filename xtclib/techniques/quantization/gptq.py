@@ -128,27 +128,27 @@ def gptq(weight: Tensor, moment: Tensor, found: Grid, order: str = "stand",
     moment (columns, columns); computed in fp64. Without ``damp`` a moment that is singular, as of
     fewer rows than columns, is damped by the least tenfold of 1e-8 that makes it regular.
     """
-    w, columns = weight.double(), weight.shape[1]
+    columns = weight.shape[1]
     index = torch.arange(columns, device=weight.device)
     if order == "falling":
         index = moment.diagonal().argsort(descending=True, stable=True)
-    w, m = w[:, index].clone(), moment.double()[index][:, index]
+    w, m = weight.double().T[index], moment.double()[index][:, index]  # a column lies in one piece
     upper, scaled = _upper(m, damp), Grid(found.scheme, *(
         each if each is None else each.double() for each in found[1:]
     ))  # fmt: skip
     codes = torch.empty_like(w)
     for start in range(0, columns, _BLOCK):
         end = min(start + _BLOCK, columns)
-        lost = torch.zeros_like(w[:, start:end])
+        lost = torch.zeros_like(w[start:end])
         for i in range(start, end):
-            codes[:, i : i + 1] = scaled.codes(w[:, i : i + 1])
-            off = (w[:, i] - codes[:, i] * scaled.scale[:, 0]) / upper[i, i]
-            w[:, i + 1 : end] -= off[:, None] * upper[i, i + 1 : end]
-            lost[:, i - start] = off
-        w[:, end:] -= lost @ upper[start:end, end:]
-    back = torch.empty_like(index)
-    back[index] = torch.arange(columns, device=index.device)
-    return codes[:, back].to(weight.dtype)
+            codes[i] = scaled.codes(w[i][:, None])[:, 0]
+            off = (w[i] - codes[i] * scaled.scale[:, 0]) / upper[i, i]
+            w[i + 1 : end] -= upper[i, i + 1 : end, None] * off
+            lost[i - start] = off
+        w[end:] -= upper[start:end, end:].T @ lost
+    back = torch.empty_like(codes)
+    back[index] = codes
+    return back.T.contiguous().to(weight.dtype)
 
 
 def _upper(moment: Tensor, damp: float) -> Tensor:
