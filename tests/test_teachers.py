@@ -1,5 +1,6 @@
 import copy
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -151,6 +152,22 @@ def test_an_adapter_is_merged_into_its_base(own, batch):
     assert teachers.load_teacher(folder / "adapter", "sst2").key != teacher.key
     with pytest.raises(ValueError, match="adapter has 2 labels, but mnli has 3"):
         teachers.load_teacher(folder / "adapter", "mnli")
+
+
+def test_an_adapter_on_the_hub_is_fetched_and_merged(own, batch, monkeypatch, tmp_path):
+    """The Hub is played by a cache that holds what was fetched, as it lies there."""
+    _, _, folder = own
+    home = tmp_path / "hub" / "models--somebody--reviews-lora"
+    shutil.copytree(folder / "adapter", home / "snapshots" / "abc")
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    fetched = teachers.load_teacher("somebody/reviews-lora", "sst2")
+    here = teachers.load_teacher(folder / "adapter", "sst2")
+    assert torch.equal(fetched.model(**batch).logits, here.model(**batch).logits)
+    with pytest.raises(FileNotFoundError, match="no config.json in 'somebody/else'"):
+        teachers.load_teacher("somebody/else", "sst2")
 
 
 def test_an_adapter_that_makes_no_classifier_is_refused(own, monkeypatch):

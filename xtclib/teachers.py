@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from xtclib.bert import read_config
@@ -183,13 +184,15 @@ def load_tokenizer(path: str | Path, max_length: int = 128) -> PreTrainedTokeniz
 def load_teacher(path: str | Path, task: Task | str, data: TaskData | None = None) -> Teacher:
     """A fine-tuned classifier from a folder or Hub id, refused if it cannot be one for the task.
 
-    Weights may lie in one file or in parts; a LoRA adapter is merged into its base. Refused with
+    Weights may lie in one file or in parts; a LoRA adapter, in a folder or on the Hub, is merged
+    into its base. Refused with
     ``ValueError``: a wrong number of labels, a different label order, a checkpoint without a
     classifier (a model that was never fine-tuned), NaN weights and, where ``data`` is given, a
     model no better than the majority class on 256 training rows.
     """
     task = find_task(task)
     path = str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
+    path = _fetched_adapter(path) or path
     adapted = _is_adapter(Path(path))
     held = _held(Path(path)) if Path(path).is_dir() and not adapted else None
     if held is not None and task.heads and not held.intersection(task.heads):
@@ -221,11 +224,26 @@ def load_teacher(path: str | Path, task: Task | str, data: TaskData | None = Non
 
 
 _ADAPTER, _ADAPTS = "adapter_model.safetensors", "adapter_config.json"
+_WORDS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json")
 _MERGE = "merge it where it was trained (peft's `merge_and_unload`), and save model and tokenizer"
 
 
 def _is_adapter(folder: Path) -> bool:
     return (folder / _ADAPTS).is_file() and (folder / _ADAPTER).is_file()
+
+
+def _fetched_adapter(name: str) -> str | None:
+    """The local copy of an adapter on the Hub; ``None`` for a folder, and for an id of a model."""
+    if Path(name).exists():
+        return None
+    try:
+        read_config(name)
+    except FileNotFoundError:  # as an adapter's place has it, and one that cannot be reached
+        with contextlib.suppress(OSError, ValueError):
+            wanted = [_ADAPTS, _ADAPTER, *_WORDS]
+            folder = snapshot_download(name, allow_patterns=wanted)
+            return folder if _is_adapter(Path(folder)) else None
+    return None
 
 
 def _base(folder: Path) -> str:
@@ -271,8 +289,7 @@ def _adapted(folder: Path, task: Task) -> tuple[PreTrainedModel, str | Path]:
             f"{holds} on {base!r}, and neither has {lost[0]!r}: {_MERGE}, or train it again with "
             "that module in modules_to_save"
         )
-    words = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json")
-    own = any((folder / name).is_file() for name in words)
+    own = any((folder / name).is_file() for name in _WORDS)
     return _merged(model, folder), folder if own else base
 
 
