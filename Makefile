@@ -14,7 +14,7 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --dist loadsco
 NOTEBOOKS = $(wildcard notebooks/[0-9]*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run quick test schema lint unit nbval smoke results figures lab format strip outputs \
+.PHONY: help setup run quick test all-tests schema lint unit nbval smoke results figures lab format strip outputs \
         constraints clean has-notebooks
 
 help:  ## this list
@@ -44,7 +44,9 @@ run: setup has-notebooks  ## every notebook, on real reviews: executed copies an
 quick: lint  ## linters and the unit tests that take under a second, in 90 s
 	$(BIN)/pytest -n $(WORKERS) -q -m "not slow" tests
 
-test: lint unit nbval smoke  ## lint, unit tests, the notebooks' kept outputs, a smoke run; or one: lint unit nbval smoke
+test: quick nbval  ## before a commit: all of quick, and the notebooks' kept outputs
+
+all-tests: lint unit nbval smoke  ## slow tests too, and a smoke run of each notebook; or one: lint unit nbval smoke
 
 lint: setup
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from xtclib.bert import encoder_linears
+from xtclib.bert import encoder_layers, encoder_linears
 from xtclib.tasks.base import Task
 
 
@@ -230,6 +230,35 @@ def _run(model: PreTrainedModel, batches: Iterable[dict], hook: Callable):
     model.train(was_training)
 
 
+@contextlib.contextmanager
+def below(layers: Sequence[nn.Module], kept: list) -> Iterator[None]:
+    """What the last of some layers gives is kept, call by call, or, once it is, given again.
+
+    Then none of them computes anything. Layers that share their weights compute as ever.
+    """
+    if not layers or any(hasattr(layer, "leader") for layer in layers):
+        yield
+    elif not kept:
+        with layers[-1].register_forward_hook(lambda _, __, output: kept.append(output)):
+            yield
+    else:
+        turns = iter(kept)
+        current: list = []
+
+        def first(*_: object, **__: object) -> object:
+            current[:] = [next(turns)]
+            return current[0]
+
+        for layer in layers:  # what all but the last give, nobody computes with
+            layer.forward = lambda *_, **__: current[0]
+        layers[0].forward = first
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.forward
+
+
 @torch.no_grad()
 def moved(model: PreTrainedModel, changed: Mapping[str, Tensor], batches: Iterable[dict],
           task: Task) -> dict[str, float]:  # fmt: skip
@@ -250,10 +279,15 @@ def moved(model: PreTrainedModel, changed: Mapping[str, Tensor], batches: Iterab
     was_training = model.training
     model.eval()
     before, far = answers(), {}
+    layers, linears = encoder_layers(model), encoder_linears(model)
+    at, kept = -1, list[object]()
     for name, weight in changed.items():
-        linear = encoder_linears(model)[name]
+        linear = linears[name]
         own, linear.weight.data = linear.weight.data, weight
-        far[name] = float((answers() - before).square().sum(-1).mean())
+        last, at = at, next(i for i, layer in enumerate(layers) if linear in layer.modules())
+        kept = kept if at == last else []  # what lies below this layer, once for all its weights
+        with below(layers[:at], kept):
+            far[name] = float((answers() - before).square().sum(-1).mean())
         linear.weight.data = own
     model.train(was_training)
     return far

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from xtclib.artefact import format, ledger
-from xtclib.bert import encoder_linears
+from xtclib.bert import encoder_layers, encoder_linears
 from xtclib.costs import breakdown
 from xtclib.deployment.onnx import export_onnx
 from xtclib.deployment.runtimes import OnnxModel
@@ -203,6 +203,21 @@ def test_moved_is_how_far_one_matrix_moves_the_answers(bert, rows, data):
     far = measured.moved(bert, {name: weight * 0.5}, rows.batches(), data.task)[name]
     assert far > 1e-6 and torch.equal(bert.get_submodule(name).weight, weight)
     assert measured.moved(bert, {name: weight}, rows.batches(), data.task)[name] == 0
+
+
+def test_what_lies_below_a_weight_is_computed_once_and_changes_nothing(bert, rows, data):
+    weights = {n: 0.5 * m.weight.detach() for n, m in encoder_linears(bert).items()}
+    together = measured.moved(bert, weights, rows.batches(), data.task)
+    for name, weight in weights.items():
+        assert (
+            together[name] == measured.moved(bert, {name: weight}, rows.batches(), data.task)[name]
+        )
+    first, calls = encoder_layers(bert)[0], []
+    first.attention.self.register_forward_hook(lambda *_: calls.append(1))
+    measured.moved(bert, weights, rows.batches(), data.task)
+    of_first = sum(name.startswith("bert.encoder.layer.0.") for name in weights)
+    above = len(encoder_layers(bert)) - 1  # each computes it for the first of its weights
+    assert len(calls) == (1 + of_first + above) * len(list(rows.batches()))
 
 
 # The technique.

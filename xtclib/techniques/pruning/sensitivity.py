@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from xtclib.bert import PART_OF, encoder_layers, encoder_linears
 from xtclib.files import unknown
 from xtclib.techniques.base import copied
+from xtclib.techniques.measured import below
 from xtclib.techniques.pruning.importance import CRITERIA
 from xtclib.techniques.pruning.masks import masks
 from xtclib.techniques.pruning.surgery import HEADS, readers
@@ -84,38 +85,9 @@ def heads(model: PreTrainedModel, score: Score, progress: bool = True) -> Tensor
         mask = torch.ones_like(dense.weight, dtype=torch.bool)
         mask.view(len(mask), count, -1)[:, head] = False
         kept = kept if head else []
-        with _zeroed([dense], [mask]), _below(encoder_layers(model)[:layer], kept):
+        with _zeroed([dense], [mask]), below(encoder_layers(model)[:layer], kept):
             found[layer, head] = score(model)
     return found
-
-
-@contextmanager
-def _below(layers: Sequence[nn.Module], kept: list) -> Iterator[None]:
-    """What the last of some layers gives is kept, call by call, or, once it is, given again.
-
-    Then none of them computes anything. Layers that share their weights compute as ever.
-    """
-    if not layers or any(hasattr(layer, "leader") for layer in layers):
-        yield
-    elif not kept:
-        with layers[-1].register_forward_hook(lambda _, __, output: kept.append(output)):
-            yield
-    else:
-        turns = iter(kept)
-        current: list = []
-
-        def first(*_: object, **__: object) -> object:
-            current[:] = [next(turns)]
-            return current[0]
-
-        for layer in layers:  # what all but the last give, nobody computes with
-            layer.forward = lambda *_, **__: current[0]
-        layers[0].forward = first
-        try:
-            yield
-        finally:
-            for layer in layers:
-                del layer.forward
 
 
 def _part(name: str, by: str) -> str:
