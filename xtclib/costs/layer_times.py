@@ -102,7 +102,7 @@ def _measured(
             for name, places in alike.items()
         }
         runs[rest] = partial(_skipping, run, {layer: seen[layer][2] for layer in layers})
-        times = in_turns(runs, latency.enough(runs, 1.0))
+        times = in_turns(runs, latency.enough(runs, 0.4))
     return {name: found["low"] for name, found in times.items()}
 
 
