@@ -39,7 +39,7 @@ def by_structure(config, recipe: str, repeats: int | None, device: str) -> dict:
             found[str(batch)] = times
             continue
         alone = latency.of_models({"student": models["student"]}, batch, LENGTH, repeats)
-        told = layer_times.predicted(planned, batch, LENGTH)
+        told = layer_times.predicted(planned, batch, LENGTH, again=True)
         found[str(batch)] = {**times, "alone": alone["milliseconds"]["student"], "predicted": told}
     return found
 
@@ -73,7 +73,7 @@ def main() -> None:
         faster[name] = {
             b: t["teacher"]["median"] / t["student"]["median"] for b, t in found.items()
         }
-        off[name] = {b: 100 * (t["predicted"] / t["student"]["median"] - 1)
+        off[name] = {b: 100 * (t["predicted"] / t["alone"]["median"] - 1)
                      for b, t in found.items() if "predicted" in t}  # fmt: skip
         told = ", ".join(f"batch {b}: {ratio:.2f} ×" for b, ratio in faster[name].items())
         told += "".join(f", prediction {apart:+.1f} %" for apart in off[name].values())
