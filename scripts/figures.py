@@ -141,9 +141,10 @@ def gallery(results: Path) -> dict:
         figures[f"{profile}-size-accuracy"] = plots.size_accuracy(best, plots.published())
         figures[f"{profile}-recipes"] = plots.bars(best)
         budgets: dict[tuple[str, str], set[str]] = {}
-        for r in found:
+        plain = [r for r in found if "@" not in r.budget]  # others are studies of rates
+        for r in plain:
             budgets.setdefault((r.task, r.recipe), set()).add(r.budget)
-        several = [r for r in found if len(budgets[r.task, r.recipe]) > 1]
+        several = [r for r in plain if len(budgets[r.task, r.recipe]) > 1]
         if several:
             figures[f"{profile}-budgets"] = training.budgets(one_comparison(several))
         timed = [r for r in best if r.latency["threads"] == best[0].latency["threads"]]
