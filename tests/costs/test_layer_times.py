@@ -56,4 +56,4 @@ def test_layers_and_the_rest_come_near_the_whole(make_bert, fresh):
     model = make_bert(layers=4)
     told = layer_times.predicted(model, 8, 64)
     whole = latency.of_models({"all": model}, 8, 64)["milliseconds"]["all"]["low"]
-    assert 0.5 < told / whole < 2  # a bound for busy machines; benchmarks/effectiveness.py measures
+    assert 0.3 < told / whole < 3  # a bound for busy machines; benchmarks/effectiveness.py measures

@@ -216,7 +216,7 @@ def _measure(job: Job, student: PreTrainedModel, stages: list[dict], untrained: 
     length, tokenizer = job.budget.max_length, untrained.tokenizer
     student = student.to("cpu").eval()
     teacher_model = teacher.model.to("cpu").eval()
-    metrics = _scores(student, tokenizer, data, length, recipe.hash)
+    metrics = evaluate(student, tokenizer, data, length)
     taught, floor, applying = measured
     start = metrics
     if recipe.trains:
@@ -259,7 +259,7 @@ def _measure(job: Job, student: PreTrainedModel, stages: list[dict], untrained: 
 
 def _scores(model: PreTrainedModel, tokenizer, data: TaskData, length: int, made_by: str = "",
             precision: str = "fp32"):  # fmt: skip
-    """The metrics of a model, from the cache if the same weights were scored before.
+    """The metrics of a model that this run did not train, from the cache if it was scored before.
 
     Runs that differ in seed or recipe share their teacher, and often the untrained student, which
     answers in the precision that it will train in.
