@@ -25,6 +25,7 @@ from xtclib.files import first_line, sha256, write_json
 from xtclib.tasks.base import Task, TaskData, find_task
 from xtclib.tasks.evaluation import evaluate
 from xtclib.tasks.reviews import check_apart
+from xtclib.tasks.rows import plain_
 from xtclib.techniques.base import check_finite
 from xtclib.training.budget import Budget
 from xtclib.training.trainer import Lesson, Run, train
@@ -175,20 +176,16 @@ def load_tokenizer(path: str | Path, max_length: int = 128) -> PreTrainedTokeniz
         if getattr(config, "type_vocab_size", 2) < 2:
             names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
             tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
-    if tokenizer.is_fast:
-        tokenizer.backend_tokenizer.no_padding()
-        tokenizer.backend_tokenizer.no_truncation()
-    return tokenizer
+    return plain_(tokenizer)
 
 
 def load_teacher(path: str | Path, task: Task | str, data: TaskData | None = None) -> Teacher:
     """A fine-tuned classifier from a folder or Hub id, refused if it cannot be one for the task.
 
     Weights may lie in one file or in parts; a LoRA adapter, in a folder or on the Hub, is merged
-    into its base. Refused with
-    ``ValueError``: a wrong number of labels, a different label order, a checkpoint without a
-    classifier (a model that was never fine-tuned), NaN weights and, where ``data`` is given, a
-    model no better than the majority class on 256 training rows.
+    into its base. Refused with ``ValueError``: a wrong number of labels, a different label order, a
+    checkpoint without a classifier (a model that was never fine-tuned), NaN weights and, where
+    ``data`` is given, a model no better than the majority class on 256 training rows.
     """
     task = find_task(task)
     path = str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
@@ -240,7 +237,7 @@ def _fetched_adapter(name: str) -> str | None:
         read_config(name)
     except FileNotFoundError:  # as an adapter's place has it, and one that cannot be reached
         with contextlib.suppress(OSError, ValueError):
-            wanted = [_ADAPTS, _ADAPTER, *_WORDS]
+            wanted = [_ADAPTER, "*.json", "*.txt", "*.model"]  # and what its tokenizer needs
             folder = snapshot_download(name, allow_patterns=wanted)
             return folder if _is_adapter(Path(folder)) else None
     return None

@@ -926,3 +926,11 @@ def test_what_is_handed_out_is_opened_in_a_fresh_process_first(bert, tokenizer, 
     with pytest.raises(ValueError, match="does not open in a fresh process: .*no tokenizer"):
         format.save(model, Wordless(), tmp_path / "b", reopen=True)
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_what_a_tokenizer_was_last_asked_is_not_in_the_file(bert, tokenizer, tmp_path):
+    for name in ("before", "after"):
+        format.save(bert, tokenizer, tmp_path / name)
+        tokenizer("some words to cut", truncation=True, max_length=4, padding="max_length")
+    before, after = ((tmp_path / n / "tokenizer.json").read_text() for n in ("before", "after"))
+    assert before == after and json.loads(after)["truncation"] is None

@@ -38,6 +38,7 @@ from xtclib.bert import replace_module_
 from xtclib.cache import digest, opened
 from xtclib.config import short
 from xtclib.files import SUMS, first_line, seal, staged_folder
+from xtclib.tasks.rows import plain_
 from xtclib.techniques.base import Stored, Technique, check_finite, held, pack_, technique
 from xtclib.techniques.pruning import surgery
 
@@ -245,7 +246,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
         with staged_folder(folder, replace, again) as partial:
             model.save_pretrained(partial)
             _sort_metadata_(partial / WEIGHTS)
-            tokenizer.save_pretrained(partial)
+            plain_(tokenizer).save_pretrained(partial)
             write_pooling(model, partial)
             seal(partial)
             if reopen:

@@ -40,7 +40,7 @@ from xtclib.teachers import Teacher
 from xtclib.techniques.base import Technique
 from xtclib.training import budget as training_budget
 from xtclib.training.callbacks import check_report_to
-from xtclib.training.trainer import Run
+from xtclib.training.device import in_bf16
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ def _scores(model: PreTrainedModel, tokenizer, data: TaskData, length: int, made
     Runs that differ in seed or recipe share their teacher, and often the untrained student, which
     answers in the precision that it will train in.
     """
-    bf16 = Run(cache.cache_dir(), precision=precision, device="cpu").bf16
+    bf16 = in_bf16(precision)
     held = {name: cache.digest(t.detach().cpu()) for name, t in model.state_dict().items()}
     config = {n: v for n, v in model.config.to_dict().items() if n != "_name_or_path"}
     parts = type(model).__name__, config, made_by, held, tokenizer.get_vocab(), data.fingerprint

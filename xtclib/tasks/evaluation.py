@@ -63,8 +63,8 @@ def scorer(
     """A function from a model to its score on the first ``rows`` of the first evaluation split.
 
     Rows are tokenized once: for looking at many models, as sensitivity does. Products in ``bf16``
-    take a third of the time where :func:`xtclib.training.bf16_is_fast`; a row of a few hundred may
-    then be answered otherwise.
+    are faster where :func:`xtclib.training.bf16_is_fast`, and a row near the border may be answered
+    otherwise.
     """
     task, split = data.task, next(iter(data.evaluation.values()))
     split = split.select(range(len(split))[:rows])

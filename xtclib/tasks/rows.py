@@ -102,6 +102,17 @@ class Rows(Dataset):
         return row if self.types is None else {**row, "token_type_ids": self.types[index]}
 
 
+def plain_(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Has a tokenizer forget the padding and truncation it was last asked for, in place.
+
+    They would be saved with it.
+    """
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
+    return tokenizer
+
+
 def _one_segment(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a tokenizer whose kind gives segments was told to give none."""
     kind, own = type(tokenizer).model_input_names, tokenizer.model_input_names

@@ -16,6 +16,11 @@ def bf16_is_fast(device: str | torch.device = "cpu") -> bool:
     return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
 
 
+def in_bf16(precision: str, device: str | torch.device = "cpu") -> bool:
+    """Whether a ``precision`` of ``auto``, ``bf16`` or ``fp32`` computes in bf16 on a device."""
+    return precision == "bf16" or (precision == "auto" and bf16_is_fast(device))
+
+
 def keep_freed_memory(tokens: int) -> None:
     """Has glibc keep the memory that a step frees for the next step, of up to 8,192 ``tokens``.
 

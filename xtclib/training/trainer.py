@@ -40,7 +40,7 @@ from xtclib.techniques.base import Seen, Technique
 from xtclib.training import callbacks
 from xtclib.training.budget import Budget
 from xtclib.training.callbacks import PROJECTIONS, KeepBest
-from xtclib.training.device import bf16_is_fast, default_device, keep_freed_memory
+from xtclib.training.device import default_device, in_bf16, keep_freed_memory
 
 CHECKPOINTS = 5  # in a run
 
@@ -92,8 +92,7 @@ class Run:
     @property
     def bf16(self) -> bool:
         """Whether it computes in bf16."""
-        fast = self.precision == "auto" and bf16_is_fast(self.device or default_device())
-        return self.precision == "bf16" or fast
+        return in_bf16(self.precision, self.device or default_device())
 
 
 class DistillationTrainer(Trainer):

@@ -63,7 +63,7 @@ class _Shallow(PreTrainedModel):
 
     def logits_of(self, vectors: Tensor, mask: Tensor | None) -> Tensor:
         """Word vectors (batch, length, embedding) → logits (batch, labels)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say how it reads vectors")
 
 
 class LastStates(nn.LSTM):

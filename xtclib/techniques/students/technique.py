@@ -38,7 +38,7 @@ class _Student(Technique):
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         """The student's config, without what every student takes from its teacher."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say what student it makes")
 
     def _whole(self, teacher: PretrainedConfig) -> PretrainedConfig:
         """The config with what every student takes over: vocabulary, padding, labels."""
