@@ -411,9 +411,12 @@ def test_the_results_say_what_exits_lose_on_few_rows():
         spread = f"{mean(lost):.1f} ({lost[0]:.1f} to {lost[-1]:.1f})"
         assert len(runs) == 3
         assert told.format(spread, f"{mean(f['speed'] for f in found):.2f}") in text
-        best = [max([p["speed"] for p in r.measures["exits"]["curve"]
-                     if p["score"] >= r.teacher_score - 1], default=1.0)
-                for r in runs if "exits" in r.measures]  # fmt: skip
-        hindsight += [mean(best)] if best else []
-    assert "bought {:.2f}, {:.2f} and {:.2f} times".format(*hindsight[:3]) in text
-    assert max(hindsight[3:]) == 1  # behind by more than a point before a row leaves
+        near = [
+            [p["speed"] for p in r.measures["exits"]["curve"] if p["score"] >= r.teacher_score - 1]
+            for r in runs
+            if "exits" in r.measures
+        ]
+        if name in ("berxit", "pabee"):
+            assert near == [[], [], []]  # behind by more than a point before a row leaves
+        hindsight += [mean(map(max, near))] if any(near) else []
+    assert "bought {:.2f}, {:.2f} and {:.2f} times".format(*hindsight) in text

@@ -54,6 +54,10 @@ def test_an_empty_model_of_any_recipe_runs_once_filled(name, bert12):
 @pytest.mark.slow
 def test_layers_and_the_rest_come_near_the_whole(make_bert, fresh):
     model = make_bert(layers=4)
-    told = layer_times.predicted(model, 8, 64)
-    whole = latency.of_models({"all": model}, 8, 64)["milliseconds"]["all"]["low"]
-    assert 0.3 < told / whole < 3  # a bound for busy machines; benchmarks/effectiveness.py measures
+    told, whole = [], []
+    for _ in range(3):  # in turns, and the quickest of each: other work slows some of them down
+        told.append(layer_times.predicted(model, 8, 64, again=True))
+        whole.append(latency.of_models({"all": model}, 8, 64, 20)["milliseconds"]["all"]["low"])
+    assert (
+        0.5 < min(told) / min(whole) < 2
+    )  # a bound for busy machines; benchmarks/effectiveness.py measures
