@@ -68,10 +68,11 @@ def head_map(scores: Tensor, base: float, title: str | None = None) -> go.Figure
         showscale=False,
         hovertemplate="layer %{y}, head %{x}: %{text} points without it<extra></extra>",
     )  # fmt: skip
-    figure.update_xaxes(title_text="head", dtick=1, showgrid=False, ticks="")
+    figure.update_xaxes(
+        title_text="head (numbers: points of score)", dtick=1, showgrid=False, ticks=""
+    )
     return figure.update_yaxes(
-        title_text="layer (numbers: points of score)", dtick=1, autorange="reversed",
-        showgrid=False, ticks="",
+        title_text="layer", dtick=1, autorange="reversed", showgrid=False, ticks="",
     )  # fmt: skip
 
 

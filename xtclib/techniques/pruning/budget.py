@@ -137,8 +137,9 @@ def operations(model: PreTrainedModel, length: int) -> dict[str, list[int]]:
 def timed(model: PreTrainedModel, batch: int, length: int) -> dict[str, list[int]]:
     """Nanoseconds of a layer's heads and neurons on this machine, for each of :func:`counts`.
 
-    A layer's time at some widths, in turns, and lines between them. What is left of a layer with
-    neither (norms, sums) is half each part's, so that both sum to a whole layer.
+    A layer's time at some widths, in turns, and lines between them; lower quartiles, which other
+    work moves least. What is left of a layer with neither (norms, sums) is half each part's, so
+    that both sum to a whole layer.
     """
     layer = encoder_layers(model)[0]
     width = part(layer, "feed-forward in").in_features
@@ -152,7 +153,7 @@ def timed(model: PreTrainedModel, batch: int, length: int) -> dict[str, list[int
             new = copy.deepcopy(layer).eval()
             _CUT[part_](new, range(count))
             tried[f"{part_} {count}"] = partial(new, x)
-    times = {name: 1e6 * each["median"] for name, each in in_turns(tried, 15, 2).items()}
+    times = {name: 1e6 * each["low"] for name, each in in_turns(tried, 15, 2).items()}
     found = {}
     for part_, some in sizes.items():
         at = [times[f"{part_} {count}"] for count in some]
