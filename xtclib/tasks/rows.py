@@ -107,9 +107,10 @@ def plain_(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
     They would be saved with it.
     """
-    if tokenizer.is_fast:
-        tokenizer.backend_tokenizer.no_padding()
-        tokenizer.backend_tokenizer.no_truncation()
+    fast = getattr(tokenizer, "backend_tokenizer", None)  # others keep no such thing
+    if fast is not None:
+        fast.no_padding()
+        fast.no_truncation()
     return tokenizer
 
 
