@@ -34,7 +34,6 @@ from xtclib import attention, bert
 from xtclib.artefact import checks
 from xtclib.artefact.checks import WEIGHTS
 from xtclib.artefact.encoders import write_pooling
-from xtclib.bert import replace_module_
 from xtclib.cache import digest, opened
 from xtclib.config import short
 from xtclib.files import SUMS, first_line, seal, staged_folder
@@ -218,7 +217,7 @@ def trainable(model: PreTrainedModel, pack: bool = True) -> PreTrainedModel:
     """
     for name, module in list(model.named_modules()):
         if isinstance(module, Stored):
-            replace_module_(model, name, module.trainable())
+            bert.replace_module_(model, name, module.trainable())
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None and not pack:
         loose = (technique(item).unpacked for item in held(model.config))
