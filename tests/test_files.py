@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -204,3 +205,10 @@ def test_a_place_is_tried_and_left_as_it_was(tmp_path):
         with pytest.raises(NotADirectoryError, match="cannot write to .*: Not a directory; name"):
             check(tmp_path / "file" / "below" / "it")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_many_may_try_a_place_at_once(tmp_path):
+    """Who made its folders removes them, under the others' hands."""
+    place = tmp_path / "records" / ".claims"
+    with ThreadPoolExecutor(4) as pool:
+        assert not any(pool.map(lambda _: files.check_new_file(place / "any"), range(400)))

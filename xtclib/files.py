@@ -1,7 +1,6 @@
 """Files that are whole or absent, and error messages that name what was probably meant.
 
-Everything here writes beside its target and renames at the end, so a run that is cut off leaves
-either the old file or the new one, never half of it.
+All is written beside its target, then renamed: what is cut off leaves the old file, or none.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -107,17 +107,22 @@ def _refuse_what_is_there(path: Path) -> None:
 
 
 def _try(folder: Path) -> None:
-    """Makes a folder and writes to it; removes what it made. Cut off, it leaves what is swept."""
+    """Makes a folder and writes to it; removes what it made."""
     made = list[Path]()
     try:
         made = [p for p in (folder, *folder.parents) if not p.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f"{_PARTIAL}{secrets.token_hex(4)}"
-        probe.write_bytes(b" ")
-        probe.unlink()
+        for left in range(99, -1, -1):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder) as probe:
+                    probe.write(b" ")
+                break
+            except (FileNotFoundError, FileExistsError):  # another's try removed its own
+                if not left:
+                    raise
     except OSError as error:
-        why = error.strerror or first_line(error)
-        raise type(error)(f"cannot write to '{folder}': {why}; name another place") from None
+        why = f"{error.strerror or first_line(error)}; name another place"
+        raise type(error)(f"cannot write to '{folder}': {why}") from None
     finally:
         for place in made:
             with suppress(OSError):  # not there, or someone else's by now
@@ -223,8 +228,8 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
     Of at most a mebibyte: no recipe or study is longer.
     """
     path = Path(path)
-    if path.stat().st_size > LONGEST:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, expected at most {LONGEST}")
+    if (size := path.stat().st_size) > LONGEST:
+        raise ValueError(f"{path} has {size} bytes, expected at most {LONGEST}")
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -354,9 +359,8 @@ def unknown(kind: str, name: object, names: Iterable[str]) -> ValueError:
     >>> unknown("task", "sst3", ["cola", "sst2"])
     ValueError("unknown task 'sst3': did you mean 'sst2'? Known tasks: cola, sst2")
     """
-    return ValueError(
-        f"unknown {kind} {cut(repr(name))}: {nearest(name, names, f'Known {_plural(kind)}')}"
-    )
+    hint = nearest(name, names, f"Known {_plural(kind)}")
+    return ValueError(f"unknown {kind} {cut(repr(name))}: {hint}")
 
 
 def _beside(path: Path) -> Path:

@@ -3,8 +3,8 @@
 import os
 import signal
 import threading
-import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -197,15 +197,16 @@ def test_workers_may_be_killed_at_any_moment(undisturbed, tmp_path, monkeypatch)
     """One while the other works on, then all."""
     monkeypatch.setenv("XTC_CACHE", str(tmp_path / "cache"))
     runs, records, killed, over = RUNS[:4], tmp_path / "records", [], threading.Event()
-    with cluster.client_of(workers=2, say=silent) as client:
+    with cluster.client_of(workers=2, say=silent) as client, ThreadPoolExecutor(1) as killer:
 
         def kill(most, measured):
             """So many workers, while a run is at work after so many were measured."""
             while True:
-                there = [*records.rglob("*.json")]
-                if len(there) >= measured and list(records.rglob("*.lock")):
+                there = sum(run.path(records).is_file() for run in runs)
+                claims = [records / cluster.CLAIMS / f"{run.key}.lock" for run in runs]
+                if there >= measured and any(claim.is_file() for claim in claims):
                     break
-                if over.wait(0.1):
+                if over.wait(0.05):
                     return
             found = [*client.run(os.getpid).values()][:most]
             for pid in found:
@@ -213,15 +214,15 @@ def test_workers_may_be_killed_at_any_moment(undisturbed, tmp_path, monkeypatch)
             killed.append(len(found))
 
         def kill_twice():
-            time.sleep(1)
             kill(1, 0)
             kill(2, 1)
 
-        killer = threading.Thread(target=kill_twice)
-        killer.start()
-        ended = cluster.run(runs, records, client=client, progress=False, say=silent)
-        over.set()
-        killer.join()
+        kills = killer.submit(kill_twice)
+        try:
+            ended = cluster.run(runs, records, client=client, progress=False, say=silent)
+        finally:
+            over.set()
+        kills.result()
     assert killed[0] == 1 and len(killed) == 2
     assert {each.how for each in ended} <= {"measured", "read"} and len(ended) == 4
     found = read("smoke", records)
