@@ -80,7 +80,16 @@ def rewrite(folder, change, checked=False):
     save_file(tensors, path, metadata)
 
 
-@pytest.mark.parametrize("name", recipe.names())
+def first_of_their_kinds():
+    """Every recipe; slow are those whose kinds of techniques one before them has."""
+    seen = set()
+    for name in recipe.names():
+        kinds = frozenset(type(each) for each in recipe.load(name).techniques)
+        yield pytest.param(name, marks=[pytest.mark.slow] * (kinds in seen))
+        seen.add(kinds)
+
+
+@pytest.mark.parametrize("name", first_of_their_kinds())
 def test_a_reloaded_artefact_computes_the_same_bits(name, bert12, tokenizer, data, batch, tmp_path):
     techniques = recipe.load(name).techniques
     pairs = replace(data, train=replace(data.train, second=data.train.first))

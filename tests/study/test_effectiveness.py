@@ -26,10 +26,10 @@ def test_every_published_line_but_the_whole_model_has_a_recipe_beside_it(lines):
 
 
 def test_scores_are_those_of_the_records(lines):
+    every = {t: records.read(place, task=t) for t, place in effectiveness.PLACES.items()}
     for line in lines:
         for task, (budget, seeds, score, low, high, teacher) in line.scores.items():
-            own = [r for r in records.read(effectiveness.PLACES[task], task=task)
-                   if (r.recipe, r.budget) == (line.recipe, budget)]  # fmt: skip
+            own = [r for r in every[task] if (r.recipe, r.budget) == (line.recipe, budget)]
             assert len(own) == seeds and low <= score <= high
             assert score == pytest.approx(fmean(r.score for r in own))
             assert teacher == pytest.approx(fmean(r.teacher_score for r in own))

@@ -101,8 +101,9 @@ def lines(folder: str | Path = RESULTS) -> list[Line]:
             for some in (times, on_gpu)
         )
         found.append(Line(row, str(rows[0]["system"]), str(rows[0]["paper"]), recipe, own, printed,
-                          fmean(r.bytes / r.teacher_bytes for r in every), _inside(recipe), faster,
-                          scores, median(r.seconds for r in every), gpu))  # fmt: skip
+                          fmean(r.bytes / r.teacher_bytes for r in every),
+                          _outside(recipe) / _outside(None), faster, scores,
+                          median(r.seconds for r in every), gpu))  # fmt: skip
     return found
 
 
@@ -133,15 +134,12 @@ def _score(records: tuple[Record, ...]) -> tuple[str, int, float, float, float, 
     return records[0].budget, len(own), fmean(own), min(own), max(own), teacher
 
 
-def _inside(recipe: str) -> float:
-    """The share of the teacher's bytes, embeddings left out of both: by plan."""
-    config = bert.read_config(profiles.backbone_for("minilm"))
-
-    def outside(techniques: list) -> float:
-        entries = ledger.plan(config, techniques)
-        return sum(e.bytes for e in entries if "embeddings" not in e.tensor)
-
-    return outside(recipes.load(recipe).techniques) / outside([])
+@cache
+def _outside(recipe: str | None) -> float:
+    """The bytes of MiniLM by a recipe, or as it is, without its embeddings: by plan."""
+    techniques = recipes.load(recipe).techniques if recipe else []
+    entries = ledger.plan(bert.read_config(profiles.backbone_for("minilm")), techniques)
+    return sum(e.bytes for e in entries if "embeddings" not in e.tensor)
 
 
 HEAD = ("row", "family", "published in", "recipe", "same method", "published size, %",

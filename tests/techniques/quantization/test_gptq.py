@@ -133,6 +133,7 @@ def test_inputs_are_those_of_real_tokens(make_bert, rows):
     assert centred == pytest.approx(wanted - torch.outer(found.mean, found.mean), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_rounded_model_is_nearer_to_its_teacher_and_reopens(make_bert, rows, tokenizer, tmp_path):
     teacher = make_bert(layers=2)
     before = copy.deepcopy(teacher.state_dict())

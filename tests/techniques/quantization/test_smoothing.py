@@ -63,6 +63,7 @@ def test_one_scale_for_all_inputs_loses_less(loud, rows):
     assert after.norm() < 0.5 * plain.norm()
 
 
+@pytest.mark.slow
 def test_a_smooth_model_is_packed_and_exported(loud, rows, tokenizer, tmp_path):
     techniques = [Smooth(), Quantize("int8-row", None, "uint8-tensor")]
     model = techniques[1].apply(techniques[0].apply(loud, rows), rows)
