@@ -293,6 +293,16 @@ def test_sensitivity_divides_the_same_budget_otherwise(bert, rows):
     assert by_need[1] >= even[1]
 
 
+def test_spectra_that_are_given_are_taken(bert, rows, batch):
+    technique = Factorize("data", share=0.4)
+    given = technique.spectra(bert, rows)
+    own, same, other = (
+        technique.apply(bert, rows, spectra)(**batch).logits
+        for spectra in (None, given, Factorize("svd").spectra(bert))
+    )
+    assert torch.equal(own, same) and not torch.equal(own, other)
+
+
 def test_factors_learn(bert, batch):
     found = Factorize(words=0.5).apply(bert).train()
     found(**batch, labels=torch.ones(len(batch["input_ids"]), dtype=torch.long)).loss.backward()

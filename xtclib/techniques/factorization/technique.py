@@ -83,7 +83,9 @@ class Factorize(Technique):
     def _share(self) -> float:
         return self.share or 0.5
 
-    def apply(self, model: PreTrainedModel, data: Calibration | None = None) -> PreTrainedModel:
+    def apply(self, model: PreTrainedModel, data: Calibration | None = None,
+              spectra: dict[str, Spectrum] | None = None) -> PreTrainedModel:  # fmt: skip
+        """``spectra``: those of :meth:`spectra`, where they were found before: they take long."""
         refuse_packed(model)
         if any(isinstance(module, LowRankLinear) for module in model.modules()):
             raise ValueError("the model is factorized already: one factorize takes all that goes")
@@ -93,7 +95,7 @@ class Factorize(Technique):
         linears = encoder_linears(model)
         for linear in linears.values():
             check_rank(self.rank, *linear.weight.shape)
-        spectra = self.spectra(model, data)
+        spectra = spectra or self.spectra(model, data)
         for name, rank in self._ranks(model, spectra, data).items():
             linear = linears[name]
             if rank < break_even(*linear.weight.shape):
