@@ -89,7 +89,7 @@ def first_of_their_kinds():
         seen.add(kinds)
 
 
-@pytest.mark.parametrize("name", first_of_their_kinds())
+@pytest.mark.parametrize("name", [*first_of_their_kinds()])
 def test_a_reloaded_artefact_computes_the_same_bits(name, bert12, tokenizer, data, batch, tmp_path):
     techniques = recipe.load(name).techniques
     pairs = replace(data, train=replace(data.train, second=data.train.first))
