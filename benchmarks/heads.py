@@ -11,12 +11,11 @@ stands in the training rows. Of the encoder, on texts kept apart: the mean cosin
 vectors, the rank correlation of all pairs' cosines, and the nearest others that stay so; with a
 GLUE folder also that correlation over MRPC's test pairs, sentences of news that it never read. The
 part `news` trains the longest once more, on MRPC's and CoLA's training sentences too, of which none
-is one of the test pairs'. Parts that are not asked for stay in the file as they are.
+is one of the test pairs'; it needs the GLUE folder, and a file of its own.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -116,8 +115,7 @@ def main() -> None:
     args = common.options(__doc__, steps="30,100,300", longest=10000, glue_dir="",
                           parts="tagger,encoder", out="")  # fmt: skip
     steps, parts = args.steps.split(","), args.parts.split(",")
-    there = Path(args.out) if args.out else None
-    found = json.loads(there.read_text(encoding="utf-8")) if there and there.is_file() else {}
+    found = {}
     runs = {f"1 bit, {count} steps": ("xtc-1bit", f"{count}steps") for count in steps}
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder, "names"))
