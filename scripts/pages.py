@@ -69,7 +69,9 @@ CONFIG = {
 }
 
 
-def build(notebooks: dict[str, nbformat.NotebookNode], index: str, out: Path) -> None:
+def build(
+    notebooks: dict[str, nbformat.NotebookNode], index: str, out: Path, jobs: int = 1
+) -> None:
     """Write ``NAME.html`` for each executed notebook and ``index.html`` from Markdown to ``out``.
 
     Raises ``ValueError`` where a page would load anything from a network, or Sphinx failed.
@@ -91,7 +93,7 @@ def build(notebooks: dict[str, nbformat.NotebookNode], index: str, out: Path) ->
             built = Path(folder, "built", "html")
             app = Sphinx(
                 source, None, built, Path(folder, "trees"), "html", CONFIG, status=None,
-                freshenv=True,
+                freshenv=True, parallel=jobs,
             )  # fmt: skip
             app.build()
         shutil.copytree(built, out, dirs_exist_ok=True, ignore=LEFT)

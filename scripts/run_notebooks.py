@@ -24,14 +24,11 @@ from itertools import repeat
 from pathlib import Path
 
 import nbformat
-import pages
 import papermill
 import yaml
 from nbclient import NotebookClient
 from nbclient.output_widget import OutputWidget
 from strip_notebooks import serialize, strip_, write
-
-from xtclib.study import profiles
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 OFFLINE_PROFILES = ("smoke", "mini", "reviews")
@@ -222,8 +219,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the notebooks are")
     args = parser.parse_args(argv)
 
-    args.profile = args.profile or profiles.profile().name
-    given = {"PROFILE": args.profile, **dict(args.parameter)}
+    args.profile = args.profile or os.environ.get("XTC_PROFILE")
+    given = {**({"PROFILE": args.profile} if args.profile else {}), **dict(args.parameter)}
     runs = []
     try:  # everything is checked before anything runs
         for path in find(args.names, args.folder):
@@ -234,10 +231,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
-    os.environ.update(XTC_PROFILE=args.profile, PLOTLY_RENDERER="plotly_mimetype")
+    if args.profile:
+        os.environ["XTC_PROFILE"] = args.profile
+    os.environ["PLOTLY_RENDERER"] = "plotly_mimetype"
     os.environ.update(TQDM_DISABLE="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if args.profile in OFFLINE_PROFILES:
+    if args.profile in (None, *OFFLINE_PROFILES):
         os.environ["HF_HUB_OFFLINE"] = "1"
 
     if args.in_place:
@@ -251,13 +250,24 @@ def main(argv: list[str] | None = None) -> int:
         runs.sort(key=lambda run: -run.told)
     with ProcessPoolExecutor(args.jobs) as pool:
         rest = args.out, given, args.execution_timeout, args.folder.resolve()
-        for i, run in enumerate(pool.map(execute, runs, *map(repeat, rest))):
+        ended = pool.map(execute, runs, *map(repeat, rest))
+        import pages  # torch and Sphinx take seconds: the notebooks run already
+
+        from xtclib.study import profiles
+
+        try:
+            used = profiles.profile(args.profile).name
+        except ValueError as error:
+            pool.shutdown(cancel_futures=True)
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        for i, run in enumerate(ended):
             runs[i] = run
             print(f"{run.path.stem:<32}{run.seconds:8.1f} s  {run.status}", flush=True)
     runs.sort(key=lambda run: run.path.name)
     ran = {run.path.stem: args.out / f"{run.path.stem}.ipynb" for run in runs if run.status == "ok"}
     read = {name: nbformat.read(path, as_version=4) for name, path in ran.items()}
-    pages.build(read, index(runs, args.profile), args.out)
+    pages.build(read, index(runs, used), args.out, args.jobs)
 
     failed = [run for run in runs if run.status != "ok"]
     if failed:
