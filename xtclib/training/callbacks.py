@@ -75,7 +75,13 @@ class StopOnDivergence(TrainerCallback):
 
 
 class Sealed(TrainerCallback):
-    """Has a checkpoint count once it lies on the disk with its sums; older ones then go."""
+    """Has a checkpoint count once it lies on the disk with its sums; older ones then go.
+
+    None is written of the last step, after which the student itself is kept.
+    """
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save &= state.global_step < state.max_steps
 
     def on_save(self, args, state, control, **kwargs):
         processes.wait()  # each writes a file of its own

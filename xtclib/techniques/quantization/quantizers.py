@@ -256,7 +256,9 @@ def quantize(x: Tensor, scheme: Scheme | str, dtype: torch.dtype | None = None) 
         return Quantized(codes, _spread(scale, x, scheme))
     if scheme.family == "int":
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        largest = _spread(_grouped(x, scheme).abs().amax(1, keepdim=True), x, scheme)
+        rows = _grouped(x, scheme)  # two passes that write nothing are faster than one that does
+        largest = torch.maximum(rows.amax(1, keepdim=True), rows.amin(1, keepdim=True).neg_())
+        largest = _spread(largest, x, scheme)
         _check_finite(largest, x)
         inverse = scheme.steps / torch.where(largest > 0, largest, 1)
         codes = (x * inverse).round_()
