@@ -28,7 +28,6 @@ from xtclib.tasks.reviews import check_apart
 from xtclib.tasks.rows import plain_
 from xtclib.techniques.base import check_finite
 from xtclib.training.budget import Budget
-from xtclib.training.trainer import Lesson, Run, train
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 ADAPTERS = ROOT / "data" / "teachers"  # of the profile reviews, made by scripts/adapters.py
@@ -99,6 +98,8 @@ def fine_tuned(backbone: str, data: TaskData, budget: Budget, seed: int = 0,
 
     The cache key covers the weights, the data, the budget, the seed and the versions.
     """
+    from xtclib.training.trainer import Lesson, Run, train  # a second to import
+
     made_from = ingredients(backbone, data, budget, seed, precision)
     name = key(made_from)
     folder = folder_of(data.task, name)

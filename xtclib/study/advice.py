@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, median
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,9 +19,11 @@ from xtclib.costs import latency, layer_times
 from xtclib.recipes import recipe as recipes
 from xtclib.records import RESULTS, Record, read
 from xtclib.study import profiles
-from xtclib.study.compress import Result, compress
 from xtclib.study.evidence import Evidence, Expected, drop_of
 from xtclib.tasks.base import Task, find_task
+
+if TYPE_CHECKING:
+    from xtclib.study.compress import Result
 
 DEVICES = ("cpu", "cuda")
 NAMES = {"mb": "MB", "drop": "points lost", "hours": "hours of training", "ms": "ms"}
@@ -287,6 +290,8 @@ def _best(left: Sequence[Choice], timed: bool) -> list[tuple[str, Choice]]:
 def run(found: Advice, glue_dir: str | Path | None = None, out: Path | None = None,
         progress: bool = True, say: Callable[[str], object] = print) -> Result:  # fmt: skip
     """Compresses by what fits best."""
+    from xtclib.study.compress import compress  # only here: what trains takes a second to import
+
     best = found.best
     assert best is not None
     return compress(best.recipe, found.task, found.profile, best.budget, glue_dir=glue_dir, out=out,
