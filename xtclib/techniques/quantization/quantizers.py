@@ -257,7 +257,7 @@ def quantize(x: Tensor, scheme: Scheme | str, dtype: torch.dtype | None = None) 
     if scheme.family == "int":
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         rows = _grouped(x, scheme)  # two passes that write nothing are faster than one that does
-        largest = torch.maximum(rows.amax(1, keepdim=True), rows.amin(1, keepdim=True).neg_())
+        largest = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True))
         largest = _spread(largest, x, scheme)
         _check_finite(largest, x)
         inverse = scheme.steps / torch.where(largest > 0, largest, 1)
