@@ -41,7 +41,9 @@ def score_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
     masked = scores if attention_mask is None else scores + attention_mask
-    probabilities = F.softmax(masked, dim=-1)
+    # In fp32 where products are bf16: a CPU takes several times longer for a softmax of bf16.
+    wide = torch.float32 if masked.dtype == torch.bfloat16 else None
+    probabilities = F.softmax(masked, dim=-1, dtype=wide)
     if (received := getattr(module, "received", None)) is not None:
         received(probabilities)
     probabilities = F.dropout(probabilities, dropout, module.training)
