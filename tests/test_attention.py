@@ -74,6 +74,16 @@ def test_without_a_mask_nothing_is_hidden():
     torch.testing.assert_close(scores, q @ k.transpose(-1, -2) / 2)
 
 
+def test_probabilities_of_bf16_scores_are_computed_in_fp32():
+    module, seen = nn.Module(), []
+    module.received = seen.append
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 26, 8).bfloat16() for _ in range(3))
+    context, scores = attention.score_attention(module, query, key, value, None)
+    assert (scores.dtype, context.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert torch.equal(seen[0], scores.float().softmax(-1))
+
+
 def test_quantized_products_by_hand(bert):
     module = nn.Module().eval()
     module.rounded = partial(fake_quantize, scheme=Scheme.parse("int8-tensor"))

@@ -56,6 +56,15 @@ def test_mistakes_stop_before_anything_runs(tmp_path, capsys, cell, arguments, m
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
+def test_an_unknown_profile_ends_the_run(tmp_path, capsys):
+    for number in (1, 2, 3):
+        write(tmp_path / "notebooks", f"0{number}_one", parameters_cell())
+    assert run(tmp_path, "--profile", "mni") == 1
+    assert "unknown profile 'mni'" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "index.html").exists()
+
+
 def test_an_empty_folder_is_an_error(tmp_path, capsys):
     (tmp_path / "notebooks").mkdir()
     assert run(tmp_path) == 1

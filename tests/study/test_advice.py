@@ -1,6 +1,8 @@
 """The advisor on made-up records: what fits, what fell out and why, and what it refuses."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 from made import made
@@ -134,3 +136,10 @@ def test_a_run_ends_with_expected_beside_measured(folder, tmp_path):
     drop = result.record.teacher_score - result.record.score
     assert f"{drop:.1f}" in told.splitlines()[1] and "expected" in told
     assert f"{result.record.bytes / 1e6:.3f}" in told.splitlines()[2]
+
+
+@pytest.mark.slow
+def test_advice_imports_nothing_that_trains():
+    code = "import sys, xtclib.study.advice; print('xtclib.training.trainer' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]

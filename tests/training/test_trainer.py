@@ -93,6 +93,8 @@ def test_training_moves_the_student_and_leaves_the_teacher(bert, tokenizer, data
     assert all(p.requires_grad for p in bert.parameters())
     assert trained is student and not trained.training and not same(trained, start)
     assert (notes["steps"], notes["rows"], notes["precision"]) == (7, 40, "fp32")
+    # of every second step, and not of the last, after which the student itself is kept
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-6"]
 
 
 @pytest.mark.slow
