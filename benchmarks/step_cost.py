@@ -26,6 +26,7 @@ from xtclib.costs.latency import random_ids
 from xtclib.tasks import find_task
 from xtclib.techniques import apply_all
 from xtclib.training import DistillationTrainer, bf16_is_fast
+from xtclib.training.device import keep_freed_memory
 
 
 def stepper(trainer: Trainer, batch: dict):
@@ -66,6 +67,7 @@ def in_turns(steps: dict[str, Callable], repeats: int, warm: int = 3) -> dict[st
 def main() -> None:
     given = {"backbone": "", "batch": 32, "length": 48, "repeats": 15}
     options = common.options(__doc__, **given, recipes="xtc-1bit,xtc-2bit,xtc-half")
+    keep_freed_memory(options.batch * options.length)  # as training does
     bf16 = bf16_is_fast()
     model = find_task("sst2").load_model(options.backbone or teachers.minilm())
     batch = random_batch(model.config.vocab_size, options.batch, options.length)

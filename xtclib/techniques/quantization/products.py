@@ -122,17 +122,21 @@ class QuantLinearFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         x_codes, x_scale, w_codes, w_scale = ctx.saved_tensors
+        # Flat, for a matrix product: of a gradient whose rows lie apart, as attention hands back,
+        # `@` would make one product a sentence, over as many copies of the weight.
         flat = gradient.reshape(-1, gradient.shape[-1])
         d_x = d_w = d_b = None
         if ctx.needs_input_grad[0]:  # ∂L/∂x = g · ŵ
             if w_scale.numel() == 1:
-                d_x = (gradient @ w_codes).mul_(w_scale.reshape(()))
+                d_x = (flat @ w_codes).mul_(w_scale.reshape(()))
             else:
-                d_x = (gradient * w_scale.reshape(-1).to(gradient.dtype)) @ w_codes
-            d_x = d_x.to(ctx.x_dtype)
+                d_x = (flat * w_scale.reshape(-1).to(flat.dtype)) @ w_codes
+            d_x = d_x.reshape_as(x_codes).to(ctx.x_dtype)
         if ctx.needs_input_grad[3]:  # ∂L/∂w = gᵀ · x̂
-            scaled = gradient if x_scale is None else gradient * x_scale.to(gradient.dtype)
-            d_w = scaled.reshape_as(flat).T @ x_codes.reshape(-1, x_codes.shape[-1])
+            scaled = flat
+            if x_scale is not None:
+                scaled = (flat.reshape_as(gradient) * x_scale.to(flat.dtype)).reshape_as(flat)
+            d_w = scaled.T @ x_codes.reshape(-1, x_codes.shape[-1])
             d_w = d_w.to(w_scale.dtype)
             if ctx.inside is not None:
                 d_w *= ctx.inside
