@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
@@ -231,7 +232,7 @@ class Group:
         """How many seeds."""
         return len(self.scores)
 
-    @property
+    @cached_property
     def mean(self) -> float:
         """The mean score over seeds."""
         return mean(self.scores)

@@ -54,13 +54,13 @@ def explorer(records: Iterable[Record]) -> ui.VBox:
 
     def draw(*_: object) -> None:
         found = chosen()
-        count = len(pareto.front(found))
-        told.value = f"<b>{len(found)} recipes</b>, {count} of them unbeaten; click one"
-        if not alive:
+        unbeaten = pareto.front(found)
+        if alive:  # the figure before the words: messages are drawn in the order they are sent
+            _redraw(view, found, unbeaten)
+        else:
             view.outputs = ()
             view.append_display_data(plots.tradeoffs(found) if found else go.Figure())
-            return
-        _redraw(view, found)
+        told.value = f"<b>{len(found)} recipes</b>, {len(unbeaten)} of them unbeaten; click one"
 
     def show(trace, clicked, _state) -> None:
         for at in clicked.point_inds:
@@ -82,19 +82,21 @@ def explorer(records: Iterable[Record]) -> ui.VBox:
     return ui.VBox([view, ui.VBox([task, budget, family]), told])
 
 
-def _redraw(view: go.FigureWidget, found: Sequence[Point]) -> None:
+def _redraw(view: go.FigureWidget, found: Sequence[Point], unbeaten: Sequence[Point]) -> None:
     """Other points in the traces that are there: no figure is made anew."""
-    front = {id(point) for point in pareto.front(found)}
+    front = {id(point) for point in unbeaten}
     line = pareto.front(found, ("score", "bytes"))
     groups = [point.group for point in found]
+    families: dict[str, list[Point]] = {name: [] for name in FAMILIES.values()}
+    for point in found:
+        families[FAMILIES[family_of(point.group.recipe)]].append(point)
     with view.batch_update():
         view.layout.annotations = ()
         view.layout.title.text = plots.takeaway(groups) if groups else "nothing is chosen"
         for trace in view.data:
-            own = [p for p in found if FAMILIES[family_of(p.group.recipe)] == trace.name]
             if trace.mode == "lines":
                 trace.x, trace.y = [p.group.bytes / 1e6 for p in line], [p.group.mean for p in line]
-            elif trace.name in FAMILIES.values():
+            elif (own := families.get(trace.name)) is not None:
                 trace.x = [p.group.bytes / 1e6 for p in own]
                 trace.y = [p.group.mean for p in own]
                 trace.marker.size = [plots.diameter(p.time) for p in own]
