@@ -42,7 +42,7 @@ run: setup has-notebooks  ## every notebook, on real reviews: executed copies an
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/run_notebooks.py --out build --jobs $(WORKERS)
 
 quick: lint  ## linters and the unit tests that take under a second
-	$(BIN)/pytest -n $(WORKERS) -q -m "not slow" tests
+	$(BIN)/pytest -p no:nbval -n $(WORKERS) -q -m "not slow" tests
 
 test: quick nbval  ## before a commit: all of quick, and the notebooks' kept outputs
 

@@ -5,6 +5,7 @@ Names are ``NN name``, NN the notebook. `ANSWERS` computes what is right and say
 it is compared; `TESTS` calls a reader's function and yields (words, what it gave, what is right).
 """
 
+from functools import cache
 from numbers import Real
 
 import numpy as np
@@ -92,6 +93,7 @@ def leaves_by(f):
         yield f"a bar of {bar}", f(sure, bar), torch.tensor(right)
 
 
+@cache
 def convention():
     names = "FLOPs", "MACs", "weights only", "everything", "one-hot lookups"
     counted = breakdown.break_down("bert-base")

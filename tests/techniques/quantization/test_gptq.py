@@ -186,6 +186,10 @@ def test_calibrated_weights_are_the_last_thing_that_is_done(make_bert, rows):
         Quantize(None, "int8-row", None, calibrated={})
     with pytest.raises(ValueError, match="unknown method of calibrated 'gtpq': did you mean"):
         Quantize("int4-row", calibrated={"method": "gtpq"})
+
+
+@pytest.mark.slow
+def test_nothing_trains_after_calibrated_weights():
     stages = [{"late": {"techniques": [{"quantize": {"weights": "int4-row", "calibrated": {}}}],
                         "objective": {"logits": 1}}}]  # fmt: skip
     late = recipe.from_dict("late", {"stages": stages})
