@@ -147,11 +147,14 @@ def page(records: Iterable[Record]) -> go.Figure:
 def effectiveness(lines: Sequence[Line], title: str | None = None) -> go.Figure:
     """Points lost as published, hollow, and as measured here, filled: a row for each line."""
     more = sum("loses more" in line.verdict for line in lines)
+    names = [f"{line.family}: {line.recipe}{'' if line.own else ' ~'}" for line in lines]
+    rows: dict[str, str] = {}  # a family's name above its recipes: a phone has no room beside them
+    for line, name in zip(lines, names, strict=True):
+        rows |= {line.family: f"<b>{line.family}</b>", name: name.partition(": ")[2]}
     figure = new_figure(
         title or f"{more} of {len(lines)} lines lose more here than published, on a smaller model",
-        120 + 22 * len(lines), above=16,
+        120 + 19 * len(rows), above=16,
     )  # fmt: skip
-    names = [f"{line.family}: {line.recipe}{'' if line.own else ' ~'}" for line in lines]
     printed = [line.published["difference"] for line in lines]
     here = [line.difference for line in lines]
     for name, a, b in zip(names, printed, here, strict=True):
@@ -166,5 +169,9 @@ def effectiveness(lines: Sequence[Line], title: str | None = None) -> go.Figure:
             marker=marker_of(i, hollow=not i),
             hovertemplate=f"%{{y}}<br>{name}: %{{x:+.1f}} points<extra></extra>",
         )
-    figure.update_xaxes(title_text="difference to the teacher, points")
-    return figure.update_yaxes(autorange="reversed", showgrid=False, ticks="", automargin=True)
+    figure.update_xaxes(title_text="difference, points", tickangle=0)
+    return figure.update_yaxes(
+        type="category", categoryorder="array", categoryarray=[*rows], tickvals=[*rows],
+        ticktext=[*rows.values()], range=[len(rows) - 0.4, -0.6], showgrid=False, ticks="",
+        automargin=True,
+    )  # fmt: skip
