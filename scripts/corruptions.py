@@ -59,7 +59,7 @@ def in_child(work: Callable[[], object], seconds: float = SECONDS) -> tuple[str,
             os.dup2(quiet, 1)
             os.dup2(quiet, 2)
             warnings.simplefilter("ignore")
-            latency._enough = lambda *_: 3
+            latency.enough = lambda *_: 3
             format.check_reopens = lambda *_, **__: None  # in a process of its own, five seconds
             found = ("answer", work())
         except CLEAR as error:

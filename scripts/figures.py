@@ -147,7 +147,8 @@ def gallery(results: Path) -> dict:
         several = [r for r in plain if len(budgets[r.task, r.recipe]) > 1]
         if several:
             figures[f"{profile}-budgets"] = training.budgets(one_comparison(several))
-        timed = [r for r in best if r.latency["threads"] == best[0].latency["threads"]]
+        timed = [r for r in best if r.latency]  # a study's runs are timed after it
+        timed = [r for r in timed if r.latency["threads"] == timed[0].latency["threads"]]
         figures[f"{profile}-latency"] = plots.latency(timed)
         trained = [r for r in best if any(s["losses"] for s in r.stages)]
         if trained:

@@ -48,7 +48,7 @@ def started(place: Path, recipe: str) -> int:
     if child:
         return child
     os.environ |= {"XTC_CACHE": str(place / "cache")}
-    latency._enough = lambda *_: 3  # nobody reads the times
+    latency.enough = lambda *_: 3  # nobody reads the times
     format.check_reopens = lambda *_, **__: None  # a process of its own, which leaves nothing
     with (place / "log").open("a") as log:
         os.dup2(log.fileno(), 1)

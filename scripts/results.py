@@ -93,9 +93,13 @@ def tabled(columns: str, rows: list[list]) -> str:
 
 
 def latency(records: list[results.Record]) -> str:
-    """The students' time over their teachers', mean over records of medians over repeats."""
-    times = [r.latency["milliseconds"] for r in records]
-    return f"{mean(t['student']['median'] / t['teacher']['median'] for t in times):.2f}"
+    """The students' time over their teachers', mean over records of medians over repeats.
+
+    Runs of a study are timed after it; until then there is a dash.
+    """
+    times = [r.latency["milliseconds"] for r in records if r.latency]
+    ratios = [t["student"]["median"] / t["teacher"]["median"] for t in times]
+    return f"{mean(ratios):.2f}" if ratios else "–"
 
 
 def majority(record: results.Record) -> float:

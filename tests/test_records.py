@@ -400,6 +400,35 @@ def test_the_results_say_what_the_study_of_stages_shows():
     assert told in text
 
 
+def studied(name):
+    """The comparisons of a study's file, made on its records."""
+    study = design.load(records.RESULTS / f"{name}.yaml")
+    return conclusions.compare(sweep.records_of(study.runs()), study.compare)
+
+
+def test_the_results_say_what_the_studies_of_layers_and_of_the_start_show():
+    text = " ".join((ROOT / "RESULTS.md").read_text(encoding="utf-8").split())
+    lost = {}
+    for name in ("xtc-half", "xtc-1bit", "xtc-1bit-half"):
+        runs = [r for r in records.read("reviews", task="reviews", recipe=name) if r.budget == "A"]
+        lost[name] = mean(r.teacher_score - r.score for r in runs)
+    half, bit, both = lost.values()
+    assert f"cost {half:.1f} points, one bit {bit:.1f}, both together {both:.1f};" in text
+
+    one_short, one_long, two_short, two_long = studied("layers")
+    assert not one_short.shown and not one_long.shown
+    assert f"{-one_short.mean:.1f}" == f"{-one_long.mean:.1f}"
+    assert f"cost {-one_short.mean:.1f} at either length (not shown), beside two bits" in text
+    told = [f"{-c.mean:.1f} ({-c.high:.1f} to {-c.low:.1f})" for c in (two_short, two_long)]
+    assert f"{told[0]} and, after 400 steps, {told[1]}." in text
+
+    half_short, half_long, short, long = studied("start")
+    assert [c.shown for c in studied("start")] == ["", "", "ahead", ""]
+    assert f"teacher is {short.mean:.1f} points ({short.low:.1f} to {short.high:.1f}) ahead" in text
+    assert f"after 150 steps, and {-long.mean:.1f} behind it after 400; half the layers" in text
+    assert f"layers {half_short.mean:.1f} and {half_long.mean:.1f} ahead, which three" in text
+
+
 def test_the_results_say_what_exits_lose_on_few_rows():
     text = " ".join((ROOT / "RESULTS.md").read_text(encoding="utf-8").split())
     hindsight = []
