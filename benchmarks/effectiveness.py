@@ -9,10 +9,14 @@ MiniLM (6 layers), batch 1 and 8 of 32 tokens, each recipe's student in turns wi
 Weights are random, which changes no time, but where the rows decide how much is computed: those
 students are trained (or read from the cache) and timed on real rows of the reviews. DeFormer saves
 on passages that it has read before: `decomposition.py` times that. On a processor, beside each time
-stands what `xtc advise` predicts from layers, and how far that is off the student's time alone.
+stands what `xtc advise` predicts from layers, and how far that is off the student's time alone: the
+median of three rounds.
 """
 
 from __future__ import annotations
+
+from operator import truediv
+from statistics import median
 
 import common
 import torch
@@ -24,7 +28,7 @@ from xtclib.recipes import recipe as recipes
 from xtclib.study import effectiveness, profiles
 from xtclib.tasks.base import batched
 
-LENGTH, BATCHES = 32, (1, 8)
+LENGTH, BATCHES, ROUNDS = 32, (1, 8), 3
 
 
 def by_structure(config, recipe: str, repeats: int | None, device: str) -> dict:
@@ -38,9 +42,14 @@ def by_structure(config, recipe: str, repeats: int | None, device: str) -> dict:
         if device != "cpu":  # layers are looked up as a processor's
             found[str(batch)] = times
             continue
-        alone = latency.of_models({"student": models["student"]}, batch, LENGTH, repeats)
-        told = layer_times.predicted(planned, batch, LENGTH, again=True)
-        found[str(batch)] = {**times, "alone": alone["milliseconds"]["student"], "predicted": told}
+        # In turns too: a machine whose clock drifts between the two is not what layers tell.
+        pairs = []
+        for _ in range(ROUNDS):
+            alone = latency.of_models({"student": models["student"]}, batch, LENGTH, repeats)
+            told = layer_times.predicted(planned, batch, LENGTH, again=True)
+            pairs.append((alone["milliseconds"]["student"]["median"], told))
+        found[str(batch)] = {**times, "alone": [a for a, _ in pairs],
+                             "predicted": [t for _, t in pairs]}  # fmt: skip
     return found
 
 
@@ -73,7 +82,7 @@ def main() -> None:
         faster[name] = {
             b: t["teacher"]["median"] / t["student"]["median"] for b, t in found.items()
         }
-        off[name] = {b: 100 * (t["predicted"] / t["alone"]["median"] - 1)
+        off[name] = {b: 100 * (median(map(truediv, t["predicted"], t["alone"])) - 1)
                      for b, t in found.items() if "predicted" in t}  # fmt: skip
         told = ", ".join(f"batch {b}: {ratio:.2f} ×" for b, ratio in faster[name].items())
         told += "".join(f", prediction {apart:+.1f} %" for apart in off[name].values())
