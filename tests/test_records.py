@@ -387,11 +387,12 @@ def test_the_results_say_what_the_study_of_stages_shows():
             behind.setdefault(r.budget, []).append(r.teacher_score - r.score)
     assert f"1,200 (one seed) end {behind['C'][0]:.1f} behind" in text and len(behind["C"]) == 1
     assert f"where 150 end {mean(behind['A']):.1f} behind" in text
-    (best,) = (r for r in found if (r.recipe, r.budget) == ("xtc-1bit", "C@0.0005"))
+    best = [r for r in found if (r.recipe, r.budget) == ("xtc-1bit", "C@0.0005")]
+    lost = sorted(r.teacher_score - r.score for r in best)
     told = (
-        f"1,200 steps end **{best.teacher_score - best.score:.1f} behind** the teacher (one seed)"
+        f"1,200 steps end **{mean(lost):.1f} behind** the teacher ({lost[0]:.1f} to {lost[-1]:.1f})"
     )
-    assert told in text and round(best.ratio) == 25
+    assert told in text and round(best[0].ratio) == 25 and len(best) == 3
     slow, usual, fast = (
         mean(r.score for r in found if (r.recipe, r.budget) == ("xtc-1bit", budget))
         for budget in ("A@5e-05", "A", "A@0.0005")
@@ -406,7 +407,7 @@ def studied(name):
     return conclusions.compare(sweep.records_of(study.runs()), study.compare)
 
 
-def test_the_results_say_what_the_studies_of_layers_and_of_the_start_show():
+def test_the_results_say_what_the_smaller_studies_show():
     text = " ".join((ROOT / "RESULTS.md").read_text(encoding="utf-8").split())
     lost = {}
     for name in ("xtc-half", "xtc-1bit", "xtc-1bit-half"):
@@ -427,6 +428,10 @@ def test_the_results_say_what_the_studies_of_layers_and_of_the_start_show():
     assert f"teacher is {short.mean:.1f} points ({short.low:.1f} to {short.high:.1f}) ahead" in text
     assert f"after 150 steps, and {-long.mean:.1f} behind it after 400; half the layers" in text
     assert f"layers {half_short.mean:.1f} and {half_long.mean:.1f} ahead, which three" in text
+
+    short, long = studied("augmentation")
+    assert not short.shown and not long.shown
+    assert f"one bit by {short.mean:.1f} after 150 steps and by {long.mean:.1f} after 400" in text
 
 
 def test_the_results_say_what_exits_lose_on_few_rows():
