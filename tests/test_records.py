@@ -143,7 +143,7 @@ def test_a_record_without_floors_or_times_is_shown(tmp_path):
         ("finetune-1bit", ("reviews", "reviews", "B"), "labels alone at {mean} ({low} to {high})"),
         ("xtc-1bit-half", ("reviews", "reviews", "B"), "one bit at {mean} ({low} to {high}), two"),
         ("xtc-2bit", ("reviews", "reviews", "B"), "two bits at {mean} ({low} to {high}); after"),
-        ("xtc-1bit", ("reviews", "reviews", "C"), "after 1,200 one bit at {mean} ({low} to {high}) and"),
+        ("xtc-1bit", ("reviews", "reviews", "C"), "1,200 one bit at {mean} ({low} to {high}) and"),
         ("xtc-2bit", ("reviews", "reviews", "C"), "and two at {mean} (one seed), where"),
         ("logits-1bit", ("reviews", "reviews", "A"), "(`logits-1bit`, one seed) give {mean}."),
         ("xtc-half", ("reviews", "reviews", "B"), "they end at {mean} ({low} to {high}) and"),
