@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -53,9 +54,10 @@ def intervals(comparisons: Sequence[Comparison], title: str | None = None) -> go
     room = (max(every) - min(every)) or 1.0
     level = f"{100 * comparisons[0].level:g} % intervals" + ", together" * (len(rows) > 1)
     figure.update_layout(margin_b=100)
-    figure.update_xaxes(title_text=f"points ahead ({level})",
+    figure.update_xaxes(title_text=f"points ahead<br>({level})",
                         range=[min(every) - 0.06 * room, max(every) + 0.24 * room])  # fmt: skip
-    return figure.update_yaxes(tickvals=list(rows.values()), ticktext=list(rows), ticks="",
+    names = ["<br>".join(textwrap.wrap(name, 26)) for name in rows]  # or a phone has no room
+    return figure.update_yaxes(tickvals=list(rows.values()), ticktext=names, ticks="",
                                showgrid=False, range=[-0.7, len(comparisons) - 0.4])  # fmt: skip
 
 
