@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 
 import torch
 import transformers
@@ -46,6 +47,12 @@ def one_bit(model: PreTrainedModel) -> PreTrainedModel:
     """The model as XTC stores it: 1-bit layers and words, pooler and positions at 8 bits."""
     chosen = [Quantize(), Storage(pooler="int8-row", positions="int8-row")]
     return artefact.finalize(apply_all(model, chosen), chosen).eval()
+
+
+def chromium() -> str | None:
+    """The path of an installed Chromium."""
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    return next(filter(None, map(shutil.which, names)), None)
 
 
 def write(path: str, found: dict, *packages: str) -> None:

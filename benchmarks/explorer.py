@@ -10,7 +10,6 @@ Chromium.
 
 from __future__ import annotations
 
-import shutil
 import socket
 import statistics
 import subprocess
@@ -20,9 +19,8 @@ from pathlib import Path
 
 import common
 import nbformat
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Error, Page, sync_playwright
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SHOW = """\
 from dataclasses import replace
 from itertools import islice
@@ -38,11 +36,12 @@ FILTER = """([control, values]) => new Promise(done => {
   plot.once('plotly_afterplot', () => done(performance.now() - begin));
   for (const option of select.options)
     option.selected = values ? values.includes(option.text) : true;
+  if (!select.selectedOptions.length) throw new Error(`no option is named ${values}`);
   select.dispatchEvent(new Event('change', {bubbles: true}));
 })"""
 TURNS = {  # the control's place among the selects, and the values to choose in turns
     "budget": (1, ["A"], ["all"]),
-    "families": (2, ["quantized"], None),
+    "families": (2, ["fewer bits"], None),
 }
 
 
@@ -70,10 +69,9 @@ def main() -> None:
 
 def measure(url: str, args) -> dict:
     """Milliseconds of each filter: the median and the quartiles, printed too."""
-    browser = next(path for name in BROWSERS if (path := shutil.which(name)))
     found = {"records": args.records, "repeats": args.repeats}
     with sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        chromium = running.chromium.launch(executable_path=common.chromium(), args=["--no-sandbox"])
         page = chromium.new_page(viewport={"width": 1200, "height": 1400})
         opened(page, url)
         print(f"{'filter':<12}{'ms':>8}{'quartiles':>14}   {args.records} records")
@@ -96,7 +94,7 @@ def opened(page: Page, url: str) -> None:
         try:
             page.goto(url)
             break
-        except Exception:
+        except Error:
             page.wait_for_timeout(500)
     page.locator(".jp-Notebook .jp-CodeCell").first.click(timeout=90_000)
     page.wait_for_timeout(3000)  # the kernel starts

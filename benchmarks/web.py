@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import gzip
 import http.server
-import shutil
 import statistics
 import tempfile
 import threading
@@ -32,7 +31,6 @@ from xtclib import artefact
 from xtclib.deployment import runtimes, web
 from xtclib.tasks import reviews
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FIRST = "xtc.classify(['a warm and funny film']).then(() => performance.now())"
 ASK = "(text) => xtc.classify([text]).then(([answer]) => answer)"
 
@@ -77,10 +75,9 @@ def native(out: Path, folder: str) -> Callable[[str], np.ndarray]:
 
 def measure(out: Path, url: str, args, run: Callable[[str], np.ndarray]) -> dict:
     torch.set_num_threads(1)
-    chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
     found: dict = {}
     with sync_playwright() as playing:
-        browser = playing.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = playing.chromium.launch(executable_path=common.chromium(), args=["--no-sandbox"])
         firsts = []
         for _ in range(args.loads):
             context = browser.new_context()

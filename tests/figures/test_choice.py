@@ -5,6 +5,7 @@ from made import made
 
 choice = pytest.importorskip("xtclib.figures.choice", exc_type=ImportError)
 from xtclib.figures.records import FAMILIES  # noqa: E402
+from xtclib.study.effectiveness import Line  # noqa: E402
 
 
 def timed(recipe, score, size, share, **other):
@@ -87,3 +88,21 @@ def test_a_page_has_every_task_behind_a_menu():
     first, second = (button.args[0]["visible"] for button in menu.buttons)
     assert not any(a and b for a, b in zip(first, second, strict=True))
     assert [bool(t.visible) for t in figure.data] == list(first)
+
+
+def test_a_family_stands_above_its_recipes():
+    def line(family, recipe, own, published, here):
+        scores = {"sst2": ("A", 1, 90 + here, 90 + here, 90 + here, 90.0)}
+        published = {"difference": published, "CPU": None}
+        return Line(1, family, "", recipe, own, published, 1, 1, {}, scores, 1, {})
+
+    lines = [line("Bits", "xtc-1bit", True, -1.0, -4.0), line("Bits", "xtc-2bit", False, -0.5, 0.5),
+             line("Zeros", "rpp-50", True, 0.0, -2.0)]  # fmt: skip
+    figure = choice.effectiveness(lines)
+    axis = figure.layout.yaxis
+    told = ("<b>Bits</b>", "xtc-1bit", "xtc-2bit ~", "<b>Zeros</b>", "rpp-50")
+    assert axis.ticktext == told and axis.tickvals == axis.categoryarray
+    published, here = figure.data[-2:]
+    assert list(published.x) == [-1.0, -0.5, 0.0] and list(here.x) == [-4.0, 0.5, -2.0]
+    assert [axis.tickvals.index(y) for y in here.y] == [1, 2, 4]
+    assert axis.range[0] > 4 and axis.range[1] < 0  # first on top, none cut

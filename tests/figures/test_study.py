@@ -71,3 +71,11 @@ def test_verdicts_are_a_table(found):
     assert table.data.loc["a against b", "points ahead"] == 2.5
     assert list(table.data["verdict"]) == [c.verdict for c in found]
     assert table.to_html().count("font-weight: bold") == 1
+
+
+def test_long_names_are_wrapped():
+    name = "the first of all recipes against the second, 150 steps"
+    figure = study.intervals(compare(RECORDS, {name: WANTED["a against b"]}))
+    assert figure.layout.yaxis.ticktext == (
+        "the first of all recipes<br>against the second, 150<br>steps",
+    )

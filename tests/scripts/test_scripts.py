@@ -229,3 +229,10 @@ def test_a_hostile_name_in_a_figure_stays_text():
     text = pages._figure(figure.to_plotly_json(), 1)
     assert text.count("<script>") == text.count("</script>") == 1
     assert "<!--" not in text and "<img" not in text and r"\u003cimg" in text
+
+
+def test_runs_of_a_study_are_shown_before_they_are_timed():
+    waiting = made(latency={})
+    assert results.latency([waiting]) == "–"
+    assert results.latency([waiting, made(seed=1)]) == "0.50"
+    assert "| `xtc-1bit` | A | 90.0 | -4.0 | 0.50 | 20.0 | – | 1 |" in results.table([waiting])

@@ -133,9 +133,7 @@ class QuantLinearFunction(torch.autograd.Function):
                 d_x = (flat * w_scale.reshape(-1).to(flat.dtype)) @ w_codes
             d_x = d_x.reshape_as(x_codes).to(ctx.x_dtype)
         if ctx.needs_input_grad[3]:  # ∂L/∂w = gᵀ · x̂
-            scaled = flat
-            if x_scale is not None:
-                scaled = (flat.reshape_as(gradient) * x_scale.to(flat.dtype)).reshape_as(flat)
+            scaled = flat if x_scale is None else flat * x_scale.reshape(-1, 1).to(flat.dtype)
             d_w = scaled.T @ x_codes.reshape(-1, x_codes.shape[-1])
             d_w = d_w.to(w_scale.dtype)
             if ctx.inside is not None:
