@@ -35,7 +35,7 @@ FILTER = """([control, values]) => new Promise(done => {
   const begin = performance.now();
   plot.once('plotly_afterplot', () => done(performance.now() - begin));
   for (const option of select.options)
-    option.selected = values ? values.includes(option.text) : true;
+    option.selected = values ? values.includes(option.text.replaceAll('\\u00a0', ' ')) : true;
   if (!select.selectedOptions.length) throw new Error(`no option is named ${values}`);
   select.dispatchEvent(new Event('change', {bubbles: true}));
 })"""
