@@ -149,6 +149,15 @@ def test_help_names_every_command():
     assert all(name in out for name in ("compress", "evaluate", "recipes", "results"))
 
 
+@pytest.mark.parametrize("asked", [["--help"], ["advise", "--help"], []])
+def test_help_comes_without_the_seconds_that_torch_takes_to_import(asked):
+    told = subprocess.run([sys.executable, "-X", "importtime", "-m", "xtclib.cli", *asked],
+                          capture_output=True, text=True)  # fmt: skip
+    assert "Usage:" in told.stdout + told.stderr
+    imported = {line.rpartition("|")[2].strip() for line in told.stderr.splitlines()}
+    assert "xtclib.study.commands" in imported and not imported & {"torch", "transformers"}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not BACKBONE.is_file(), reason="the built-in backbone is missing")
 def test_compress_then_evaluate(xtc, tmp_path):

@@ -67,4 +67,5 @@ def __dir__() -> list[str]:
     return __all__
 
 
-from xtclib.artefact import format as _format  # noqa: E402,F401 - registers it
+if not _command:  # that one does it where it needs more than its help
+    from xtclib.artefact import format as _format  # noqa: F401 - registers it

@@ -347,10 +347,8 @@ def main() -> None:
         signal.signal(signal.SIGINT, interrupt)
     warnings.showwarning = _one_line
     try:
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # of loading and saving; training keeps its own
-        logging.set_verbosity_error()
+        if sys.argv[1:] and "--help" not in sys.argv:
+            _start()
         app()
     except BaseException as error:
         if interrupted or isinstance(error, KeyboardInterrupt):
@@ -362,6 +360,16 @@ def main() -> None:
         sys.exit(2)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _start() -> None:
+    """What every command needs, and a page of help does not: seconds of imports."""
+    from transformers.utils import logging
+
+    from xtclib.artefact import format  # noqa: F401 - registers it
+
+    logging.disable_progress_bar()  # of loading and saving; training keeps its own
+    logging.set_verbosity_error()
 
 
 def _one_line(message, *where, **how) -> None:

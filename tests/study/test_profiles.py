@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+from made import made
 
 from xtclib import cache
 from xtclib.study import profiles
@@ -34,6 +35,29 @@ def test_the_real_profile_is_the_default_and_tasks_choose(monkeypatch):
     monkeypatch.setattr(reviews, "fetched", lambda: False)
     with pytest.warns(UserWarning, match="real reviews are not here, gen.*stand in: fetch"):
         assert (profiles.profile().name, profiles.profile().task) == ("mini", "sst2")
+
+
+def test_a_question_over_records_means_the_profile_that_has_some(monkeypatch, tmp_path):
+    for name in ("XTC_PROFILE", "XTC_GLUE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(profiles.reviews, "fetched", lambda: False)  # records need no rows
+    for profile, task in (
+        ("minilm", "sst2"),
+        ("smoke", "sst2"),
+        ("mini", "mrpc"),
+        ("minilm", "mrpc"),
+    ):
+        made(profile=profile, task=task).save(tmp_path)
+    asked = [
+        (None, "sst2"),
+        (None, "mrpc"),
+        ("smoke", "sst2"),
+        ("bert-base", "sst2"),
+        (None, "cola"),
+    ]
+    found = [profiles.recorded(name, task, None, tmp_path).name for name, task in asked]
+    assert found == ["minilm", "mini", "smoke", "bert-base", "mini"]
+    assert profiles.recorded(None, None, None, tmp_path).name == "reviews"
 
 
 def test_an_adapter_of_other_weights_is_not_taken_in_silence(monkeypatch, data):

@@ -174,7 +174,7 @@ def advise(
         raise ValueError(f"unknown device {device!r}: expected {' or '.join(DEVICES)}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("there is no GPU here to time layers on: run the same where one is")
-    chosen = profiles.profile(profile, task, glue_dir)
+    chosen = profiles.recorded(profile, task, glue_dir, folder)
     name = find_task(task or chosen.task).name
     records = read(chosen.name, folder)
     if not records:

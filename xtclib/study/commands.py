@@ -214,9 +214,9 @@ def pareto(
     from xtclib.study import profiles
     from xtclib.tasks.base import find_task
 
-    chosen = profiles.profile(profile, task, glue_dir)
-    axes = fronts.axes_of(by)
-    name, folder = find_task(task or chosen.task).name, folder or records.RESULTS
+    axes, folder = fronts.axes_of(by), folder or records.RESULTS
+    chosen = profiles.recorded(profile, task, glue_dir, folder)
+    name = find_task(task or chosen.task).name
     found = [r for r in records.read(chosen.name, folder, task=name) if budget in (None, r.budget)]
     if not found:
         where = f"{chosen.name}/{name}" + (f", budget {budget}" if budget else "")

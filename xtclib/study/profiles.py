@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import BertConfig, BertForPreTraining
 
-from xtclib import cache, teachers
+from xtclib import cache, records, teachers
 from xtclib.bert import read_config
 from xtclib.cache import BUILT_IN, cache_dir, key
 from xtclib.files import fault, unknown
@@ -144,6 +144,23 @@ def profile(name: str | Profile | None = None, task: str | Task | None = None,
     if name not in PROFILES:
         raise unknown("profile", name, PROFILES)
     return PROFILES[name]
+
+
+def recorded(name: str | Profile | None, task: str | Task | None, glue_dir: str | Path | None,
+             folder: str | Path) -> Profile:  # fmt: skip
+    """The profile that a question over records means: as :func:`profile`, where that has any.
+
+    Where none is named and that one has no record of the task, the first other one that has: to
+    read records takes neither its data nor its backbone.
+    """
+    if name or os.environ.get("XTC_PROFILE"):
+        return profile(name, task, glue_dir)
+    asked = find_task(task or "reviews")
+    meant = profile(None, asked, glue_dir)
+    for each in (meant, *reversed(PROFILES.values())):
+        if records.read(each.name, folder, task=asked.name):
+            return each
+    return meant
 
 
 def with_length(chosen: Profile, length: int | None) -> Profile:
