@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from statistics import mean
+from statistics import mean, median
 
 import pytest
 from made import made
@@ -322,6 +322,27 @@ def test_the_results_say_what_decomposition_gave():
     assert f"read before ({size / 1e3:.0f} kB)" in text
     half = [100 / r["faster"] for r in found["thin"] if r["share"] == "50%"]
     assert "take {:.0f} and {:.0f} % of the time".format(*half) in text
+
+
+def test_the_results_say_what_the_page_and_the_explorer_take():
+    text = " ".join((ROOT / "RESULTS.md").read_text(encoding="utf-8").split())
+    place = ROOT / "data" / "results" / "deployment"
+    page = json.loads((place / "web.json").read_text())
+    model, tokenizer, runtime = (page["bytes"][k] for k in ("model", "tokenizer", "runtime"))
+    assert model + tokenizer <= 4e6 and f"loaded {(model + tokenizer) / 1e6:.2f} MB" in text
+    assert f"and {runtime / 1e6:.2f} MB of runtime" in text
+    assert max(page["first_answer"]) <= 3000
+    assert f"first answer after {median(page['first_answer']) / 1000:.1f} s" in text
+    assert "{labels:.0f} % of {rows} reviews".format(**page["agreement"]) in text
+    lengths, ratios = zip(*((r["tokens"], r["chromium"] / r["native"]) for r in page["rows"]),
+                          strict=True)  # fmt: skip
+    told = "Texts of {}, {} and {} tokens took it {:.1f}, {:.1f} and {:.1f} times"
+    assert told.format(*lengths, *ratios) in text
+    explorer = json.loads((place / "explorer.json").read_text())
+    budget, families = (explorer[name]["median"] for name in ("budget", "families"))
+    assert max(budget, families) < 100
+    assert f"{explorer['records']} records in {budget:.0f} ms for another budget" in text
+    assert f"in {families:.0f} ms for other families" in text
 
 
 def test_the_results_say_what_tables_and_rounding_take():
