@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import sys
@@ -364,10 +365,14 @@ def main() -> None:
 
 def _start() -> None:
     """What every command needs, and a page of help does not: seconds of imports."""
+    gc.disable()
     from transformers.utils import logging
 
     from xtclib.artefact import format  # noqa: F401 - registers it
 
+    if xtclib._command:
+        gc.freeze()  # to look through all that was imported once more took a sixth of a command
+    gc.enable()
     logging.disable_progress_bar()  # of loading and saving; training keeps its own
     logging.set_verbosity_error()
 
