@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from made import made
@@ -398,9 +399,12 @@ def test_a_study_is_planned_measured_timed_and_concluded_from(xtc, tmp_path):
     assert "and 2 runs whose pace no record of this machine tells" in out
     code, out, _ = xtc("study", "run", path, "--workers", 1, "--quiet")
     assert code == 0 and "measured 3 of 3 runs that were missing" in out
+    first, *_ = records.read("smoke", tmp_path)
+    replace(first, metrics={"dev": {"score": 12.5}}).save(tmp_path)  # as no student scores
     code, out, _ = xtc("study", "time", path)
     assert code == 0 and "timed    3 of 3 runs, 0 were before" in out
-    assert all(record.latency for record in records.read("smoke", tmp_path))
+    first, *others = records.read("smoke", tmp_path)
+    assert first.score == 12.5 and all(record.latency for record in (first, *others))
     code, out, _ = xtc("study", "run", path, "--workers", 1, "--quiet")
     assert code == 0 and out.strip() == "nothing is missing"
     path.write_text(path.read_text().replace("seeds: [0, 1]", "seeds: [0]"))

@@ -144,7 +144,7 @@ def test_a_record_without_floors_or_times_is_shown(tmp_path):
         ("xtc-1bit-half", ("reviews", "reviews", "B"), "one bit at {mean} ({low} to {high}), two"),
         ("xtc-2bit", ("reviews", "reviews", "B"), "two bits at {mean} ({low} to {high}); after"),
         ("xtc-1bit", ("reviews", "reviews", "C"), "1,200 one bit at {mean} ({low} to {high}) and"),
-        ("xtc-2bit", ("reviews", "reviews", "C"), "and two at {mean} (one seed), where"),
+        ("xtc-2bit", ("reviews", "reviews", "C"), "and two at {mean} ({low} to {high}), where"),
         ("logits-1bit", ("reviews", "reviews", "A"), "(`logits-1bit`, one seed) give {mean}."),
         ("xtc-half", ("reviews", "reviews", "B"), "they end at {mean} ({low} to {high}) and"),
         ("finetune-half", ("reviews", "reviews", "B"), "and {mean} ({low} to {high}), ranges"),
@@ -448,6 +448,13 @@ def test_the_results_say_what_the_smaller_studies_show():
     half, bit, both = lost.values()
     assert f"cost {half:.1f} points, one bit {bit:.1f}, both together {both:.1f};" in text
 
+    one, two = studied("longest")
+    assert not one.shown and not two.shown and -1.05 < one.low and one.high < 1.05
+    told = (
+        f"three stages end {-one.mean:.1f} behind one at one bit, and the interval leaves at most a"
+    )
+    assert f"{told} point ({one.low:.1f} to {one.high:.1f})" in text
+    assert f"two bits {-two.mean:.1f} behind ({two.low:.1f} to {two.high:.1f}, no answer)" in text
     one_short, one_long, two_short, two_long = studied("layers")
     assert not one_short.shown and not one_long.shown
     assert f"{-one_short.mean:.1f}" == f"{-one_long.mean:.1f}"

@@ -105,7 +105,8 @@ def time(file: File, folder: Records = None, glue_dir: GlueDir = None) -> None:
     left = [one for one in found if one.record and not one.record.latency]
     for one in left:
         typer.echo(f"\n{one}")
-        record = sweep.measured(one.run, where, glue_dir, progress=False, say=lambda _: None)
+        record = sweep.measured(one.run, where, glue_dir, progress=False, say=lambda _: None,
+                                before=one.record)  # fmt: skip
         typer.echo(record.table())
     typer.echo(f"timed    {len(left)} of {len(found)} runs, {len(found) - len(left)} were before")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from statistics import median
@@ -82,14 +82,20 @@ def folder_for(profile: str, glue_dir: str | Path | None) -> str | Path | None:
 
 
 def measured(run: Wanted, folder: str | Path, glue_dir: str | Path | None = None,
-             progress: bool = True, say: Callable[[str], object] = print, timed: bool = True
-             ) -> Record:  # fmt: skip
-    """A run, measured and written; ``timed`` where nothing else runs on this machine."""
+             progress: bool = True, say: Callable[[str], object] = print, timed: bool = True,
+             before: Record | None = None) -> Record:  # fmt: skip
+    """A run, measured and written; ``timed`` where nothing else runs on this machine.
+
+    Of ``before``, the record of such a run that was not timed, all stays but what a clock tells: on
+    other threads sums are made in another order, and a row of thousands may turn.
+    """
     check_new_file(run.path(folder))
     recipe, chosen = recipes.load(run.recipe), profiles.profile(run.profile)
     given = folder_for(run.profile, glue_dir)
     record = compress(recipe, run.task, chosen, run.budget, run.seed, given, progress=progress,
                       say=say, timed=timed).record  # fmt: skip
+    if before:
+        record = replace(before, latency=record.latency, measures=record.measures)
     record.save(folder)
     return record
 
