@@ -29,6 +29,7 @@ from xtclib.study import effectiveness, profiles
 from xtclib.tasks.base import batched
 
 LENGTH, BATCHES, ROUNDS = 32, (1, 8), 3
+PASSES = 9  # over 64 rows, where the rows decide
 
 
 def by_structure(config, recipe: str, repeats: int | None, device: str) -> dict:
@@ -76,7 +77,7 @@ def main() -> None:
         if name == "deformer-9of12":
             continue
         rows = any(t.by_row for t in recipes.load(name).techniques)
-        found = (by_row(name, 2, given.device) if rows else
+        found = (by_row(name, given.repeats or PASSES, given.device) if rows else
                  by_structure(config, name, given.repeats or None, given.device))  # fmt: skip
         times[name] = found
         faster[name] = {
