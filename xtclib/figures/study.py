@@ -26,7 +26,7 @@ def intervals(comparisons: Sequence[Comparison], title: str | None = None) -> go
     """
     if not comparisons:
         raise ValueError("received no comparisons, expected at least one")
-    figure = new_figure(title or _takeaway(comparisons), 90 + 42 * len(comparisons), above=16)
+    figure = new_figure(title or _takeaway(comparisons), 120 + 42 * len(comparisons), above=16)
     rows = {c.name: len(comparisons) - 1 - i for i, c in enumerate(comparisons)}
     figure.add_vline(x=0, line={"color": GREY, "width": 1.5, "dash": "dot"})
     dots = [(d, rows[c.name] - 0.28) for c in comparisons for d in c.differences]
