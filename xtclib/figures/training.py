@@ -28,10 +28,11 @@ def budgets(records: Iterable[Record], title: str | None = None) -> go.Figure:
     recipes = list(dict.fromkeys(g.recipe for g in groups))
     lengths = {r.budget: _length(r.training_budget) for r in records}
     figure = new_figure(title or _budget_takeaway(groups, recipes), 380)
-    ends = []
+    ends, step = [], min(0.04, 0.3 / len(recipes))  # beside each other, yet at their budget
+    wide = step * (len(recipes) - 1) / 2
     for i, recipe in enumerate(recipes):
         own = sorted((g for g in groups if g.recipe == recipe), key=lambda g: g.budget)
-        x = [order.index(g.budget) + 0.04 * (i - (len(recipes) - 1) / 2) for g in own]
+        x = [order.index(g.budget) + step * i - wide for g in own]
         figure.add_scatter(
             x=x, y=[g.mean for g in own], name=recipe, mode="lines+markers", marker=marker_of(i),
             line=line_of(i, width=2), showlegend=False, customdata=[g.n for g in own],
@@ -44,9 +45,9 @@ def budgets(records: Iterable[Record], title: str | None = None) -> go.Figure:
         x0=-0.2, x1=len(order) - 0.95, y0=teacher, y1=teacher, line={"color": GREY, "width": 1.5}
     )
     ends.append((len(order) - 1, teacher, "teacher"))
-    room = 0.09 * max(len(name) for *_, name in ends) * max(len(order) - 1, 1) / 2 + 0.3
+    room = wide + 0.09 * max(len(name) for *_, name in ends) * max(len(order) - 1, 1) / 2 + 0.3
     low, high = min(g.low for g in groups), max(teacher, *(g.high for g in groups))
-    label_ends(figure, ends, len(order) - 1 + 0.12, (high - low or 1.0) / 17)
+    label_ends(figure, ends, len(order) - 1 + wide + 0.08, (high - low or 1.0) / 17)
     texts = [f"{b}<br>{lengths[b]}" if lengths[b] else b for b in order]
     figure.update_xaxes(
         title_text=f"training budget ({seeds_told(groups)})", tickvals=list(range(len(order))),
