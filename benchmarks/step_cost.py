@@ -1,7 +1,7 @@
 """What a compression step costs against a plain fine-tuning step, interleaved in one process.
 
     python benchmarks/step_cost.py [--backbone FOLDER] [--batch 32] [--length 48] [--repeats 15]
-                                   [--recipes NAME,NAME]
+                                   [--recipes NAME,NAME] [--device cuda]
 
 Both sides run the same model (MiniLM by default), batch, precision and optimizer, gradient clipping
 included: on the one side ``transformers.Trainer``'s own training step on labels, on the other a
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import time
 from collections.abc import Callable
 
 import common
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainingArguments
 
-from xtclib import recipes, teachers
+from xtclib import clock, recipes, teachers
 from xtclib.costs.latency import random_ids
 from xtclib.tasks import find_task
 from xtclib.techniques import apply_all
@@ -57,21 +56,20 @@ def in_turns(steps: dict[str, Callable], repeats: int, warm: int = 3) -> dict[st
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(warm + repeats):
         for name, step in steps.items():
-            start = time.perf_counter()
-            step()
+            seconds = clock.time_of(step)
             if turn >= warm:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(seconds)
     return times
 
 
 def main() -> None:
-    given = {"backbone": "", "batch": 32, "length": 48, "repeats": 15}
+    given = {"backbone": "", "batch": 32, "length": 48, "repeats": 15, "device": "cpu"}
     options = common.options(__doc__, **given, recipes="xtc-1bit,xtc-2bit,xtc-half")
     keep_freed_memory(options.batch * options.length)  # as training does
-    bf16 = bf16_is_fast()
+    bf16, on_cpu = bf16_is_fast(options.device), options.device == "cpu"
     model = find_task("sst2").load_model(options.backbone or teachers.minilm())
     batch = random_batch(model.config.vocab_size, options.batch, options.length)
-    shared = {"use_cpu": True, "report_to": "none", "disable_tqdm": True}
+    shared = {"use_cpu": on_cpu, "report_to": "none", "disable_tqdm": True}
     with tempfile.TemporaryDirectory() as folder:
         plain = TrainingArguments(output_dir=folder, bf16=bf16, **shared)
         ours = TrainingArguments(output_dir=folder, **shared)
@@ -84,7 +82,8 @@ def main() -> None:
         times = in_turns(steps, options.repeats)
     print(
         f"batch {options.batch} × {options.length} tokens, {'bf16' if bf16 else 'fp32'}, "
-        f"{torch.get_num_threads()} threads, {options.repeats} rounds"
+        f"{options.device if not on_cpu else f'{torch.get_num_threads()} threads'}, "
+        f"{options.repeats} rounds"
     )
     print(f"{'step':<16}{'ms':>9}{'ratio':>9}{'quartiles':>16}")
     base = np.array(times["fine-tuning"])
