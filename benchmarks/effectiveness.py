@@ -88,8 +88,9 @@ def main() -> None:
         told = ", ".join(f"batch {b}: {ratio:.2f} ×" for b, ratio in faster[name].items())
         told += "".join(f", prediction {apart:+.1f} %" for apart in off[name].values())
         print(f"{name:<26}{told}", flush=True)
-    common.write(given.out, {"times": times, "faster": faster, "off": off, "length": LENGTH,
-                             "threads": given.threads, "device": given.device})  # fmt: skip
+        # After every line: a machine that is lent may go before the last one.
+        common.write(given.out, {"times": times, "faster": faster, "off": off, "length": LENGTH,
+                                 "threads": given.threads, "device": given.device})  # fmt: skip
 
 
 if __name__ == "__main__":

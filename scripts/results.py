@@ -14,14 +14,18 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import mean
 
+import numpy as np
+
 from xtclib import recipes
 from xtclib import records as results
 from xtclib.cache import ROOT
 from xtclib.deployment import runtimes
 from xtclib.files import write_text
 from xtclib.study import design, effectiveness
+from xtclib.study.pairs import interval
 
 EFFECTIVE = results.RESULTS / "effectiveness.csv"
+ON_GPU = results.RESULTS / "gpu"
 ENCODERS = ROOT / "data" / "encoders.md"  # by scripts/encoders.py
 
 GALLERY = (
@@ -334,17 +338,35 @@ def effective() -> str:
     for line in effectiveness.lines():
         inside, cpu, points = (line.published[n] for n in ("inside", "CPU", "difference"))
         scores = [line.scores.get(task) for task in effectiveness.PLACES]
-        faster = [f"{line.faster[b]:.2f}" if b in line.faster else "–" for b in (1, 8)]
+        times = line.faster.get(1), line.faster.get(8), line.faster_gpu.get(1)
         rows.append([
             line.row, line.family, line.paper, f"{inside:g}", "–" if cpu is None else f"{cpu:g}",
             f"{points:+.1f}", f"{line.recipe}{'' if line.own else ' ~'}", f"{100 * line.size:.1f}",
-            f"{100 * line.size_inside:.1f}", *faster,
+            f"{100 * line.size_inside:.1f}", *("–" if t is None else f"{t:.2f}" for t in times),
             *("–" if s is None else f"{s[2]:.1f} of {s[5]:.1f} ({s[1]})" for s in scores),
             f"{line.difference:+.1f}", line.verdict,
         ])  # fmt: skip
     columns = ("row, family, paper, size inside %, × on CPU, points, here, size %, size inside %, "
-               "× alone, × by eight, SST-2, MRPC, reviews, points, verdict")  # fmt: skip
+               "× alone, × by eight, × on GPU, SST-2, MRPC, reviews, points, verdict")  # fmt: skip
     return tabled(columns, rows)
+
+
+def on_gpu() -> str:
+    """Runs on a GPU beside a processor's of the same recipe, budget and seed."""
+    here = {(r.recipe, r.budget, r.seed): r.score for r in results.read("reviews", task="reviews")}
+    pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for r in results.read("reviews", ON_GPU):
+        found = here[r.recipe, r.budget, r.seed], r.score
+        pairs.setdefault((r.recipe, r.budget), []).append(found)
+    apart = [np.array([there - cpu for cpu, there in group]) for group in pairs.values()]
+    rows = [
+        [f"`{recipe}`", budget, *map(spread, zip(*group, strict=True)), f"{some.mean():+.1f}"]
+        for ((recipe, budget), group), some in zip(pairs.items(), apart, strict=True)
+    ]
+    low, high = interval(apart)
+    mean_of_all = f"{np.mean(apart):+.2f} ({low:+.2f} to {high:+.2f})"
+    return tabled("recipe, budget, processor, GPU, points apart",
+                  [*rows, [f"all {len(pairs)}", "", "", "", mean_of_all]])  # fmt: skip
 
 
 def made() -> dict[tuple[str, str], str]:
@@ -356,6 +378,7 @@ def made() -> dict[tuple[str, str], str]:
         ("OWN_DATA.md", "tagger"): gallery("tagger"),
         ("OWN_DATA.md", "encoder"): gallery("encoder"),
         ("RESULTS.md", "effectiveness"): effective(),
+        ("RESULTS.md", "gpu"): on_gpu(),
         ("RESULTS.md", "results"): f"{section()}\n\n## Figures\n\n{gallery(*GALLERY)}",
     }
 

@@ -5,6 +5,7 @@ import os
 import re
 from statistics import mean, median
 
+import numpy as np
 import pytest
 from made import made
 
@@ -13,6 +14,7 @@ from xtclib.cache import ROOT
 from xtclib.figures import records as plots
 from xtclib.recipes import recipe
 from xtclib.study import compress, conclusions, design, profiles, sweep
+from xtclib.study.pairs import interval
 
 RECORDS = [r for profile in profiles.PROFILES for r in records.read(profile)]
 PLACES = {f"{p}-{t}": [r for r in RECORDS if (r.profile, r.task) == (p, t)]
@@ -343,6 +345,34 @@ def test_the_results_say_what_the_page_and_the_explorer_take():
     assert max(budget, families) < 100
     assert f"{explorer['records']} records in {budget:.0f} ms for another budget" in text
     assert f"in {families:.0f} ms for other families" in text
+
+
+def test_the_results_say_what_a_gpu_gave():
+    text = " ".join((ROOT / "RESULTS.md").read_text(encoding="utf-8").split())
+    found = records.read("reviews", records.RESULTS / "gpu")
+    cards = {(r.machine["gpu"], stage["precision"]) for r in found for stage in r.stages}
+    assert cards == {("NVIDIA H200", "bf16")}
+    here = {(r.recipe, r.budget, r.seed): r.score for r in records.read("reviews", task="reviews")}
+    apart: dict[tuple, list] = {}
+    for r in found:
+        both = r.score - here[r.recipe, r.budget, r.seed]
+        apart.setdefault((r.recipe, r.budget), []).append(both)
+    low, high = interval([np.array(group) for group in apart.values()])
+    assert -0.2 < low < high < 0.2 and "to within a fifth of a point" in text
+    assert f"measured {len(found)} runs on the one card" in text
+    path = records.RESULTS / "deployment" / "effectiveness-cuda.json"
+    faster = json.loads(path.read_text())["faster"]
+    layers = [t for name in ("logits-half", "tinybert-4l") for t in (faster[name]["1"],)]
+    assert f"Fewer layers are {min(layers):.1f} to {max(layers):.1f} times as fast" in text
+    cnn, thin = (sorted(faster[name].values()) for name in ("cnn-kd", "drone-50"))
+    assert f"convolutions {cnn[0]:.1f} to {cnn[1]:.1f} times" in text
+    assert f"(`drone-50` {thin[0]:.1f} to {thin[1]:.1f})" in text
+    for name in ("kprune-50", "gptq-3bit"):
+        assert f"(`{name}` {faster[name]['1']:.1f})" in text
+    packed = ("qbert-mixed-2.3", "gptq-3bit", "rpp-50", "movement-90")
+    assert all(max(faster[name].values()) < 1 for name in packed)
+    alike = [abs(t["8"] / t["1"] - 1) for t in faster.values()]
+    assert sorted(alike)[len(alike) // 2] < 0.05 and max(alike) < 0.2
 
 
 def test_the_results_say_what_tables_and_rounding_take():
