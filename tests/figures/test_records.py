@@ -121,6 +121,28 @@ def test_budgets():
     assert "+8.0 points from A to C" in figure.layout.title.text.replace("<br>", " ")
 
 
+def test_budgets_stand_in_the_order_of_their_length():
+    records = [r for steps, base in ((2000, 85), (4000, 88), (500, 80))
+               for r in seeds("xtc-1bit", (base,), 5, budget=f"{steps}steps",
+                              training_budget={"steps": steps})]  # fmt: skip
+    figure = training.budgets(records)
+    assert figure.layout.xaxis.ticktext == ("500 steps", "2000 steps", "4000 steps")
+    assert list(figure.data[0].y) == [80, 85, 88]
+    told = figure.layout.title.text.replace("<br>", " ")
+    assert "+8.0 points from 500steps to 4000steps" in told
+
+
+def test_names_far_from_their_ends_are_joined_to_them():
+    records = [r for name, last in (("xtc-1bit", "C"), ("xtc-half", "B"))
+               for budget in "ABC"[: "ABC".index(last) + 1]
+               for r in seeds(name, (80,), 5, budget=budget,
+                              training_budget={"steps": 100 * "ABC".index(budget)})]  # fmt: skip
+    figure = training.budgets(records)
+    joined = {note.text: (note.x, note.y) for note in figure.layout.annotations if note.showarrow}
+    line = next(trace for trace in figure.data if trace.name == "xtc-half")
+    assert joined["xtc-half"] == (line.x[-1], line.y[-1])
+
+
 def test_loss_curves():
     stage = made().stages[0]
     figure = training.loss_curves(made(stages=[stage, stage | {"name": "two"}]))

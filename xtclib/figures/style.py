@@ -212,19 +212,26 @@ def _overlap(a: tuple, b: tuple) -> float:
 
 
 def label_ends(
-    figure: go.Figure, ends: Sequence[tuple[float, float, str]], x: float, gap: float
-) -> None:
-    """Names right of lines' ends, spread so that none is nearer than ``gap`` to the next."""
+    figure: go.Figure, ends: Sequence[tuple[float, float, str]], x: float, gap: float,
+    joined: bool = False,
+) -> None:  # fmt: skip
+    """Names right of lines' ends, spread so that none is nearer than ``gap`` to the next.
+
+    ``joined``: by a thin line to an end that its name does not stand beside.
+    """
     ends = sorted(ends, key=lambda e: e[1])
-    heights = [e[1] for e in ends]
+    heights, last = [e[1] for e in ends], max((e[0] for e in ends), default=x)
     for _ in range(60):
         for i in range(1, len(heights)):
             short = gap - (heights[i] - heights[i - 1])
             if short > 0:
                 heights[i - 1] -= short / 2
                 heights[i] += short / 2
-    for (_, value, name), y in zip(ends, heights, strict=True):
+    for (end, value, name), y in zip(ends, heights, strict=True):
+        apart = joined and (abs(y - value) > gap / 4 or last - end > x - last)
+        place = {"x": end, "y": value, "ax": x, "ay": y} if apart else {"x": x, "y": y}
         figure.add_annotation(
-            x=x, y=y, text=name, showarrow=False, xanchor="left", yanchor="middle",
-            hovertext=f"{value:.1f} %",
+            **place, axref="x" if apart else "pixel", ayref="y" if apart else "pixel", text=name,
+            showarrow=apart, arrowhead=0, arrowwidth=0.7, arrowcolor=GREY, standoff=5,
+            xanchor="left", yanchor="middle", hovertext=f"{value:.1f} %",
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, median
 
@@ -21,17 +22,17 @@ from xtclib.records import Group, Record, grouped
 
 
 def budgets(records: Iterable[Record], title: str | None = None) -> go.Figure:
-    """Training budget (A, B, C) against score, a line a recipe, with the range over seeds."""
+    """Training budget, shortest first, against score: a line a recipe, ranges over seeds."""
     records = list(records)
-    groups = grouped(records)
-    order = sorted({g.budget for g in groups})
-    recipes = list(dict.fromkeys(g.recipe for g in groups))
     lengths = {r.budget: _length(r.training_budget) for r in records}
+    order = sorted(lengths, key=lambda budget: (lengths[budget], budget))
+    groups = sorted(grouped(records), key=lambda g: order.index(g.budget))
+    recipes = list(dict.fromkeys(r.recipe for r in records))
     figure = new_figure(title or _budget_takeaway(groups, recipes), 380)
     ends, step = [], min(0.04, 0.3 / len(recipes))  # beside each other, yet at their budget
     wide = step * (len(recipes) - 1) / 2
     for i, recipe in enumerate(recipes):
-        own = sorted((g for g in groups if g.recipe == recipe), key=lambda g: g.budget)
+        own = [g for g in groups if g.recipe == recipe]
         x = [order.index(g.budget) + step * i - wide for g in own]
         figure.add_scatter(
             x=x, y=[g.mean for g in own], name=recipe, mode="lines+markers", marker=marker_of(i),
@@ -45,10 +46,11 @@ def budgets(records: Iterable[Record], title: str | None = None) -> go.Figure:
         x0=-0.2, x1=len(order) - 0.95, y0=teacher, y1=teacher, line={"color": GREY, "width": 1.5}
     )
     ends.append((len(order) - 1, teacher, "teacher"))
-    room = wide + 0.09 * max(len(name) for *_, name in ends) * max(len(order) - 1, 1) / 2 + 0.3
+    room = wide + 0.09 * max(len(name) for *_, name in ends) * max(len(order) - 1, 1) / 2 + 0.45
     low, high = min(g.low for g in groups), max(teacher, *(g.high for g in groups))
-    label_ends(figure, ends, len(order) - 1 + wide + 0.08, (high - low or 1.0) / 17)
-    texts = [f"{b}<br>{lengths[b]}" if lengths[b] else b for b in order]
+    right = len(order) - 1 + wide + 0.08 + 0.15 * (len(ends) > 8)  # lines to crowded names
+    label_ends(figure, ends, right, (high - low or 1.0) / 17, joined=True)
+    texts = ["<br>".join(dict.fromkeys(map(_spaced, (b, *lengths[b][1:])))) for b in order]
     figure.update_xaxes(
         title_text=f"training budget ({seeds_told(groups)})", tickvals=list(range(len(order))),
         ticktext=texts, range=[-0.2, len(order) - 1 + room], showgrid=False,
@@ -56,17 +58,22 @@ def budgets(records: Iterable[Record], title: str | None = None) -> go.Figure:
     return figure.update_yaxes(title_text=score_axis(groups))
 
 
-def _length(budget: Mapping) -> str:
+def _length(budget: Mapping) -> tuple:
+    """How long a budget is, to sort by, and in words."""
     for unit in ("steps", "epochs"):
         if budget.get(unit):
-            return f"{budget[unit]:g} {unit}"
-    return ""
+            return (unit, budget[unit]), f"{budget[unit]:g} {unit}"
+    return ((),)
+
+
+def _spaced(budget: str) -> str:
+    return re.sub(r"^([\d.]+)(steps|epochs)$", r"\1 \2", budget)  # as a length reads
 
 
 def _budget_takeaway(groups: Sequence[Group], recipes: Sequence[str]) -> str:
     gains = []
     for recipe in recipes:
-        own = sorted((g for g in groups if g.recipe == recipe), key=lambda g: g.budget)
+        own = [g for g in groups if g.recipe == recipe]
         if len(own) > 1:
             gains.append((own[-1].mean - own[0].mean, recipe, own[0].budget, own[-1].budget))
     if not gains:
