@@ -406,6 +406,21 @@ def test_without_the_kernel_it_says_so_and_falls_back(monkeypatch):
         products.integer_kernel.cache_clear()
 
 
+@pytest.mark.parametrize("bias", [None, torch.tensor([0.5, -1.0])])
+def test_rescaling_writes_into_the_product_unless_gradients_are_wanted(bias):
+    x_scale, w_scale = torch.tensor([[0.5], [2.0]]), torch.tensor([[0.25]])
+    product = torch.tensor([[4.0, -8.0], [2.0, 0.0]], requires_grad=True)
+    wanted = torch.tensor([[0.5, -1.0], [1.0, 0.0]]) + (0 if bias is None else bias)
+    found = products.rescale(product, x_scale, w_scale, bias)
+    assert torch.equal(found, wanted) and product.tolist() == [[4.0, -8.0], [2.0, 0.0]]
+    found.sum().backward()
+    assert product.grad.tolist() == [[0.125, 0.125], [0.5, 0.5]]
+    with torch.no_grad():
+        fresh = product.clone()
+        assert products.rescale(fresh, x_scale, w_scale, bias).data_ptr() == fresh.data_ptr()
+        assert torch.equal(fresh, wanted)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("weights", ["binary", "ternary-row", "int8"])

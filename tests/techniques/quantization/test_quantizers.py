@@ -184,6 +184,19 @@ def test_a_tensor_of_zeros_stays_zero(scheme):
     assert quantize(torch.zeros(4, 3), scheme).dequantize().abs().max() == 0
 
 
+@pytest.mark.parametrize("largest", [1e-30, 1e-37, 1e-40])
+def test_the_smallest_numbers_stay_finite(largest):
+    x = largest * torch.tensor([[1.0, -0.5], [0.0, 0.0]])
+    found = quantize(x, "int8-token")
+    assert bool(found.codes.isfinite().all()) and found.codes.abs().max() <= 127
+    assert float((found.dequantize() - x).abs().max()) <= 2e-36 + largest / 254
+
+
+def test_no_rows_are_quantized_to_none():
+    found = quantize(torch.empty(0, 4), "int8-token")
+    assert found.codes.shape == (0, 4) and found.scale.shape == (0, 1)
+
+
 def test_groups_of_rows_share_a_scale():
     x = torch.tensor([[1.0], [3.0], [5.0], [7.0]])
     assert quantize(x, "binary-group2").scale.tolist() == [[2.0], [2.0], [6.0], [6.0]]

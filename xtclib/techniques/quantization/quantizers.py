@@ -19,6 +19,7 @@ a token (the last dimension of an activation).
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from typing import Annotated, Literal, NamedTuple
@@ -31,6 +32,7 @@ from torch import Tensor
 from xtclib.config import Count, Positive, config, written
 from xtclib.files import unknown
 
+_TINY = 2 / torch.finfo(torch.float32).max  # what 1 can be divided by, with a bit to spare
 _KEYS = ("scheme", "granularity", "groups", "clip", "learned", "rule")
 _NAMES = ("binary", "ternary", *(f"{f}{k}" for f in ("int", "uint") for k in range(2, 9)))
 
@@ -203,7 +205,8 @@ def _spread(scale: Tensor, x: Tensor, scheme: Scheme) -> Tensor:
 def _check_finite(scale: Tensor, x: Tensor) -> None:
     # The scale already touched every value, so testing it is free; on a GPU it would force a
     # synchronisation at every layer, and finalize tests there instead.
-    if scale.device.type == "cpu" and not bool(scale.isfinite().all()):
+    # NaN is larger than all else to `max`, whose one call takes a fifth of what `isfinite` does.
+    if scale.device.type == "cpu" and scale.numel() and not math.isfinite(scale.max().item()):
         holds = f"the tensor to quantize, of shape {tuple(x.shape)}, holds NaN or infinite values"
         raise ValueError(f"{holds}; look for a diverged training run or a damaged checkpoint")
 
@@ -260,7 +263,7 @@ def quantize(x: Tensor, scheme: Scheme | str, dtype: torch.dtype | None = None) 
         largest = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True))
         largest = _spread(largest, x, scheme)
         _check_finite(largest, x)
-        inverse = scheme.steps / torch.where(largest > 0, largest, 1)
+        inverse = scheme.steps / largest.clamp(min=scheme.steps * _TINY)
         codes = (x * inverse).round_()
         if scheme.rule:
             codes.clamp_(*scheme.levels)
