@@ -75,6 +75,17 @@ def use(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def leave(model: PreTrainedModel, taken: str = NAME) -> PreTrainedModel:
+    """Gives a model that ``taken`` was selected for PyTorch's own attention, in place.
+
+    Not where a module needs this one.
+    """
+    own = getattr(model.config, "_attn_implementation", None) == taken and takes_another(model)
+    if own and not any(map(needed, model.modules())):
+        model.set_attn_implementation("sdpa")
+    return model
+
+
 def shows_scores(model: PreTrainedModel) -> bool:
     """Whether the scores of a model can be read: by this attention, or by :func:`watch`."""
     return takes_another(model) or all(map(_is_biased, map(attention_of, encoder_layers(model))))

@@ -1,14 +1,16 @@
 """Times told from layers: which are measured, once, and that they add up."""
 
+import copy
 import json
 
 import pytest
 import torch
 
-from xtclib import cache
-from xtclib.artefact import ledger
+from xtclib import attention, cache
+from xtclib.artefact import format, ledger
 from xtclib.costs import latency, layer_times
 from xtclib.recipes import recipe as recipes
+from xtclib.techniques import apply_all
 
 
 @pytest.fixture
@@ -49,6 +51,14 @@ def test_an_empty_model_of_any_recipe_runs_once_filled(name, bert12):
     with torch.inference_mode():
         logits = filled(input_ids=torch.full((2, 5), 5)).logits
     assert logits.shape == (2, 2) and bool(logits.isfinite().all())
+
+
+@pytest.mark.parametrize(("name", "attends"), [("xtc-1bit", "sdpa"), ("ternarybert", "xtc")])
+def test_an_empty_model_is_timed_with_the_attention_of_its_artefact(name, attends, bert12):
+    techniques = recipes.load(name).techniques
+    filled = layer_times.filled(ledger.planned(bert12.config, techniques))
+    made = format.finalize(apply_all(attention.use(copy.deepcopy(bert12)), techniques), techniques)
+    assert filled.config._attn_implementation == made.config._attn_implementation == attends
 
 
 @pytest.mark.slow

@@ -182,10 +182,7 @@ def finalize(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrai
     """
     for item in techniques:
         model = item.finalize(model)
-    model.eval()
-    config, rounds = model.config, any(map(attention.needed, model.modules()))
-    if config._attn_implementation == attention.NAME and not rounds:
-        model.set_attn_implementation("sdpa")
+    attention.leave(model.eval())
     stored, layers = [t.to_dict() for t in techniques if t.stored], surgery.uneven(model)
     if stored or layers:
         model = pack_(model)  # where nothing is quantized: rounds to fp16, as it is stored

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from xtclib import cache
+from xtclib import attention, cache
 from xtclib.bert import encoder_layers
 from xtclib.clock import in_turns
 from xtclib.costs import latency
@@ -34,7 +34,9 @@ def predicted(
     """
     layers = _layers(model)
     machine = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    where = batch, length, machine if device == "cpu" else torch.cuda.get_device_name()
+    machine = machine if device == "cpu" else torch.cuda.get_device_name()
+    attends = getattr(model.config, "_attn_implementation", None)
+    where = batch, length, machine, "as stored" if _is_empty(model) else attends
     alike: dict[str, list[int]] = {}
     for place, layer in enumerate(layers):
         alike.setdefault(cache.key(_about(layer)), []).append(place)
@@ -127,11 +129,19 @@ def _answer(output: object, *given: object, **named: object) -> object:
     return output
 
 
+def _is_empty(model: nn.Module) -> bool:
+    return any(p.device.type == "meta" for p in model.parameters())
+
+
 def filled(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy with numbers in it, if it is empty: small random ones; packed codes are zeros."""
+    """A copy with numbers in it, if it is empty: small random ones; packed codes are zeros.
+
+    Its attention is the one that its artefact would open with.
+    """
     model = copy.deepcopy(model).eval()
-    if all(p.device.type != "meta" for p in model.parameters()):
+    if not _is_empty(model):
         return model
+    attention.leave(model, "eager")
     for module in model.modules():
         if isinstance(module, Stored):
             module.make_room_({})  # as many values as an empty mask has ones
