@@ -348,7 +348,9 @@ def packed(weights, activations="int8-token", shape=(24, 40), seed=0):
     return layer, floating
 
 
-@pytest.mark.parametrize("weights", ["binary", "ternary-row", "int4-group8", "int8"])
+@pytest.mark.parametrize(
+    "weights", ["binary", "ternary-row", "int4-group8", "int8", "uint2-row", "uint4-row", "uint7"]
+)
 @pytest.mark.parametrize(
     "activations", ["int8-token", "int4-token", "int8", "uint8", "uint4-token"]
 )
@@ -362,7 +364,7 @@ def test_the_integer_kernel_gives_the_same_bits(weights, activations, rows):
     assert layer._unpacked.codes.dtype == torch.int8
 
 
-@pytest.mark.parametrize("weights, activations", [("uint4", "int8-token"), ("binary", None)])
+@pytest.mark.parametrize("weights, activations", [("uint8", "int8-token"), ("binary", None)])
 def test_what_has_no_signed_integers_stays_in_floating_point(weights, activations):
     layer, floating = packed(weights, activations)
     x = torch.randn(4, 40)

@@ -200,7 +200,7 @@ class PackedLinear(Packed):
         return (
             self.integers
             and self.activations is not None
-            and self.weights.family != "uint"
+            and self.weights.levels[1] < 128  # less a zero point still int8, but for uint8
             and compute_dtype(x) == torch.float32
             and not (torch.is_grad_enabled() and x.requires_grad)
             and not (x.is_cuda and (self.in_features % 8 or self.out_features % 8))
