@@ -3,7 +3,9 @@
     python benchmarks/effectiveness.py [--threads 1] [--repeats 0] [--out FILE] [--of NAMES]
                                        [--device cuda]
 
-The table's columns of a GPU are read from `data/results/deployment/effectiveness-cuda.json`.
+``--of NAMES`` measures these alone; what FILE holds of others stays in it, as after a run that was
+cut off. The table's columns of a GPU are read from
+`data/results/deployment/effectiveness-cuda.json`.
 
 MiniLM (6 layers), batch 1 and 8 of 32 tokens, each recipe's student in turns with the teacher.
 Weights are random, which changes no time, but where the rows decide how much is computed: those
@@ -15,7 +17,9 @@ median of three rounds.
 
 from __future__ import annotations
 
+import json
 from operator import truediv
+from pathlib import Path
 from statistics import median
 
 import common
@@ -72,7 +76,8 @@ def main() -> None:
                            of=",".join(names))  # fmt: skip
     torch.set_num_threads(given.threads)
     config = bert.read_config(profiles.backbone_for("minilm"))
-    times, faster, off = {}, {}, {}
+    before = json.loads(Path(given.out).read_text()) if Path(given.out).is_file() else {}
+    times, faster, off = (before.get(kind, {}) for kind in ("times", "faster", "off"))
     for name in given.of.split(","):
         if name == "deformer-9of12":
             continue

@@ -347,6 +347,20 @@ def test_the_results_say_what_the_page_and_the_explorer_take():
     assert f"in {families:.0f} ms for other families" in text
 
 
+def test_the_results_say_what_integers_gain():
+    text = " ".join((ROOT / "RESULTS.md").read_text(encoding="utf-8").split())
+    path = records.RESULTS / "deployment" / "integer-path.json"
+    found = json.loads(path.read_text())
+    assert found["same_bits"] and found["machine"]["threads"] == 2
+    shares = {r["batch"]: r["ratio"] for r in found["rows"] if r["model"] == "packed, int8"}
+    alone, eight = (f"{1 / shares[batch]:.1f}" for batch in (1, 8))
+    assert f"{alone} and {eight} × as fast as fp32 for BERT-base's shape" in text
+    (two,) = records.read("reviews", recipe="gptq-2bit")
+    times = two.latency["milliseconds"]
+    assert times["student"]["median"] < 0.7 * times["teacher"]["median"]
+    assert "they run on PyTorch's int8 like the others" in text
+
+
 def test_the_results_say_what_a_gpu_gave():
     text = " ".join((ROOT / "RESULTS.md").read_text(encoding="utf-8").split())
     found = records.read("reviews", records.RESULTS / "gpu")
