@@ -80,10 +80,10 @@ def main() -> None:
             trainer = DistillationTrainer(student, stage.objective, model, bf16=bf16, args=ours)
             steps[name] = stepper(trainer, batch)
         times = in_turns(steps, options.repeats)
+    where = f"{torch.get_num_threads()} threads" if on_cpu else options.device
     print(
         f"batch {options.batch} × {options.length} tokens, {'bf16' if bf16 else 'fp32'}, "
-        f"{options.device if not on_cpu else f'{torch.get_num_threads()} threads'}, "
-        f"{options.repeats} rounds"
+        f"{where}, {options.repeats} rounds"
     )
     print(f"{'step':<16}{'ms':>9}{'ratio':>9}{'quartiles':>16}")
     base = np.array(times["fine-tuning"])

@@ -376,7 +376,7 @@ def test_the_results_say_what_a_gpu_gave():
     assert f"measured {len(found)} runs on the one card" in text
     path = records.RESULTS / "deployment" / "effectiveness-cuda.json"
     faster = json.loads(path.read_text())["faster"]
-    layers = [t for name in ("logits-half", "tinybert-4l") for t in (faster[name]["1"],)]
+    layers = [faster[name]["1"] for name in ("logits-half", "tinybert-4l")]
     assert f"Fewer layers are {min(layers):.1f} to {max(layers):.1f} times as fast" in text
     cnn, thin = (sorted(faster[name].values()) for name in ("cnn-kd", "drone-50"))
     assert f"convolutions {cnn[0]:.1f} to {cnn[1]:.1f} times" in text

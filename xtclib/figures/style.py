@@ -229,9 +229,11 @@ def label_ends(
                 heights[i] += short / 2
     for (end, value, name), y in zip(ends, heights, strict=True):
         apart = joined and (abs(y - value) > gap / 4 or last - end > x - last)
-        place = {"x": end, "y": value, "ax": x, "ay": y} if apart else {"x": x, "y": y}
+        place: dict = {"x": x, "y": y, "showarrow": False}
+        if apart:
+            place = {"x": end, "y": value, "ax": x, "ay": y, "axref": "x", "ayref": "y",
+                     "showarrow": True, "arrowhead": 0, "arrowwidth": 0.7, "arrowcolor": GREY,
+                     "standoff": 5}  # fmt: skip
         figure.add_annotation(
-            **place, axref="x" if apart else "pixel", ayref="y" if apart else "pixel", text=name,
-            showarrow=apart, arrowhead=0, arrowwidth=0.7, arrowcolor=GREY, standoff=5,
-            xanchor="left", yanchor="middle", hovertext=f"{value:.1f} %",
-        )  # fmt: skip
+            **place, text=name, xanchor="left", yanchor="middle", hovertext=f"{value:.1f} %"
+        )

@@ -205,10 +205,16 @@ def _spread(scale: Tensor, x: Tensor, scheme: Scheme) -> Tensor:
 def _check_finite(scale: Tensor, x: Tensor) -> None:
     # The scale already touched every value, so testing it is free; on a GPU it would force a
     # synchronisation at every layer, and finalize tests there instead.
-    # NaN is larger than all else to `max`, whose one call takes a fifth of what `isfinite` does.
+    # NaN is larger than all else to `max`: one call, where `isfinite` makes five.
     if scale.device.type == "cpu" and scale.numel() and not math.isfinite(scale.max().item()):
         holds = f"the tensor to quantize, of shape {tuple(x.shape)}, holds NaN or infinite values"
         raise ValueError(f"{holds}; look for a diverged training run or a damaged checkpoint")
+
+
+def _step(ends: Tensor, scheme: Scheme) -> Tensor:
+    # By a tensor on a GPU, which would multiply by the reciprocal of a number: other last digits.
+    steps = scheme.steps
+    return ends / (torch.full_like(ends, steps) if ends.is_cuda else steps)
 
 
 def quantize(x: Tensor, scheme: Scheme | str, dtype: torch.dtype | None = None) -> Quantized:
@@ -267,7 +273,7 @@ def quantize(x: Tensor, scheme: Scheme | str, dtype: torch.dtype | None = None) 
         codes = (x * inverse).round_()
         if scheme.rule:
             codes.clamp_(*scheme.levels)
-        return Quantized(codes.to(dtype), largest / scheme.steps)
+        return Quantized(codes.to(dtype), _step(largest, scheme))
     numbers, scale, zero = asymmetric(x, scheme)
     return Quantized(numbers.sub_(zero).to(dtype), scale, zero)
 
@@ -287,7 +293,7 @@ def asymmetric(x: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
     # Over everything at once is several times as fast as over the one row of a (1, n) matrix.
     low, high = values.aminmax() if len(values) == 1 else values.aminmax(dim=1, keepdim=True)
     low = _spread(low.float().clamp_(max=0), x, scheme)
-    scale = (_spread(high.float().clamp_(min=0), x, scheme) - low) / scheme.steps
+    scale = _step(_spread(high.float().clamp_(min=0), x, scheme) - low, scheme)
     _check_finite(scale, x)
     safe = torch.where(scale > 0, scale, 1)
     zero = (-low / safe).round_()
