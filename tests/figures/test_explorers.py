@@ -29,8 +29,17 @@ def test_controls_redraw():
     assert len(figure.data[1].x) == 2 and sentence.value.endswith("1 bit a weight")
 
 
+def without_anywidget(monkeypatch):
+    """Hides that package alone: plotly finds its own templates in the same way."""
+    find = widgets.importlib.util.find_spec
+    monkeypatch.setattr(
+        widgets.importlib.util, "find_spec",
+        lambda name, *more: None if name == "anywidget" else find(name, *more),
+    )  # fmt: skip
+
+
 def test_without_anywidget(monkeypatch):
-    monkeypatch.setattr(widgets.importlib.util, "find_spec", lambda name: None)
+    without_anywidget(monkeypatch)
     view, controls, sentence = widgets.quantization_explorer(WEIGHTS, bits=8).children
     assert len(view.outputs) == 1
     controls.children[0].value = 3
@@ -52,7 +61,7 @@ def test_breakdown_explorer_follows_its_sliders():
 
 
 def test_breakdown_explorer_without_anywidget(monkeypatch):
-    monkeypatch.setattr(widgets.importlib.util, "find_spec", lambda name: None)
+    without_anywidget(monkeypatch)
     view, controls, sentence = widgets.breakdown_explorer(16, layers=1, width=64).children
     assert len(view.outputs) == 1
     controls.children[1].value = 4
